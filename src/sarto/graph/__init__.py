@@ -1,0 +1,68 @@
+"""The core: a model is a graph and its weights, and all surgery is a function from graph to graph."""
+
+from __future__ import annotations
+
+from sarto.graph.analysis import Analysis, ChannelGroup, Consumption, analyse
+from sarto.graph.capture import capture
+from sarto.graph.compose import (
+    Features,
+    branch,
+    features,
+    normalise,
+    restrict,
+    with_head,
+)
+from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect
+from sarto.graph.model import (
+    BatchDim,
+    Constant,
+    Input,
+    ModelGraph,
+    Node,
+    Ref,
+    TensorRef,
+)
+from sarto.graph.proof import Proof, prove, relative_difference, zeroed
+from sarto.graph.repair import expand_map, fold, repair, repairable
+from sarto.graph.run import evaluate
+from sarto.graph.selection import Selection, leading, uniform_counts
+from sarto.graph.slice import slice
+
+__all__ = [
+    "Analysis",
+    "BatchDim",
+    "ChannelGroup",
+    "Constant",
+    "Consumption",
+    "CutPoint",
+    "Features",
+    "Input",
+    "ModelGraph",
+    "Node",
+    "Proof",
+    "Ref",
+    "Selection",
+    "TensorRef",
+    "analyse",
+    "block",
+    "branch",
+    "capture",
+    "chain",
+    "cut_points",
+    "dissect",
+    "evaluate",
+    "expand_map",
+    "features",
+    "fold",
+    "leading",
+    "normalise",
+    "prove",
+    "relative_difference",
+    "repair",
+    "repairable",
+    "restrict",
+    "slice",
+    "uniform_counts",
+    "with_head",
+    "zeroed",
+]

@@ -1,0 +1,345 @@
+"""Channel groups: which units can be sliced, and every place that must change with them, as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from sarto.errors import GraphError, suggest
+
+from sarto.graph import axes
+from sarto.graph.axes import Atom, Axis
+from sarto.graph.model import ModelGraph, Node, Shape, leaves, shapes_of
+from sarto.graph.rules import RULES, Context, because, fresh_axes
+from sarto.graph.rules._context import BATCH, RawConsumption
+
+Kept = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Positions that belong to no channel group: space, batch, kernel, pinned channels."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The positions are the units of a channel group."""
+
+    group: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Positions are pairs (outer, inner, ...), outermost first."""
+
+    parts: tuple[AxisExpr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The parts lie end to end."""
+
+    parts: tuple[AxisExpr, ...]
+
+
+AxisExpr = Fixed | Unit | Product | Sum
+
+
+@dataclass(frozen=True, slots=True)
+class Consumption:
+    """A linear operator sums over axis `axis` of argument `arg` of node `node`; `expr` says which units lie there."""
+
+    node: str
+    arg: str
+    axis: int
+    expr: AxisExpr
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """An integer argument (entry `index` of it, where it is a list) that always equals the size of `expr`."""
+
+    node: str
+    arg: str
+    index: int | None
+    expr: AxisExpr
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """All the places that must be sliced together.
+
+    Attributes:
+        id: the stored tensor axis that first makes the units, e.g. `layer1.0.conv1.weight:0`.
+        size: number of units.
+        pinned: why it can't be sliced; empty where it can.
+        producers: nodes that make the units.
+        consumptions: linear operators that read them.
+        places: stored tensor axes that hold them.
+    """
+
+    id: str
+    size: int
+    pinned: tuple[str, ...]
+    producers: tuple[str, ...]
+    consumptions: tuple[Consumption, ...]
+    places: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What surgery needs to know of a graph, free of graph objects.
+
+    Attributes:
+        groups: by id, in the order of the stored tensors that make them; pinned ones too.
+        tensor_axes: stored tensor -> expression of each axis.
+        value_axes: node or input -> expressions of the axes of each output.
+        rewrites: integer arguments that follow a size.
+        unruled: operators met that have no rule, with the nodes that use them.
+    """
+
+    groups: Mapping[str, ChannelGroup]
+    tensor_axes: Mapping[str, tuple[AxisExpr, ...]]
+    value_axes: Mapping[str, tuple[tuple[AxisExpr, ...], ...]]
+    rewrites: tuple[Rewrite, ...]
+    consumptions: tuple[Consumption, ...]
+    unruled: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def sliceable(self) -> tuple[ChannelGroup, ...]:
+        """Groups that nothing pins."""
+        return tuple(group for group in self.groups.values() if not group.pinned)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that id, or of that module name (`layer1.0.conv1`) where it names one group.
+
+        Raises:
+            GraphError: there is none; the nearest names are suggested.
+        """
+        found = self.groups.get(name) or self.groups.get(f"{name}.weight:0")
+        if found is None:
+            raise GraphError(
+                f"no channel group {name!r} in this graph{suggest(name, list(self.groups))}",
+                where=name,
+            )
+        return found
+
+
+def analyse(graph: ModelGraph) -> Analysis:
+    """Channel groups and axis expressions of a graph, by one walk in topological order.
+
+    Raises:
+        GraphError: a rule contradicts a recorded shape (a defect of the rule, never of the model).
+    """
+    context = Context(graph)
+    for name, (shape, _) in shapes_of(graph.tensors).items():
+        context.tensors[name] = tuple(axes.fresh(size) for size in shape)
+    for entry in graph.inputs:
+        context.values[entry.name] = fresh_axes(entry.shape, f"input {entry.name!r}")
+    outputs: dict[str, tuple[tuple[Axis, ...], ...]] = {}
+    unruled: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        rule = RULES.get(node.op)
+        if rule is None:
+            unruled.setdefault(node.op, []).append(node.name)
+            found = _pin_all(context, node)
+        else:
+            found = tuple(tuple(result) for result in rule(context, node))
+        for shape, result in zip(node.shapes, found, strict=True):
+            _check(node, shape, result)
+        outputs[node.name] = found
+        context.values[node.name] = found[0]
+    for name in graph.outputs:
+        for axis in context.values[name]:
+            axes.pin(axis, f"output {name!r}")
+    _pin_unread(context)
+    return _Compiler(context, outputs).compile({op: tuple(nodes) for op, nodes in unruled.items()})
+
+
+def _pin_all(context: Context, node: Node) -> tuple[tuple[Axis, ...], ...]:
+    """An operator without a rule: nothing that it touches can be sliced."""
+    why = f"no rule for {because(node)}"
+    for arg in leaves(node.args):
+        for axis in context.axes(arg) or ():
+            axes.pin(axis, why)
+    return tuple(fresh_axes(shape, why) for shape in node.shapes)
+
+
+def _pin_unread(context: Context) -> None:
+    """Units that nothing makes or nothing linear reads are no channel group."""
+    read = {id(atom) for raw in context.consumptions for atom in _atoms(raw.atoms)}
+    made = {
+        id(atom) for _, tensor, axis in context.producers for atom in _atoms(context.tensors[tensor][axis])
+    }
+    for found in context.tensors.values():
+        for axis in found:
+            for atom in _atoms(axis):
+                if id(atom) not in made:
+                    axes.pin((atom,), "no operator makes these units from learned weights")
+                elif id(atom) not in read:
+                    axes.pin((atom,), "no linear operator reads these units")
+
+
+def _check(node: Node, shape: Shape, result: tuple[Axis, ...]) -> None:
+    want = [axes.size(axis) for axis in fresh_axes(shape)]
+    have = [axes.size(axis) for axis in result]
+    if want != have:
+        raise GraphError(
+            f"the rule for {because(node)} gives sizes {have} where the graph has {want}",
+            where=node.name,
+        )
+
+
+def _atoms(axis: Axis) -> Iterator[Atom]:
+    for atom in axes.resolve(axis):
+        if atom.terms is None:
+            yield atom
+        else:
+            for term in atom.terms:
+                yield from _atoms(term)
+
+
+class _Compiler:
+    """Names the leaves that became channel groups and writes every axis in their terms."""
+
+    def __init__(self, context: Context, outputs: Mapping[str, tuple[tuple[Axis, ...], ...]]) -> None:
+        self.context = context
+        self.outputs = outputs
+        self.names: dict[int, str] = {}
+        self.sizes: dict[str, Atom] = {}
+        self.places: dict[str, list[tuple[str, int]]] = {}
+
+    def compile(self, unruled: Mapping[str, tuple[str, ...]]) -> Analysis:
+        context = self.context
+        made = [(tensor, axis) for _, tensor, axis in context.producers]
+        everywhere = [
+            (tensor, axis) for tensor, found in context.tensors.items() for axis in range(len(found))
+        ]
+        for tensor, axis in dict.fromkeys([*made, *everywhere]):
+            self._name(tensor, axis)
+        for tensor, axis in everywhere:
+            for atom in _atoms(context.tensors[tensor][axis]):
+                if id(atom) in self.names:
+                    self.places[self.names[id(atom)]].append((tensor, axis))
+        consumptions = tuple(self._consumption(raw) for raw in context.consumptions)
+        producers: dict[str, list[str]] = {}
+        for node, tensor, axis in context.producers:
+            for atom in _atoms(context.tensors[tensor][axis]):
+                if id(atom) in self.names:
+                    producers.setdefault(self.names[id(atom)], []).append(node)
+        groups = {
+            name: ChannelGroup(
+                name,
+                atom.size,
+                self._pins(name, atom),
+                tuple(dict.fromkeys(producers.get(name, ()))),
+                tuple(c for c in consumptions if name in units_in(c.expr)),
+                tuple(dict.fromkeys(self.places[name])),
+            )
+            for name, atom in self.sizes.items()
+            if any(tensor_axis in self.places[name] for tensor_axis in made)
+        }
+        dropped = (set(self.sizes) - set(groups)) | {name for name in groups if groups[name].pinned}
+        self.names = {key: name for key, name in self.names.items() if name not in dropped}
+        return Analysis(
+            groups,
+            {name: tuple(self._expr(axis) for axis in found) for name, found in context.tensors.items()},
+            {
+                **{
+                    e.name: (tuple(self._expr(a) for a in context.values[e.name]),)
+                    for e in context.graph.inputs
+                },
+                **{
+                    name: tuple(tuple(self._expr(axis) for axis in result) for result in found)
+                    for name, found in self.outputs.items()
+                },
+            },
+            tuple(Rewrite(raw.node, raw.arg, raw.index, self._expr(raw.atoms)) for raw in context.rewrites),
+            tuple(self._consumption(raw) for raw in context.consumptions),
+            unruled,
+        )
+
+    def _pins(self, name: str, atom: Atom) -> tuple[str, ...]:
+        refused = self.context.graph.refused.get(name)
+        return (*atom.pins, f"capture proof: {refused}") if refused else tuple(atom.pins)
+
+    def _name(self, tensor: str, axis: int) -> None:
+        found = list(_atoms(self.context.tensors[tensor][axis]))
+        for place, atom in enumerate(found):
+            if id(atom) in self.names or atom.size == 1:
+                continue
+            name = f"{tensor}:{axis}" if len(found) == 1 else f"{tensor}:{axis}.{place}"
+            self.names[id(atom)] = name
+            self.sizes[name] = atom
+            self.places[name] = []
+
+    def _consumption(self, raw: RawConsumption) -> Consumption:
+        return Consumption(raw.node, raw.arg, raw.axis, self._expr(raw.atoms))
+
+    def _expr(self, axis: Axis) -> AxisExpr:
+        parts: list[AxisExpr] = []
+        for atom in axes.resolve(axis):
+            if atom.terms is not None:
+                parts.append(Sum(tuple(self._expr(term) for term in atom.terms)))
+            elif id(atom) in self.names and not atom.pins:
+                parts.append(Unit(self.names[id(atom)], atom.size))
+            else:
+                parts.append(Fixed(atom.size))
+        if all(isinstance(part, Fixed) for part in parts):
+            return Fixed(math.prod(part.size for part in parts if isinstance(part, Fixed)))
+        return parts[0] if len(parts) == 1 else Product(tuple(parts))
+
+
+def units_in(expr: AxisExpr) -> frozenset[str]:
+    """Ids of the channel groups that an axis holds."""
+    if isinstance(expr, Unit):
+        return frozenset([expr.group])
+    if isinstance(expr, Fixed):
+        return frozenset()
+    return frozenset().union(*(units_in(part) for part in expr.parts))
+
+
+def full_size(expr: AxisExpr) -> int:
+    """Number of positions before any slicing."""
+    return kept_size(expr, {})
+
+
+def kept_size(expr: AxisExpr, counts: Mapping[str, int]) -> int:
+    """Number of positions when each group keeps that many units (all, where it is not named)."""
+    if isinstance(expr, Fixed):
+        return expr.size
+    if isinstance(expr, Unit):
+        return counts.get(expr.group, expr.size)
+    sizes = [kept_size(part, counts) for part in expr.parts]
+    return math.prod(sizes) if isinstance(expr, Product) else sum(sizes)
+
+
+def kept_positions(expr: AxisExpr, kept: Kept) -> npt.NDArray[np.int64]:
+    """Positions of an axis that stay when each group keeps those units (all, where it is not named)."""
+    if isinstance(expr, Fixed):
+        return np.arange(expr.size)
+    if isinstance(expr, Unit):
+        units = kept.get(expr.group)
+        return np.arange(expr.size) if units is None else np.asarray(units, dtype=np.int64)
+    if isinstance(expr, Sum):
+        found, offset = [], 0
+        for part in expr.parts:
+            found.append(kept_positions(part, kept) + offset)
+            offset += full_size(part)
+        return np.concatenate(found)
+    positions = np.zeros(1, dtype=np.int64)
+    for part in expr.parts:
+        positions = (positions[:, None] * full_size(part) + kept_positions(part, kept)[None, :]).reshape(-1)
+    return positions
+
+
+def is_batch(size: int) -> bool:
+    """Whether an analysed size holds the batch axis."""
+    return size % BATCH == 0

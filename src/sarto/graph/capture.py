@@ -1,0 +1,334 @@
+"""From an `nn.Module` to a `ModelGraph`, by `torch.export` and one normalisation."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sarto.errors import GraphError, ShapeError
+from torch import Tensor, nn
+
+from sarto.graph.model import (
+    Arg,
+    BatchDim,
+    Input,
+    ModelGraph,
+    Node,
+    Ref,
+    Shape,
+    TensorRef,
+    prune,
+)
+from sarto.graph.operators import (
+    ALLOWED,
+    GETITEM,
+    default_args,
+    freeze_constant,
+    is_scalar,
+    signature,
+)
+
+#: Shape-only operators whose result is a reshape to the recorded output shape.
+_RESHAPES = frozenset(
+    f"aten.{name}"
+    for name in ["view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "view_as.default", "reshape_as.default"]
+)
+#: Operators that hand their input on.
+_PASSES = frozenset(["aten.detach.default", "aten.lift_fresh_copy.default", "aten.alias.default"])
+_DROPPED = frozenset(["aten._assert_tensor_metadata.default", "aten._assert_scalar.default"])
+_SPLITS = frozenset(
+    [
+        "aten.chunk.default",
+        "aten.split.Tensor",
+        "aten.split_with_sizes.default",
+        "aten.split.sizes",
+    ]
+)
+
+
+def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, prove: bool = True) -> ModelGraph:
+    """The graph of a model in evaluation mode, with a dynamic batch axis.
+
+    In-place operators become functional, views become reshapes, splits become slices, shapes become constants or
+    multiples of the batch: what surgery sees is always the same small language. The module is left as it was.
+
+    Args:
+        model: any module that `torch.export` can capture.
+        example: its input (or inputs), axis 0 the batch; a batch of one is doubled, since export would fix it to one.
+        prove: check that the graph computes what the module computes (and, on a random twin of it, that slicing
+            each group equals zeroing what its readers read); what fails is refused.
+
+    Raises:
+        GraphError: export failed, an operator is not allowed, a size depends on more than the batch, weights hold
+            NaN or infinity, or the proof failed.
+        ShapeError: the example has no batch axis.
+    """
+    inputs = tuple(_widen(tensor) for tensor in (example if isinstance(example, tuple) else (example,)))
+    _refuse_bad_numbers(model)
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model,
+                inputs,
+                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise GraphError(
+            f"torch.export could not capture {type(model).__name__} with inputs of shape "
+            f"{[list(t.shape) for t in inputs]}: {reason}"
+        ) from error
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+    graph = from_program(program)
+    if prove:
+        from sarto.graph.proof import prove_capture
+
+        graph = prove_capture(graph, model, inputs)
+    return graph
+
+
+def from_program(program: torch.export.ExportedProgram) -> ModelGraph:
+    """The normalised graph of an exported program that was made in this process."""
+    reader = _Reader(program)
+    for node in program.graph.nodes:
+        reader.read(node)
+    return prune(reader.graph())
+
+
+class _Reader:
+    """Walks an exported program once and writes the normal form."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        self.program = program
+        self.inputs: list[Input] = []
+        self.nodes: list[Node] = []
+        self.outputs: tuple[str, ...] = ()
+        self.alias: dict[str, Arg] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.parameters: set[str] = set()
+        self.unknown: list[str] = []
+        self.specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        stored = {**program.state_dict, **program.constants}
+        self.stored: Mapping[str, Any] = {name: value for name, value in stored.items()}
+
+    def graph(self) -> ModelGraph:
+        if self.unknown:
+            names = ", ".join(sorted(set(self.unknown)))
+            raise GraphError(f"the model uses operators that a graph may not hold: {names}")
+        return ModelGraph(
+            tuple(self.inputs),
+            tuple(self.nodes),
+            self.outputs,
+            self.tensors,
+            frozenset(self.parameters),
+        )
+
+    def read(self, node: torch.fx.Node) -> None:
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "output":
+            self._output(node)
+        elif node.op == "get_attr":
+            raise GraphError(
+                f"the model holds a nested graph {node.target!r} (control flow); that is not supported"
+            )
+        else:
+            self._call(node)
+
+    def _placeholder(self, node: torch.fx.Node) -> None:
+        spec = self.specs[node.name]
+        kind = spec.kind.name
+        if kind == "USER_INPUT":
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                raise GraphError(f"input {node.name!r} is not a tensor; a graph takes tensors only")
+            self.inputs.append(Input(node.name, _shape(value), _dtype(value)))
+            self.alias[node.name] = Ref(node.name)
+        elif kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+            name = str(spec.target)
+            self.tensors[name] = self.stored[name].detach()
+            if kind == "PARAMETER":
+                self.parameters.add(name)
+            self.alias[node.name] = TensorRef(name)
+        else:
+            raise GraphError(f"input {node.name!r} is of kind {kind}; a graph takes tensors only")
+
+    def _output(self, node: torch.fx.Node) -> None:
+        names: list[str] = []
+        for result in node.args[0]:  # type: ignore[union-attr]
+            value = self.alias.get(getattr(result, "name", ""))
+            if not isinstance(value, Ref):
+                raise GraphError("an output of the model is not a computed tensor")
+            names.append(value.name)
+        self.outputs = tuple(names)
+
+    def _call(self, node: torch.fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt | int):
+            self.alias[node.name] = _dim(value)
+            return
+        if node.target is operator.getitem:
+            self._getitem(node)
+            return
+        op = str(node.target)
+        if op in _DROPPED:
+            return
+        if op in _PASSES:
+            self.alias[node.name] = self._arg(node.args[0])
+            return
+        op = _functional(op)
+        self.alias[node.name] = Ref(node.name)
+        shapes, dtypes = _specs(value)
+        if op in _RESHAPES:
+            source = self._arg(node.args[0])
+            args: dict[str, Arg] = {"self": source, "shape": shapes[0]}
+            self.nodes.append(Node(node.name, "aten.reshape.default", args, shapes, dtypes))
+            return
+        if op in _SPLITS:
+            self.alias[node.name] = (
+                "split",
+                self._arg(node.args[0]),
+                self._split_dim(node),
+            )
+            return
+        if op == "aten.contiguous.default":
+            op, args = "aten.clone.default", {"self": self._arg(node.args[0])}
+            args["memory_format"] = freeze_constant(torch.contiguous_format)
+        else:
+            if op not in ALLOWED:
+                self.unknown.append(op)
+                return
+            names = signature(op)
+            args = dict(zip(names.positional, (self._arg(a) for a in node.args), strict=False))
+            args.update({name: self._arg(a) for name, a in node.kwargs.items()})
+            args = {**default_args(op), **args}
+            args = {name: args[name] for name in (*names.positional, *names.keyword)}
+        if op == "aten.batch_norm.default":
+            args["training"] = False
+        if op == "aten.dropout.default":
+            args["train"] = False
+        if op == "aten.scaled_dot_product_attention.default" and args.get("scale") is None:
+            width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+            args["scale"] = float(width) ** -0.5
+        self.nodes.append(Node(node.name, op, args, shapes, dtypes))
+
+    def _split_dim(self, node: torch.fx.Node) -> int:
+        dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+        rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        return dim % rank
+
+    def _getitem(self, node: torch.fx.Node) -> None:
+        source = node.args[0]
+        index = int(node.args[1])  # type: ignore[call-overload]
+        split = self.alias.get(source.name)  # type: ignore[union-attr]
+        shapes, dtypes = _specs(node.meta["val"])
+        if isinstance(split, tuple) and split and split[0] == "split":
+            _, base, dim = split
+            parts = [value.shape[dim] for value in source.meta["val"]]  # type: ignore[union-attr]
+            if any(not isinstance(part, int) for part in parts):
+                raise GraphError(f"node {node.name!r} splits the batch axis; that is not supported")
+            start = sum(parts[:index])
+            args: dict[str, Arg] = {
+                "self": base, "dim": dim, "start": start, "end": start + parts[index], "step": 1
+            }  # fmt: skip
+            self.nodes.append(Node(node.name, "aten.slice.Tensor", args, shapes, dtypes))
+        else:
+            self.nodes.append(
+                Node(
+                    node.name,
+                    GETITEM,
+                    {"source": self._arg(source), "index": index},
+                    shapes,
+                    dtypes,
+                )
+            )
+        self.alias[node.name] = Ref(node.name)
+
+    def _arg(self, value: Any) -> Arg:
+        if isinstance(value, torch.fx.Node):
+            if value.name not in self.alias:
+                return Ref(value.name)
+            return self.alias[value.name]
+        if isinstance(value, list | tuple):
+            return tuple(self._arg(inner) for inner in value)
+        if isinstance(value, torch.SymInt):
+            return _dim(value)
+        if is_scalar(value):
+            return value  # type: ignore[no-any-return]
+        constant = freeze_constant(value)
+        if constant is None:
+            raise GraphError(f"an argument of type {type(value).__name__} can't stand in a graph")
+        return constant
+
+
+def _functional(op: str) -> str:
+    """The functional form of an in-place operator (`relu_` -> `relu`), where there is one."""
+    space, name, variant = op.split(".") if op.count(".") == 2 else ("", op, "")
+    if name.endswith("_") and not name.endswith("__") and f"{space}.{name[:-1]}.{variant}" in ALLOWED:
+        return f"{space}.{name[:-1]}.{variant}"
+    return op
+
+
+def _dim(value: int | torch.SymInt) -> int | BatchDim:
+    """A size as a constant or as a multiple of the batch.
+
+    Raises:
+        GraphError: the size depends on the batch in another way, or on something else.
+    """
+    if isinstance(value, int):
+        return value
+    expression = value.node.expr
+    if expression.is_Integer:
+        return int(expression)
+    factor, rest = expression.as_coeff_Mul()
+    if factor.is_Integer and rest.is_Symbol:
+        return BatchDim(int(factor))
+    raise GraphError(f"a size of the model is {expression}: only multiples of the batch size are supported")
+
+
+def _shape(value: Tensor) -> Shape:
+    return tuple(_dim(size) for size in value.shape)
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _specs(value: Any) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
+    values = [
+        v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, torch.Tensor)
+    ]
+    return tuple(_shape(v) for v in values), tuple(_dtype(v) for v in values)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    if tensor.ndim == 0:
+        raise ShapeError("the example input has no batch axis; give a tensor whose first axis is the batch")
+    return tensor if tensor.shape[0] > 1 else tensor.repeat_interleave(2, dim=0)
+
+
+def _refuse_bad_numbers(model: nn.Module) -> None:
+    bad = [
+        name
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and not bool(torch.isfinite(tensor).all())
+    ]
+    if bad:
+        raise GraphError(
+            f"{len(bad)} tensors of {type(model).__name__} hold NaN or infinity: {', '.join(bad[:5])}. "
+            "Retrain or repair the weights before they enter a market.",
+            where=bad[0],
+        )
+
+
+__all__ = ["capture", "from_program"]

@@ -1,0 +1,241 @@
+"""Every capture proves itself: same outputs as the source, and slicing equals zeroing what the readers read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from sarto.errors import GraphError
+from torch import Tensor, nn
+
+from sarto.graph.analysis import ChannelGroup, kept_positions
+from sarto.graph.cuts import chain, cut_points, dissect
+from sarto.graph.model import ModelGraph, Node, TensorRef, is_floating, size_at
+from sarto.graph.run import evaluate
+from sarto.graph.selection import Selection
+from sarto.graph.slice import slice
+
+#: Largest relative difference that counts as equal, by precision (design promise 1).
+EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
+#: A check in which slicing moved the output by less than this (relative) proves nothing.
+MOVED = 1e-9
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked on a random twin of a graph, in float64.
+
+    Attributes:
+        groups: number of channel groups that were sliced.
+        difference: largest relative difference between slicing and zeroing, over the groups that passed.
+        moved: how far slicing all of them moved the output, relative; near zero would make the check vacuous.
+        cuts: number of cut points at which the graph was parted and chained back.
+        refused: group id -> why it failed and is pinned.
+    """
+
+    groups: int
+    difference: float
+    moved: float
+    cuts: int
+    refused: tuple[tuple[str, str], ...]
+
+
+def prove(graph: ModelGraph, *, seed: int = 0, batch: int = 3) -> Proof:
+    """Slice half of every sliceable group of a random twin, compare with the oracle; bisect where they differ.
+
+    Raises:
+        GraphError: cutting the graph at its cut points and chaining it back does not give the same bits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    twin = random_twin(graph, generator)
+    inputs = random_inputs(twin, batch, generator)
+    groups = list(twin.analysis.sliceable)
+    refused: dict[str, str] = {}
+    whole, _ = evaluate(twin, inputs)
+    difference, moved = _compare(twin, groups, inputs, whole, generator) if groups else (0.0, 0.0)
+    if groups and not _passes(difference, moved):
+        difference = 0.0
+        for group in groups:
+            alone, shift = _compare(twin, [group], inputs, whole, generator)
+            if not _passes(alone, shift):
+                refused[group.id] = _why(alone, shift)
+            else:
+                difference = max(difference, alone)
+        rest = [group for group in groups if group.id not in refused]
+        together, moved = _compare(twin, rest, inputs, whole, generator) if rest else (0.0, 0.0)
+        if rest and not _passes(together, moved):
+            refused.update({group.id: f"with others: {_why(together, moved)}" for group in rest})
+    cuts = _prove_cuts(twin, inputs, whole)
+    return Proof(len(groups), difference, moved, cuts, tuple(sorted(refused.items())))
+
+
+def prove_capture(graph: ModelGraph, model: nn.Module, inputs: tuple[Tensor, ...]) -> ModelGraph:
+    """The graph with every group pinned that failed its proof.
+
+    Raises:
+        GraphError: the graph does not compute what the model computes, at this batch size or at another one.
+    """
+    training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        for given in (
+            inputs,
+            tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs),
+        ):
+            with torch.no_grad():
+                want = model(*given)
+            have, _ = evaluate(graph, given)
+            _refuse_difference(graph, have, want if isinstance(want, tuple) else (want,))
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+    proof = prove(graph)
+    return replace(graph, refused=dict(proof.refused)) if proof.refused else graph
+
+
+def zeroed(graph: ModelGraph, selection: Selection, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The oracle: outputs of the whole graph when every linear reader reads zero for the dropped units."""
+    masks: dict[tuple[str, str], tuple[int, Tensor]] = {}
+    for consumption in graph.analysis.consumptions:
+        positions = torch.from_numpy(kept_positions(consumption.expr, selection.kept))
+        full = kept_positions(consumption.expr, {}).size
+        if len(positions) < full:
+            mask = torch.zeros(full, dtype=torch.bool)
+            mask[positions] = True
+            masks[consumption.node, consumption.arg] = (consumption.axis, mask)
+
+    def edit(node: Node, arg: str, value: Tensor) -> Tensor:
+        found = masks.get((node.name, arg))
+        if found is None:
+            return value
+        axis, mask = found
+        shape = [1] * value.ndim
+        shape[axis] = -1
+        return value * mask.to(value.device).reshape(shape)
+
+    outputs, _ = evaluate(graph, inputs, edit=edit)
+    return outputs
+
+
+def random_twin(graph: ModelGraph, generator: torch.Generator) -> ModelGraph:
+    """The graph in float64 with weights redrawn so that signals keep their size: no check on it is vacuous."""
+    tensors = {
+        name: tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+        for name, tensor in graph.tensors.items()
+    }
+    for node in graph.nodes:
+        for arg, value in node.args.items():
+            if isinstance(value, TensorRef) and is_floating(str(graph.tensors[value.name].dtype)[6:]):
+                tensors[value.name] = _redrawn(node, arg, tensors[value.name], generator)
+    return replace(graph, tensors=tensors, inputs=tuple(_doubled(graph))) if tensors else graph
+
+
+def random_inputs(graph: ModelGraph, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Standard normal inputs (zeros and ones for integers) of a batch size."""
+    made = []
+    for entry in graph.inputs:
+        shape = size_at(entry.shape, batch)
+        if is_floating(entry.dtype):
+            made.append(torch.randn(shape, generator=generator, dtype=torch.float64).to(_torch(entry.dtype)))
+        else:
+            made.append(torch.randint(0, 2, shape, generator=generator).to(_torch(entry.dtype)))
+    return tuple(made)
+
+
+def relative_difference(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
+    """Largest |one - two| over all outputs, divided by the largest |two|."""
+    worst = 0.0
+    for a, b in zip(one, two, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not b.numel():
+            continue
+        scale = float(b.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+        gap = float((a - b).abs().max())
+        worst = max(worst, gap / scale if gap == gap else float("inf"))
+    return worst
+
+
+def _compare(
+    graph: ModelGraph,
+    groups: Iterable[ChannelGroup],
+    inputs: tuple[Tensor, ...],
+    whole: tuple[Tensor, ...],
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    selection = Selection({group.id: _half(group.size, generator) for group in groups})
+    have, _ = evaluate(slice(graph, selection), inputs)
+    return relative_difference(have, zeroed(graph, selection, inputs)), relative_difference(have, whole)
+
+
+def _half(size: int, generator: torch.Generator) -> tuple[int, ...]:
+    order = torch.randperm(size, generator=generator)
+    return tuple(order[: max(1, size // 2)].tolist())
+
+
+def _passes(difference: float, moved: float) -> bool:
+    return difference <= EXACT[torch.float64] and moved > MOVED
+
+
+def _why(difference: float, moved: float) -> str:
+    if difference > EXACT[torch.float64]:
+        return f"slicing differs from zeroing its readers by {difference:.1e} (relative)"
+    return f"slicing it moved the output by only {moved:.1e} (relative), so the check proves nothing"
+
+
+def _prove_cuts(graph: ModelGraph, inputs: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> int:
+    cuts = cut_points(graph)
+    if not cuts:
+        return 0
+    have, _ = evaluate(chain(dissect(graph, [cut.value for cut in cuts])), inputs)
+    if not all(torch.equal(a, b) for a, b in zip(have, whole, strict=True)):
+        raise GraphError(
+            f"parting the graph at its {len(cuts)} cut points and chaining it back changes the output"
+        )
+    return len(cuts)
+
+
+def _refuse_difference(graph: ModelGraph, have: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+    dtype = want[0].dtype
+    gap = relative_difference(have, want)
+    if gap > EXACT.get(dtype, 1e-2):
+        raise GraphError(
+            f"the captured graph differs from the model by {gap:.1e} (relative, {dtype}); "
+            "the model may depend on state or on Python control flow that capture can't see"
+        )
+
+
+def _redrawn(node: Node, arg: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    def normal(scale: float) -> Tensor:
+        return scale * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+
+    if node.op == "aten.batch_norm.default":
+        return between(0.5, 1.5) if arg in ("weight", "running_var") else normal(0.2)
+    if arg == "weight" and tensor.ndim > 1:
+        fan_in = tensor[0].numel()
+        return normal((2.0 / max(1, fan_in)) ** 0.5)
+    return tensor + normal(0.1)
+
+
+def _doubled(graph: ModelGraph) -> Iterable[object]:
+    return (replace(e, dtype="float64") if is_floating(e.dtype) else e for e in graph.inputs)
+
+
+def _torch(dtype: str) -> torch.dtype:
+    return getattr(torch, dtype)  # type: ignore[no-any-return]
+
+
+__all__ = [
+    "EXACT",
+    "Proof",
+    "prove",
+    "prove_capture",
+    "random_inputs",
+    "random_twin",
+    "relative_difference",
+    "zeroed",
+]

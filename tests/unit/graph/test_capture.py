@@ -1,0 +1,152 @@
+"""What a captured graph looks like, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sarto.errors import GraphError, ShapeError
+from torch import Tensor, nn
+
+from sarto.graph import BatchDim, Selection, capture, slice, uniform_counts
+from sarto.testing.pico import PICO, pico
+
+
+@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_capture_computes_what_the_model_computes(name: str, batch: int) -> None:
+    model, x = pico(name)
+    model.train()
+    graph = capture(model, x[:batch])
+    assert model.training, "the module is left as it was"
+    model.eval()
+    assert torch.equal(graph(x), model(x))
+
+
+def test_the_normal_form_has_no_in_place_operators_views_splits_or_symbols() -> None:
+    for name in PICO:
+        graph = capture(*pico(name), prove=False)
+        names = {node.op.split(".")[1] for node in graph.nodes}
+        assert not any(op.endswith("_") for op in names)
+        assert not names & {
+            "view",
+            "flatten",
+            "unsqueeze",
+            "squeeze",
+            "chunk",
+            "split",
+            "sym_size",
+            "contiguous",
+        }
+        assert all(node.shape[0] == BatchDim(1) for node in graph.nodes)
+
+
+def test_training_mode_gives_the_same_loss_and_gradients_as_the_module() -> None:
+    model, x = pico("residual")
+    graph = capture(model, x)
+    copy = graph.module(train=True)
+    model.train()
+    for net in (model, copy):
+        net(x).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(copy.get_parameter(name).grad, parameter.grad)
+
+
+@pytest.mark.parametrize(
+    "group_count", [("plain", 3), ("residual", 4), ("mobile", 3), ("dense", 4), ("grouped", 4)]
+)
+def test_groups_are_the_ones_that_a_reader_would_name(group_count: tuple[str, int]) -> None:
+    name, count = group_count
+    graph = capture(*pico(name))
+    assert len(graph.analysis.sliceable) == count
+
+
+def test_depthwise_and_squeeze_excite_share_one_group() -> None:
+    graph = capture(*pico("mobile"))
+    group = graph.analysis.group("expand")
+    tensors = {tensor for tensor, _ in group.places}
+    assert {
+        "expand.weight",
+        "bn1.weight",
+        "depth.weight",
+        "bn2.running_var",
+        "excite.weight",
+        "project.weight",
+    } <= tensors
+    small = slice(graph, Selection({group.id: (1, 5, 7)}))
+    assert small.node("conv2d_2").args["groups"] == 3
+
+
+def test_pinned_groups_name_the_operator() -> None:
+    graph = capture(*pico("pinned"))
+    assert [group.id for group in graph.analysis.sliceable] == ["conv1.weight:0"]
+    assert any("layer_norm" in why for why in graph.analysis.group("conv2").pinned)
+    assert "aten.layer_norm.default" in graph.analysis.unruled
+    with pytest.raises(GraphError, match="can't be sliced.*layer_norm"):
+        slice(graph, Selection({"conv2.weight:0": (0, 1)}))
+
+
+def test_selection_problems_come_all_at_once() -> None:
+    graph = capture(*pico("plain"))
+    with pytest.raises(GraphError) as caught:
+        slice(graph, Selection({"conv9": (0,), "conv1.weight:0": (0, 99), "conv2.weight:0": ()}))
+    assert (
+        "conv9" in str(caught.value) and "99" in str(caught.value) and "nothing is kept" in str(caught.value)
+    )
+
+
+def test_ratio_outside_its_range() -> None:
+    graph = capture(*pico("plain"))
+    with pytest.raises(GraphError, match=r"\(0, 1\]"):
+        uniform_counts(graph, 0.0)
+
+
+class Sorts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svd(x)[1]
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+class FoldsBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.reshape(x.shape[0] * 2, -1)).reshape(x.shape[0], -1)
+
+
+def test_an_operator_outside_the_list_is_named() -> None:
+    with pytest.raises(GraphError, match="svd"):
+        capture(Sorts(), torch.randn(2, 3, 3))
+
+
+def test_python_control_flow_is_refused_with_the_reason() -> None:
+    with pytest.raises(GraphError, match="could not capture Branches"):
+        capture(Branches(), torch.randn(2, 3))
+
+
+def test_a_batch_folded_into_another_axis_runs_at_any_size() -> None:
+    graph = capture(FoldsBatch(), torch.randn(2, 6))
+    x = torch.randn(5, 6)
+    assert torch.equal(graph(x), F.relu(x))
+
+
+def test_nan_weights_are_named() -> None:
+    model, x = pico("plain")
+    model.conv2.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(GraphError, match=r"NaN or infinity: conv2\.weight"):
+        capture(model, x)
+
+
+def test_an_example_without_a_batch_axis() -> None:
+    with pytest.raises(ShapeError, match="no batch axis"):
+        capture(nn.Identity(), torch.tensor(1.0))
+
+
+def test_wrong_input_shape_at_run_time() -> None:
+    from sarto.graph import evaluate
+
+    graph = capture(*pico("plain"))
+    with pytest.raises(ShapeError, match=r"must have shape \['batch', 3, 8, 8\]"):
+        evaluate(graph, torch.randn(2, 3, 9, 9).double())
