@@ -1,0 +1,108 @@
+"""What a market holds of a model: its manifest."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sarto.errors import RequestError
+from sarto.types.cost import Cost, WidthCost
+from sarto.types.fields import (
+    AboveZero,
+    Frozen,
+    Name,
+    Names,
+    Number,
+    Positive,
+    Several,
+    Sha,
+    Share,
+    Text,
+    Whole,
+    twice,
+)
+from sarto.types.value import Value
+
+
+class Preprocessing(Value):
+    """From stored pixels to what a model reads: uint8 HWC -> float [0, 1] CHW -> (x - mean) / std.
+
+    Attributes:
+        size: (height, width) that the model reads; None: any.
+        channels: of the image.
+        mean: one for each channel.
+        std: one for each channel.
+        resize: what happens to images of another size.
+    """
+
+    size: tuple[Positive, Positive] | None = None
+    channels: Annotated[Positive, Field(le=1024)] = 3
+    mean: Several[Number]
+    std: Several[AboveZero]
+    resize: Literal["refuse", "bilinear"] = "refuse"
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Preprocessing:
+        wrong = [
+            f"{name} has {len(values)} numbers, one for each of the {self.channels} channels was expected"
+            for name, values in (("mean", self.mean), ("std", self.std))
+            if len(values) != self.channels
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class Learnware(Value):
+    """A stocked model and its specification.
+
+    Attributes:
+        id: content hash of the graph, the weights and what is said about them.
+        classes: the model's outputs, in order.
+        samples_hash: content hash of the few samples stocked with it.
+        origin: where it comes from: a path, an address, "made by ...".
+        input_shape: without the batch axis.
+        n_samples: stocked samples of each class.
+        skill: recall of each class, measured as `skill_basis` says.
+        created: when it was stocked, ISO 8601.
+        widths: what its feature extractor costs when it is sliced.
+    """
+
+    id: Sha
+    name: Name
+    classes: Annotated[Names, Field(min_length=1)]
+    preprocessing: Preprocessing
+    graph_hash: Sha
+    weights_hash: Sha
+    samples_hash: Sha | None = None
+    licence: Text = ""
+    notes: Text = ""
+    origin: Text = ""
+    input_shape: Annotated[Several[Positive], Field(min_length=1, max_length=8)]
+    n_samples: Frozen[Name, Whole] = Field(default_factory=dict, validate_default=True)
+    skill: Frozen[Name, Share] | None = None
+    skill_basis: Text | None = None
+    cost: Cost
+    created: Text
+    widths: Several[WidthCost] = ()
+
+    @model_validator(mode="after")
+    def _check_manifest(self) -> Learnware:
+        problems = []
+        if double := twice(self.classes):
+            problems.append(f"classes named twice: {', '.join(double)}")
+        for field in ("n_samples", "skill"):
+            unknown = sorted(set(getattr(self, field) or ()) - set(self.classes))
+            if unknown:
+                problems.append(f"{field} names classes that the model does not have: {', '.join(unknown)}")
+        if (self.skill is None) != (self.skill_basis is None):
+            problems.append("skill and skill_basis go together: say how skill was measured")
+        try:
+            datetime.fromisoformat(self.created)
+        except ValueError:
+            problems.append(f"created must be a time in ISO 8601, got {self.created[:40]!r}")
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self

@@ -1,0 +1,120 @@
+"""An order: which classes, on which device, at what cost; and what it becomes once checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sarto.errors import RequestError
+from sarto.types.cost import Budget
+from sarto.types.fields import FilePath, Frozen, Name, Names, Positive, Several, Sha, Share, Whole, twice
+from sarto.types.value import Value
+
+
+class Task(Value):
+    """What the model must tell apart.
+
+    Attributes:
+        classes: names as the market knows them, in the order of the model's outputs: "cat", or "learnware:cat" to
+            say whose cat is meant.
+    """
+
+    classes: Annotated[Names, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Task:
+        problems = [f"classes: {name!r} is named twice; name it once" for name in twice(self.classes)]
+        problems += [
+            f"classes[{place}]: {name!r} is half a name; write class or learnware:class"
+            for place, name in enumerate(self.classes)
+            if name[0] == ":" or name[-1] == ":"
+        ]
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+    @property
+    def wanted(self) -> tuple[tuple[str | None, str], ...]:
+        """For each class the learnware that it is asked from (None: any) and its name there."""
+        parts = [name.rpartition(":") for name in self.classes]
+        return tuple((learnware or None, cls) for learnware, _, cls in parts)
+
+
+class Device(Value):
+    """Where the model will run, and how its latency is measured.
+
+    Attributes:
+        threads: threads that the runtime may use.
+        batch: samples in one measured call.
+    """
+
+    runtime: Literal["torch", "onnxruntime"] = "onnxruntime"
+    threads: Annotated[Positive, Field(le=1024)] = 1
+    batch: Annotated[Positive, Field(le=65_536)] = 1
+
+
+class Request(Value):
+    """An order as the user gives it.
+
+    Attributes:
+        samples: path of the order's own samples; None takes the market's.
+        heldout: path of samples that nothing but the report reads.
+        samples_per_class: use only the first k samples of each class.
+        engines: who may propose plans.
+        seed: of everything that is drawn.
+    """
+
+    task: Task
+    budget: Budget = Budget()
+    device: Device = Device()
+    samples: FilePath | None = None
+    heldout: FilePath | None = None
+    samples_per_class: Positive | None = None
+    engines: Annotated[Names, Field(min_length=1)] = ("slicepack", "baselines")
+    seed: Whole = 0
+    name: Name | None = None
+
+
+class ClassOffer(Value):
+    """A learnware that knows a wanted class.
+
+    Attributes:
+        cls: the class.
+        learnware: its id.
+        label: which output of the learnware the class is.
+        skill: recall of the class, when it was measured on samples that the learnware was not trained on.
+    """
+
+    cls: Name
+    learnware: Sha
+    label: Whole
+    skill: Share | None = None
+
+
+class Requirement(Value):
+    """An order that was checked against the market, and is complete.
+
+    Attributes:
+        offers: the chosen donor of each wanted class, in the order of `request.task.classes`.
+        others: who else knows these classes.
+        n_samples: samples of each class that the order may use.
+        samples_digest: content hash of these samples.
+    """
+
+    request: Request
+    offers: Several[ClassOffer]
+    others: Several[ClassOffer] = ()
+    n_samples: Frozen[Name, Whole]
+    samples_digest: Sha
+
+    @model_validator(mode="after")
+    def _check_offers(self) -> Requirement:
+        wanted = [cls for _, cls in self.request.task.wanted]
+        offered = [offer.cls for offer in self.offers]
+        if offered != wanted:
+            raise ValueError(
+                f"offers: one for each wanted class, in the order asked, was expected ({', '.join(wanted)}); "
+                f"got {', '.join(offered) or 'none'}"
+            )
+        return self
