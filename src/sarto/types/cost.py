@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from sarto.errors import RequestError
 from sarto.types.fields import AboveZero, AtLeastZero, Positive, Ratio, Whole
 from sarto.types.value import Value
 
@@ -63,7 +64,7 @@ class Cost(Value):
     def _check_interval(self) -> Cost:
         known = [v for v in (self.latency_low_ms, self.latency_ms, self.latency_high_ms) if v is not None]
         if known != sorted(known):
-            raise ValueError(f"latency_low_ms <= latency_ms <= latency_high_ms was asked for, got {known}")
+            raise RequestError(f"latency_low_ms <= latency_ms <= latency_high_ms was expected, got {known}")
         return self
 
     def over(self, budget: Budget) -> tuple[str, ...]:

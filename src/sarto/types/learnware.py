@@ -46,12 +46,12 @@ class Preprocessing(Value):
     @model_validator(mode="after")
     def _check_channels(self) -> Preprocessing:
         wrong = [
-            f"{name} has {len(values)} numbers, one for each of the {self.channels} channels was expected"
+            f".{name}: has {len(values)} numbers, one for each of the {self.channels} channels was expected"
             for name, values in (("mean", self.mean), ("std", self.std))
             if len(values) != self.channels
         ]
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise RequestError(wrong[0], problems=wrong)
         return self
 
 
@@ -92,17 +92,17 @@ class Learnware(Value):
     def _check_manifest(self) -> Learnware:
         problems = []
         if double := twice(self.classes):
-            problems.append(f"classes named twice: {', '.join(double)}")
+            problems.append(f".classes: named twice: {', '.join(double)}")
         for field in ("n_samples", "skill"):
             unknown = sorted(set(getattr(self, field) or ()) - set(self.classes))
             if unknown:
-                problems.append(f"{field} names classes that the model does not have: {', '.join(unknown)}")
+                problems.append(f".{field}: names classes that the model does not have: {', '.join(unknown)}")
         if (self.skill is None) != (self.skill_basis is None):
-            problems.append("skill and skill_basis go together: say how skill was measured")
+            problems.append(".skill: goes with skill_basis; say how skill was measured")
         try:
             datetime.fromisoformat(self.created)
         except ValueError:
-            problems.append(f"created must be a time in ISO 8601, got {self.created[:40]!r}")
+            problems.append(f".created: must be a time in ISO 8601, got {self.created[:40]!r}")
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self

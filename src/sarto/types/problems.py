@@ -29,12 +29,17 @@ _COMPARED = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", 
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each problem, in the order of the input: "budget.latency: unknown key, ..."."""
+    """One line for each problem: "budget.latency: unknown key, did you mean 'latency_ms'?".
+
+    A value's own checks raise a SartoError; problems that start with "." or "[" go on with the path.
+    """
     lines: list[str] = []
     for found in error.errors(include_url=False):
         path, parent = _locate(model, found["loc"])
         for text in _texts(found, parent):
-            lines.append(f"{path}: {text}" if path else text)
+            goes_on = text.startswith((".", "["))
+            line = f"{path}{text}" if goes_on else f"{path}: {text}"
+            lines.append(line if path else text.removeprefix("."))
     return lines
 
 

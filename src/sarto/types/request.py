@@ -16,17 +16,17 @@ class Task(Value):
     """What the model must tell apart.
 
     Attributes:
-        classes: names as the market knows them, in the order of the model's outputs: "cat", or "learnware:cat" to
-            say whose cat is meant.
+        classes: names as the market knows them, in the order of the model's outputs: "cat", or
+            "learnware:cat" to say whose cat is meant.
     """
 
     classes: Annotated[Names, Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check_classes(self) -> Task:
-        problems = [f"classes: {name!r} is named twice; name it once" for name in twice(self.classes)]
+        problems = [f".classes: {name!r} is named twice; name it once" for name in twice(self.classes)]
         problems += [
-            f"classes[{place}]: {name!r} is half a name; write class or learnware:class"
+            f".classes[{place}]: {name!r} is half a name; write class or learnware:class"
             for place, name in enumerate(self.classes)
             if name[0] == ":" or name[-1] == ":"
         ]
@@ -113,8 +113,8 @@ class Requirement(Value):
         wanted = [cls for _, cls in self.request.task.wanted]
         offered = [offer.cls for offer in self.offers]
         if offered != wanted:
-            raise ValueError(
-                f"offers: one for each wanted class, in the order asked, was expected ({', '.join(wanted)}); "
+            raise RequestError(
+                f".offers: one for each wanted class, in that order, was expected ({', '.join(wanted)}); "
                 f"got {', '.join(offered) or 'none'}"
             )
         return self

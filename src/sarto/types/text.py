@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from sarto.errors import RequestError
 
@@ -172,8 +172,6 @@ def _loader() -> type[yaml.SafeLoader]:
     class Loader(yaml.SafeLoader):
         """The safe loader with the core rules of YAML 1.2, without aliases, and with unique keys."""
 
-        yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -188,6 +186,7 @@ def _loader() -> type[yaml.SafeLoader]:
                 raise RequestError(f"{_twice(keys)} (line {node.start_mark.line + 1})")
             return super().construct_mapping(node, deep=deep)
 
+    Loader.yaml_implicit_resolvers = {}
     Loader.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""])
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))

@@ -86,6 +86,10 @@ class Value(BaseModel):
         """
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same value with some fields changed, checked again; see `replace`."""
+        return self.replace(**update) if update else self
+
 
 def _refusal(error: ValidationError, model: type[BaseModel]) -> RequestError:
     problems = problems_of(error, model)

@@ -1,0 +1,237 @@
+"""The nodes of a plan, one class an operation: each names what it reads; leaves name learnwares by id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+
+from sarto.errors import RequestError, suggest
+from sarto.types.fields import (
+    LARGEST,
+    AboveZero,
+    AtLeastZero,
+    Flag,
+    FrozenDict,
+    Name,
+    Names,
+    Sha,
+    Share,
+    Whole,
+    problem,
+    twice,
+)
+from sarto.types.problems import show
+from sarto.types.value import Value
+
+#: Operations that the plan language knows and this version does not build.
+NOT_BUILT = ("chain", "quantise", "subnet", "tune")
+OPERATIONS = ("block", "branch", "head", "slice", "source")
+MAX_MEMBERS = 1_000
+
+#: What is kept of one channel group: a ratio (float in (0, 1]), a count (int), or sorted indices.
+Kept = float | int | tuple[int, ...]
+
+
+class SourceNode(Value):
+    """A learnware's whole model, with its own classifier."""
+
+    op: Literal["source"] = "source"
+    of: Sha
+
+
+class BlockNode(Value):
+    """A model up to the input of its classifier."""
+
+    op: Literal["block"] = "block"
+    of: Name
+    to: Literal["features"] = "features"
+
+
+class Repair(Value):
+    """How the dropped units are given back to those that read them.
+
+    Attributes:
+        lam: ridge strength, in units of the mean diagonal of the Gram matrix.
+        wpos: weight of the samples of the slice's own classes; the others share 1 - wpos.
+        sequential: fit each map on what the already sliced layers give, not on the donor's activations.
+    """
+
+    fit: Literal["ridge"] = "ridge"
+    lam: AtLeastZero = 1e-3
+    wpos: Share = 0.5
+    sequential: Flag = True
+
+
+def _check_keep(value: Any) -> FrozenDict[str, Kept]:
+    if not isinstance(value, Mapping):
+        raise problem(f"must be a mapping of channel groups to what is kept of them, got {show(value)}")
+    problems: list[str] = []
+    kept: dict[str, Kept] = {}
+    for group, amount in value.items():
+        if not isinstance(group, str) or not 0 < len(group) <= 500 or not group.isprintable():
+            problems.append(f"[{show(group)}]: must be the id of a channel group, or '*' for all others")
+            continue
+        fault, tidy = _kept(amount, star=group == "*")
+        kept[group] = tidy
+        if fault:
+            problems.append(f".{group}: {fault}")
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+    return FrozenDict(kept)
+
+
+def _kept(amount: Any, *, star: bool) -> tuple[str, Kept]:
+    # What is wrong with it (nothing: ""), and the tidy amount.
+    if type(amount) is int and star and amount == 1:
+        return "", 1.0
+    if type(amount) is float or (star and type(amount) is int):
+        if math.isfinite(amount) and 0 < amount <= 1:
+            return "", float(amount)
+        return (
+            f"a ratio lies in (0, 1] and a count is a whole number without a point, got {show(amount)}",
+            1.0,
+        )
+    if type(amount) is int:
+        fault = "" if 1 <= amount <= LARGEST else f"a count is at least 1, got {show(amount)}"
+        return fault, amount
+    if isinstance(amount, (list, tuple)) and not star:
+        if not amount or any(type(unit) is not int or not 0 <= unit <= LARGEST for unit in amount):
+            return "a list of units holds indices >= 0, at least one", 1.0
+        if len(set(amount)) < len(amount):
+            return "a unit is named twice; name each once", 1.0
+        return "", tuple(sorted(amount))
+    wanted = "a ratio in (0, 1]" if star else "a ratio in (0, 1], a count, or a list of unit indices"
+    return f"must be {wanted}, got {show(amount)}", 1.0
+
+
+def _plain_keep(keep: Mapping[str, Kept]) -> dict[str, Any]:
+    return {group: list(kept) if isinstance(kept, tuple) else kept for group, kept in keep.items()}
+
+
+Keep = Annotated[
+    Mapping[str, Kept],
+    PlainValidator(_check_keep),
+    PlainSerializer(_plain_keep, return_type=dict[str, Any]),
+    WithJsonSchema({"type": "object"}),
+]
+
+
+class SliceNode(Value):
+    """Some units of some channel groups; the rest is dropped.
+
+    Attributes:
+        keep: for each channel group what is kept: a ratio, a count or the units' indices; "*" is a ratio for
+            all groups that are not named. For `threshold` a ratio is beta: units whose score is above
+            1 - beta times the largest.
+        select: how the units are chosen where `keep` does not name them.
+        classes: whose fragment it is: the classes that the choice and the repair favour; none: all alike.
+        repair: how the dropped units are given back; None: they are not.
+        samples: content hash of the samples that the choice and the repair read.
+        seed: of `random`; without meaning otherwise.
+    """
+
+    op: Literal["slice"] = "slice"
+    of: Name
+    keep: Keep
+    select: Literal["css", "energy", "threshold", "random", "first"] = "css"
+    classes: Names = ()
+    repair: Repair | None = None
+    samples: Sha | None = None
+    seed: Whole = 0
+
+    @property
+    def explicit(self) -> bool:
+        """Whether `keep` names each kept unit, so that nothing is left to choose."""
+        return all(isinstance(kept, tuple) for kept in self.keep.values())
+
+    @model_validator(mode="after")
+    def _check_slice(self) -> SliceNode:
+        problems = [f".classes: {name!r} is named twice; name it once" for name in twice(self.classes)]
+        if self.samples is None and self.repair is not None:
+            problems.append(".samples: a repair is fitted on samples; give their hash")
+        elif self.samples is None and self.select not in ("first", "random") and not self.explicit:
+            problems.append(f".samples: {self.select!r} chooses by samples; give their hash")
+        if self.select == "threshold":
+            counts = [group for group, kept in self.keep.items() if type(kept) is int]
+            problems += [f".keep.{group}: a threshold is a ratio, got a count" for group in counts]
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+
+class BranchNode(Value):
+    """Several parts on one input, joined.
+
+    Attributes:
+        of: the parts; their order is the order of the joined features (or classes).
+        join: "concat" lays them side by side, "mean" averages logits of the same classes.
+    """
+
+    op: Literal["branch"] = "branch"
+    of: Annotated[Names, Field(min_length=1, max_length=MAX_MEMBERS)]
+    join: Literal["concat", "mean"] = "concat"
+
+
+class HeadNode(Value):
+    """What turns features into classes.
+
+    Attributes:
+        kind: "restrict" keeps these outputs of the model's own classifier and needs no samples; "ridge" and
+            "logistic" are fitted on features.
+        classes: the outputs, in order.
+        lam: strength of the penalty; None: chosen on the samples.
+        samples: content hash of the samples that it is fitted on.
+    """
+
+    op: Literal["head"] = "head"
+    of: Name
+    kind: Literal["restrict", "ridge", "logistic"]
+    classes: Annotated[Names, Field(min_length=1)]
+    lam: AboveZero | None = None
+    samples: Sha | None = None
+
+    @model_validator(mode="after")
+    def _check_head(self) -> HeadNode:
+        problems = [f".classes: {name!r} is named twice; name it once" for name in twice(self.classes)]
+        if self.kind == "restrict":
+            needless = [name for name in ("lam", "samples") if getattr(self, name) is not None]
+            problems += [
+                f".{name}: a head of kind 'restrict' fits nothing; leave it out" for name in needless
+            ]
+        elif self.samples is None:
+            problems.append(f".samples: a head of kind {self.kind!r} is fitted on samples; give their hash")
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+
+def _check_operation(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    if "op" not in data:
+        raise problem(f".op: is missing; give one of {', '.join(OPERATIONS)}")
+    op = data["op"]
+    if op in NOT_BUILT:
+        built = ", ".join(OPERATIONS)
+        raise problem(f"{op!r} is a plan node that this version does not build (it builds: {built})")
+    if not isinstance(op, str) or op not in OPERATIONS:
+        hint = suggest(op, OPERATIONS) if isinstance(op, str) else f" (known: {', '.join(OPERATIONS)})"
+        raise problem(f".op: {show(op)} is no operation{hint}")
+    return data
+
+
+PlanNode = Annotated[
+    SourceNode | BlockNode | SliceNode | BranchNode | HeadNode,
+    Field(discriminator="op"),
+    BeforeValidator(_check_operation),
+]
+
+
+def reads(node: PlanNode) -> tuple[str, ...]:
+    """Names of the nodes that this node reads, in order."""
+    if isinstance(node, SourceNode):
+        return ()
+    return node.of if isinstance(node, BranchNode) else (node.of,)

@@ -1,0 +1,111 @@
+"""A plan: what to build, written as an expression over stocked objects; and what it is predicted to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from sarto.errors import RequestError
+from sarto.types.cost import Cost
+from sarto.types.fields import FrozenDict, Name, Text, problem
+from sarto.types.kinds import Check, Kind, check
+from sarto.types.nodes import PlanNode, SliceNode, SourceNode
+from sarto.types.normal import Normal, normalise, rename
+from sarto.types.value import Value
+
+MAX_NODES = 10_000
+#: Units and channel groups that all slices of a plan may name.
+MAX_KEPT = 2_000_000
+
+
+def _bounded(data: Any) -> Any:
+    if isinstance(data, Mapping) and len(data) > MAX_NODES:
+        raise problem(f"a plan has at most {MAX_NODES:,} nodes, got {len(data):,}")
+    return data
+
+
+class Plan(Value):
+    """A typed expression: named nodes, each of which reads others; `out` is what gets built.
+
+    Attributes:
+        plan: version of the language.
+        nodes: name -> node; names carry no meaning.
+        out: the node that gets built.
+        predicted: what it should cost.
+        engine: who proposed it.
+        note: for people.
+    """
+
+    plan: Literal[1] = 1
+    nodes: Annotated[
+        Mapping[Name, PlanNode], BeforeValidator(_bounded), Field(min_length=1), AfterValidator(FrozenDict)
+    ]
+    out: Name
+    predicted: Cost | None = None
+    engine: Text = ""
+    note: Text = ""
+
+    @model_validator(mode="after")
+    def _check_types(self) -> Self:
+        kept = sum(_entries(node) for node in self.nodes.values() if isinstance(node, SliceNode))
+        if kept > MAX_KEPT:
+            raise RequestError(f".nodes: all slices name {kept:,} units, the limit is {MAX_KEPT:,}")
+        problems = ["." + text for text in self._checked.problems]
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names of the nodes, each after those that it reads."""
+        return self._checked.order
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What each node gives: a model, features or logits (and of which classes)."""
+        return self._checked.kinds
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Classes of the outputs, in order; None where it gives features or a learnware's own classes."""
+        return self.kinds[self.out].classes
+
+    @property
+    def learnwares(self) -> tuple[str, ...]:
+        """Ids of the learnwares that parts come from, sorted."""
+        return tuple(sorted({node.of for node in self.nodes.values() if isinstance(node, SourceNode)}))
+
+    def normal(self) -> Plan:
+        """The plan of the same meaning that all its spellings share.
+
+        Raises:
+            RequestError: it would be far larger than this plan.
+        """
+        nodes, out = rename(self._normal, self.out)
+        return self.replace(nodes=nodes, out=out)
+
+    def key(self) -> str:
+        """The plan's identity, "sha256:<64 hex>": the same for all plans of the same normal form.
+
+        Names of nodes, `predicted`, `engine` and `note` do not count.
+        """
+        return self._normal.keys[self.out]
+
+    def subkeys(self) -> dict[str, str]:
+        """The key of what each node gives."""
+        return dict(self._normal.keys)
+
+    @cached_property
+    def _checked(self) -> Check:
+        return check(self.nodes, self.out)
+
+    @cached_property
+    def _normal(self) -> Normal:
+        return normalise(self.nodes, self._checked)
+
+
+def _entries(node: SliceNode) -> int:
+    return sum(len(kept) if isinstance(kept, tuple) else 1 for kept in node.keep.values())
