@@ -44,6 +44,7 @@ def finetune(
     flip: bool = False,
     crop: int = 0,
     trainable: Callable[[str], bool] | None = None,
+    autocast: bool = False,
 ) -> FineTuned:
     """Copy of a classifier after a few Adam steps on cross entropy, classes weighted equally.
 
@@ -51,7 +52,8 @@ def finetune(
     and dropout is off. The same seed gives the same weights. The module that was passed in is not changed.
 
     Args:
-        module: maps inputs to logits (n, q).
+        module: maps inputs to logits (n, q). A traced graph must have been traced for evaluation: its batch
+            norms do not obey eval mode.
         inputs: shape (n, ...), as the module takes them.
         labels: 0..q-1, shape (n,).
         steps: number of updates.
@@ -62,6 +64,8 @@ def finetune(
         flip: mirrors images left-right with probability one half.
         crop: pads images by reflection on each side by so many pixels and cuts out a random window.
         trainable: given a parameter's name, whether it may change; default all.
+        autocast: computes in bfloat16 where that is safe; twice as fast on processors that have it. Weights
+            and loss stay float32.
 
     Returns:
         The copy. When the loss or a gradient is not finite, the last weights with a finite loss are returned
@@ -89,6 +93,7 @@ def finetune(
             lambda rows: (_augment(inputs[rows], flip, crop, generator), labels[rows]),
             _batches(inputs.shape[0], batch_size, generator),
             weights,
+            autocast,
         )
     for name, parameter in tuned.named_parameters():
         parameter.grad = None
@@ -105,6 +110,7 @@ def _run(
     draw: Callable[[Tensor], tuple[Tensor, Tensor]],
     batches: Iterator[Tensor],
     weights: Tensor,
+    autocast: bool,
 ) -> tuple[list[float], str | None]:
     """The steps, in place; ends at the last weights whose loss and gradient were finite."""
     optimiser = torch.optim.Adam(parameters, lr=lr)
@@ -112,7 +118,10 @@ def _run(
     history: list[float] = []
     found = ""
     for step in range(steps + 1):
-        loss = nn.functional.cross_entropy(*_logits(module, *draw(next(batches))), weight=weights)
+        inputs, labels = draw(next(batches))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = _logits(module, inputs)
+        loss = nn.functional.cross_entropy(logits.to(weights.dtype), labels, weight=weights)
         value = float(loss.detach())
         if not math.isfinite(value):
             found = f"the loss was {value}"
@@ -138,18 +147,18 @@ def _run(
     return history, None
 
 
-def _logits(module: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(module: nn.Module, inputs: Tensor) -> Tensor:
     logits = module(inputs)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != inputs.shape[0]:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ShapeError(f"the module must give logits ({inputs.shape[0]}, n_classes), it gave {found}")
-    return logits, labels
+    return logits
 
 
 def _class_weights(module: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """Weight of each logit's class, so that classes count equally however many samples they have."""
     with torch.no_grad():
-        logits, _ = _logits(module, inputs[:1], labels[:1])
+        logits = _logits(module, inputs[:1])
     n_classes = logits.shape[1]
     problems = label_problems(labels, n_classes, every_class=False)
     if problems:

@@ -77,6 +77,14 @@ def test_first_step_is_that_of_adam_on_balanced_cross_entropy() -> None:
     torch.testing.assert_close(tuned.module.weight, linear.weight - 0.1 * slope.sign(), rtol=0, atol=1e-5)
 
 
+def test_bfloat16_steps_end_near_float32_ones() -> None:
+    plain = finetune(model(), images(), LABELS, steps=30, lr=1e-2, seed=0)
+    fast = finetune(model(), images(), LABELS, steps=30, lr=1e-2, seed=0, autocast=True)
+    assert fast.history[0] == pytest.approx(plain.history[0], rel=0.02)
+    assert fast.history[-1] < 0.6 * fast.history[0]
+    assert all(parameter.dtype == torch.float32 for parameter in fast.module.parameters())
+
+
 def test_only_chosen_parameters_change_and_flags_stay() -> None:
     start = model()
     start[0].bias.requires_grad_(False)
