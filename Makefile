@@ -26,8 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "sarto needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "'$(PYTHON)' can't make virtual environments: its venv or ensurepip is missing. On Debian: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[$(EXTRAS)]'
+	@echo "installing sarto [$(EXTRAS)] into .venv, which takes a minute or two"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	  $(BIN)/python -m pip install --quiet --quiet --progress-bar off --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP)  ## the main job, start to end, on the models and images in examples/
