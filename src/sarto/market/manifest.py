@@ -68,7 +68,6 @@ def stocking_problems(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     samples: Samples | None,
-    licence: str,
     skill: Mapping[str, float] | None,
 ) -> list[str]:
     """Everything that keeps a learnware from being stocked, in plain words."""
@@ -77,8 +76,6 @@ def stocking_problems(
         problems.append(
             f"name {name!r}: must be 1 to 100 letters, digits, '.', '_' or '-', and not begin with '.' or '-'"
         )
-    if not licence.strip():
-        problems.append("licence is empty: name it, or write 'unknown'")
     problems += _class_problems(graph, classes)
     if len(graph.inputs) != 1 or len(graph.inputs[0].shape) != 4:
         found = [entry.shape for entry in graph.inputs]

@@ -110,7 +110,7 @@ class Store:
         classes: Sequence[str],
         preprocessing: Preprocessing,
         cost: Cost,
-        licence: str,
+        licence: str = "",
         samples: Samples | None = None,
         notes: str = "",
         origin: str = "",
@@ -121,10 +121,11 @@ class Store:
         """Stock a model with its specification.
 
         Args:
-            graph: reads pixels in [0, 1] and gives one score a class.
+            graph: reads images after `preprocessing` and gives one score a class.
             name: unique among the learnwares of this market.
             classes: what the scores stand for, in order.
             samples: a few images of some or all of the classes.
+            licence: as its owner states it; empty where nothing is stated.
             skill: accuracy a class, measured by the caller, as described by `skill_basis`.
             cost, widths: counted by the caller.
 
@@ -142,7 +143,6 @@ class Store:
             classes=classes,
             preprocessing=preprocessing,
             samples=samples,
-            licence=licence,
             skill=skill,
         )
         if problems:

@@ -149,9 +149,7 @@ class StoreContract:
 
     def test_parts_that_do_not_fit_are_refused_together(self, open_store: OpenStore) -> None:
         with open_store() as store, pytest.raises(RequestError) as refused:
-            stock(
-                store, "a name", classes=("ant", "ant"), licence=" ", samples=pixels(("dog",)), graph=scorer()
-            )
+            stock(store, "a name", classes=("ant", "ant"), samples=pixels(("dog",)), graph=scorer())
         text = " ".join(refused.value.problems)
         for words in (
             "name 'a name'",
