@@ -155,7 +155,6 @@ class StoreContract:
             "name 'a name'",
             "'ant' is named 2 times",
             "model has 3 outputs",
-            "licence is empty",
             "'dog'",
         ):
             assert words in text
