@@ -1,4 +1,7 @@
-"""Reads CIFAR-10 from lossless sheets: 25 rows x 40 columns of 32x32 tiles, 1000 images a sheet, sorted by class."""
+"""Reads CIFAR-10 from lossless JPEG XL sheets.
+
+A sheet holds 25 rows x 40 columns of 32x32 tiles: 1000 images, sorted by class.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def read_split(folder: Path, split: str) -> Split:
     images, labels = [], []
     paths = sorted((folder / "sheets_jxl").glob(f"{split}_*.jxl"))
     if not paths:
-        raise SystemExit(f"no {split} sheets in {folder / 'sheets_jxl'}: give the folder that holds meta.json")
+        raise SystemExit(f"no {split} sheets in {folder}/sheets_jxl: give the folder that holds meta.json")
     for path in paths:
         sheet = imagecodecs.jpegxl_decode(path.read_bytes())
         tiles = sheet.reshape(25, TILE, 40, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(1000, TILE, TILE, 3)
@@ -46,7 +49,7 @@ def read_split(folder: Path, split: str) -> Split:
 
 
 def train_and_pool(train: Split) -> tuple[Split, Split]:
-    """The images that donors train on, and the pool (the last 100 of each class after a shuffle with seed 0)."""
+    """The images that donors train on, and the pool: the last 100 a class after a shuffle with seed 0."""
     generator = np.random.default_rng(0)
     kept, pool = [], []
     for label in range(len(train.classes)):

@@ -1,7 +1,8 @@
 """Writes the images that the demo market ships: python examples/make_images.py --data DIR
 
-`samples/` holds 20 images a class from the pool that no donor was trained on; orders choose with them. `heldout/` holds
-200 images a class of the test split; only reports read them. Each class is one lossless WebP sheet.
+`samples/` holds 20 images a class from the pool that no donor was trained on; orders choose with them.
+`heldout/` holds 200 images a class of the test split; only reports read them.
+Each class is one lossless WebP sheet.
 """
 
 from __future__ import annotations

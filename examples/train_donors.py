@@ -1,6 +1,7 @@
 """Trains the three donors of the demo market: python examples/train_donors.py --data DIR [--only vgg]
 
-Each donor knows its own classes of CIFAR-10 and has never seen the others. The test split is read once, at the end.
+Each donor knows its own classes of CIFAR-10 and has never seen the others.
+The test split is measured once, at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Recipe:
 
 RECIPES = {
     "vgg": Recipe("vgg", {}, ("airplane", "cat", "deer", "ship"), 40, 0.15, True),
-    "resnet20": Recipe("cifar_resnet", {"depth": 20, "width": 32}, ("automobile", "dog", "frog"), 40, 0.15, True),
+    "resnet20": Recipe(
+        "cifar_resnet", {"depth": 20, "width": 32}, ("automobile", "dog", "frog"), 40, 0.15, True
+    ),
     "mobilenetv2": Recipe("mobilenet_v2", {}, ("bird", "horse", "truck"), 36, 0.12, False),
 }
 
@@ -92,8 +95,10 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, epochs: int) -> nn.Mod
             loss.backward()
             optimiser.step()
             schedule.step()
-            total += float(loss)
-        print(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}  {time.time() - started:.0f} s", flush=True)
+            total += float(loss.detach())
+        print(
+            f"epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}  {time.time() - started:.0f} s", flush=True
+        )
     return model.eval()
 
 
@@ -104,7 +109,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float(predicted.eq(labels).float().mean())
 
 
-def save(name: str, recipe: Recipe, model: nn.Module, epochs: int, counts: tuple[int, int], out: Path) -> dict[str, Any]:
+def save(
+    name: str, recipe: Recipe, model: nn.Module, epochs: int, counts: tuple[int, int], out: Path
+) -> dict[str, Any]:
     """Weights in half precision (vectors in single) and a description beside them."""
     state = {
         key: (tensor.half() if tensor.ndim > 1 else tensor).contiguous()
@@ -150,7 +157,9 @@ def main() -> None:
         finish(name, recipe, model, epochs, test, given.out, len(labels))
 
 
-def finish(name: str, recipe: Recipe, model: nn.Module, epochs: int, test: Split, out: Path, n_train: int) -> None:
+def finish(
+    name: str, recipe: Recipe, model: nn.Module, epochs: int, test: Split, out: Path, n_train: int
+) -> None:
     """Save, then measure once what was saved on the test split."""
     from safetensors.torch import load_file
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-#: (expansion, channels, blocks, stride of the first block) of each stage. About 0.5 M parameters.
+#: (expansion, channels, blocks, stride of the first block) of each stage. About 0.37 M parameters.
 SMALL = ((4, 32, 2, 2), (4, 64, 3, 2), (4, 128, 2, 1))
 
 
@@ -17,9 +17,8 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = given * expansion
         self.residual = stride == 1 and given == made
-        self.body = nn.Sequential(
-            *_conv(given, hidden, 1), *_conv(hidden, hidden, 3, stride, groups=hidden), *_conv(hidden, made, 1)[:2]
-        )
+        depthwise = _conv(hidden, hidden, 3, stride, groups=hidden)
+        self.body = nn.Sequential(*_conv(given, hidden, 1), *depthwise, *_conv(hidden, made, 1)[:2])
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, given, h, w) -> (batch, made, h / stride, w / stride)."""
@@ -34,7 +33,9 @@ class MobileNetV2(nn.Module):
         Differs: stride 1 in the stem and fewer stages, for 32x32 images.
     """
 
-    def __init__(self, n_classes: int, stem: int, stages: Sequence[tuple[int, int, int, int]], last: int) -> None:
+    def __init__(
+        self, n_classes: int, stem: int, stages: Sequence[tuple[int, int, int, int]], last: int
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(*_conv(3, stem, 3))
         blocks: list[nn.Module] = []
@@ -67,12 +68,20 @@ def mobilenet_v2(
     """A MobileNetV2 for small images.
 
     Args:
+        stem: channels of the first convolution, which has stride 1.
         stages: (expansion, channels, blocks, stride of the first block) of each stage.
+        last: channels of the 1x1 convolution before the pool.
 
     Raises:
-        ValueError: a stage does not have four numbers, or a number is not positive.
+        ValueError: no stage, one without four numbers, or a number that is not positive.
     """
     rows = [tuple(stage) for stage in stages]
-    if any(len(row) != 4 for row in rows) or min([n_classes, stem, last, *(n for row in rows for n in row)]) < 1:
-        raise ValueError(f"stages need four positive numbers each, got {rows}; other numbers must be positive")
+    sizes = {"n_classes": n_classes, "stem": stem, "last": last}
+    problems = [f"{name} is {value}: give at least 1" for name, value in sizes.items() if value < 1]
+    wrong = [row for row in rows if len(row) != 4 or min(row) < 1]
+    if wrong or not rows:
+        told = "is empty" if not rows else f"holds {wrong}"
+        problems.append(f"stages {told}: give (expansion, channels, blocks, stride), four positive numbers")
+    if problems:
+        raise ValueError("; ".join(problems))
     return MobileNetV2(n_classes, stem, [(e, c, n, s) for e, c, n, s in rows], last)

@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 
 class PadShortcut(nn.Module):
-    """Option A: every second pixel, new channels filled with zeros; no parameters."""
+    """Option A: every second pixel, new channels of zeros before and after the given ones; no parameters."""
 
     def __init__(self, given: int, made: int) -> None:
         super().__init__()
-        self.margin = (made - given) // 2
+        self.before = (made - given) // 2
+        self.after = made - given - self.before
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, given, h, w) -> (batch, made, h / 2, w / 2)."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.margin, self.margin))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class BasicBlock(nn.Module):
@@ -83,8 +84,13 @@ def cifar_resnet(n_classes: int, depth: int = 20, width: int = 16, shortcut: str
     Raises:
         ValueError: depth is not 6n + 2, a number is not positive, or the shortcut is unknown.
     """
-    if depth < 8 or (depth - 2) % 6 or n_classes < 1 or width < 1:
-        raise ValueError(f"depth must be 6n + 2 and numbers positive: depth {depth}, {n_classes} classes, width {width}")
+    problems = [] if n_classes >= 1 else [f"n_classes is {n_classes}: give at least 1"]
+    if depth < 8 or (depth - 2) % 6:
+        problems.append(f"depth is {depth}: give 6n + 2, such as 8, 20, 32, 44, 56 or 110")
+    if width < 1:
+        problems.append(f"width is {width}: give at least 1")
     if shortcut not in ("conv", "pad"):
-        raise ValueError(f"shortcut must be 'conv' or 'pad', got {shortcut!r}")
+        problems.append(f"shortcut is {shortcut!r}: give 'conv' or 'pad'")
+    if problems:
+        raise ValueError("; ".join(problems))
     return CifarResNet(n_classes, depth, width, shortcut)

@@ -13,6 +13,8 @@ SMALL = (48, 48, "M", 96, 96, "M", 160, 160, "M", 192, 192)
 class VGG(nn.Module):
     """Convolutions with batch norm and ReLU, global average pool, one linear layer.
 
+    `vgg` builds it and checks what it is given.
+
     Reference:
         Simonyan, Zisserman, Very Deep Convolutional Networks, ICLR 2015, table 1.
         Differs: batch norm, narrower, and one linear layer on pooled features instead of three.
@@ -24,11 +26,10 @@ class VGG(nn.Module):
         given = 3
         for width in widths:
             if isinstance(width, str):
-                if width != "M":
-                    raise ValueError(f"widths holds {width!r}: give channel numbers, or 'M' for a max pool")
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers += [nn.Conv2d(given, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            conv = nn.Conv2d(given, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             given = width
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -40,11 +41,20 @@ class VGG(nn.Module):
 
 
 def vgg(n_classes: int, widths: Sequence[int | str] = SMALL) -> VGG:
-    """A VGG-like classifier.
+    """A VGG-like classifier; images need a side of at least 2 ** (number of max pools) pixels.
+
+    Args:
+        widths: output channels of each 3x3 convolution in turn, "M" for a 2x2 max pool.
 
     Raises:
-        ValueError: fewer than one class, or a width that is neither a positive number nor "M".
+        ValueError: fewer than one class, no convolution, or a width that is neither positive nor "M".
     """
-    if n_classes < 1 or any(isinstance(width, int) and width < 1 for width in widths):
-        raise ValueError(f"n_classes and widths must be positive, got {n_classes} and {tuple(widths)}")
+    problems = [] if n_classes >= 1 else [f"n_classes is {n_classes}: give at least 1"]
+    wrong = [width for width in widths if width != "M" and not (isinstance(width, int) and width >= 1)]
+    if wrong:
+        problems.append(f"widths holds {wrong}: give positive channel numbers, or 'M' for a max pool")
+    if all(width == "M" for width in widths):
+        problems.append("widths holds no convolution: give at least one channel number")
+    if problems:
+        raise ValueError("; ".join(problems))
     return VGG(n_classes, widths)
