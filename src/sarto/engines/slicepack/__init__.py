@@ -1,0 +1,25 @@
+"""Slice-and-Pack in closed form: slice each wanted class out of its donor, pack the fragments into one model."""
+
+from __future__ import annotations
+
+from sarto.engines.slicepack.fragment import RepairSettings, make_fragment
+from sarto.engines.slicepack.propose import pack_plan, propose, slice_node
+from sarto.engines.slicepack.readings import Readings, read_donor
+from sarto.engines.slicepack.settings import LAM, SHARES, WPOS
+from sarto.engines.slicepack.units import choose_units
+from sarto.engines.slicepack.widths import allocate
+
+__all__ = [
+    "LAM",
+    "SHARES",
+    "WPOS",
+    "Readings",
+    "RepairSettings",
+    "allocate",
+    "choose_units",
+    "make_fragment",
+    "pack_plan",
+    "propose",
+    "read_donor",
+    "slice_node",
+]

@@ -1,0 +1,26 @@
+"""From an order to a verified model. The only room that knows all engines; it interprets plans."""
+
+from __future__ import annotations
+
+from sarto.pipeline.artifact import Artifact
+from sarto.pipeline.builder import Assembly, Builder
+from sarto.pipeline.choose import Plans
+from sarto.pipeline.loaded import Model, Prediction, load
+from sarto.pipeline.market import Market
+from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.sources import Source, load_source
+
+__all__ = [
+    "Artifact",
+    "Assembly",
+    "Builder",
+    "Market",
+    "Model",
+    "Plans",
+    "Prediction",
+    "Progress",
+    "Source",
+    "load",
+    "load_source",
+    "silent",
+]

@@ -1,0 +1,302 @@
+"""The interpreter of plans: from an expression over stocked objects to one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
+from sarto.errors import GraphError, RequestError
+from sarto.graph import (
+    ModelGraph,
+    block,
+    branch,
+    features,
+    normalise,
+    restrict,
+    uniform_counts,
+    with_head,
+)
+from sarto.market import Samples, Store, to_tensor
+from sarto.pipeline.progress import Progress, silent
+from sarto.training import FittedHead, fit_head
+from sarto.types import (
+    BlockNode,
+    BranchNode,
+    HeadNode,
+    Learnware,
+    Plan,
+    Preprocessing,
+    SliceNode,
+    SourceNode,
+)
+
+#: Samples that run at once when features are computed.
+BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """A built plan.
+
+    Attributes:
+        graph: images in [0, 1], shape (batch, channels, height, width), to calibrated logits.
+        classes: what the logits stand for.
+        head: the fitted head with what leaving samples out says of it; None where nothing was fitted.
+        parts: (name, learnware id, classes, parameters) of every member, then the head.
+    """
+
+    plan: Plan
+    graph: ModelGraph
+    classes: tuple[str, ...]
+    head: FittedHead | None
+    parts: tuple[tuple[str, str | None, tuple[str, ...], int], ...]
+
+
+@dataclass
+class Builder:
+    """Builds plans over one market and a set of samples; what several plans share is built once.
+
+    Attributes:
+        samples: digest -> samples that plans may name.
+    """
+
+    store: Store
+    samples: Mapping[str, Samples]
+    progress: Progress = silent
+    _graphs: dict[str, ModelGraph] = field(default_factory=dict)
+    _readings: dict[tuple[str, str], Readings] = field(default_factory=dict)
+    _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _heads: dict[str, FittedHead] = field(default_factory=dict)
+
+    def build(self, plan: Plan) -> Assembly:
+        """The model of a plan.
+
+        Raises:
+            RequestError: the plan gives no logits, or names samples that are not at hand.
+            StoreError: a learnware is missing or damaged.
+            GraphError: an operation is not possible on the donor.
+        """
+        if plan.classes is None:
+            raise RequestError("a plan that is built ends in a head; this one gives features or a whole donor")
+        keys = plan.subkeys()
+        graph = self._graph(plan, plan.out, keys)
+        classes = self._output_classes(plan)
+        return Assembly(plan, graph, classes, self._heads.get(keys[plan.out]), self._parts(plan, graph, keys))
+
+    def features(self, plan: Plan, name: str, samples: Samples) -> Tensor:
+        """Features (n, width) of samples at a node of a plan, computed once per node and set of samples."""
+        key = plan.subkeys()[name]
+        found = self._features.get((key, samples.digest))
+        if found is None:
+            graph = self._graph(plan, name, plan.subkeys())
+            found = run(graph, self._tensor(plan, samples))
+            self._features[key, samples.digest] = found
+        return found
+
+    def logits(self, plan: Plan, samples: Samples) -> Tensor:
+        """Logits (n, classes) of a plan; the features of its members are computed once for all plans that share them."""
+        node = plan.nodes[plan.out]
+        if not isinstance(node, HeadNode) or node.kind == "restrict":
+            return run(self.build(plan).graph, self._tensor(plan, samples))
+        head = self.fit(plan, node, plan.subkeys()[plan.out]).head
+        parts = [self.features(plan, member, samples) for member in self.members(plan, node)]
+        return head.scores(torch.cat(parts, 1)) / head.temperature
+
+    def members(self, plan: Plan, head: HeadNode) -> list[str]:
+        """The nodes whose features a head reads, side by side."""
+        below = plan.nodes[head.of]
+        return list(below.of) if isinstance(below, BranchNode) else [head.of]
+
+    def _graph(self, plan: Plan, name: str, keys: Mapping[str, str]) -> ModelGraph:
+        key = keys[name]
+        if key not in self._graphs:
+            self._graphs[key] = self._make(plan, name, keys)
+        return self._graphs[key]
+
+    def _make(self, plan: Plan, name: str, keys: Mapping[str, str]) -> ModelGraph:
+        node = plan.nodes[name]
+        if isinstance(node, SourceNode):
+            learnware = self.store.get(node.of)
+            graph = self.store.graph(node.of)
+            return normalise(graph, learnware.preprocessing.mean, learnware.preprocessing.std)
+        if isinstance(node, SliceNode):
+            return self._slice(plan, node, keys[name], keys)
+        if isinstance(node, BlockNode):
+            below = self._graph(plan, node.of, keys)
+            return block(below, end=features(below).value)
+        if isinstance(node, BranchNode):
+            return branch([self._graph(plan, of, keys) for of in node.of], node.join)
+        return self._head(plan, node, keys[name], keys)
+
+    def _slice(self, plan: Plan, node: SliceNode, key: str, keys: Mapping[str, str]) -> ModelGraph:
+        stocked = self.store.fragment(key)
+        if stocked is not None:
+            return stocked
+        source = self._source_below(plan, node)
+        samples = self._samples_of(node.samples, f"slice of {source.name!r}")
+        whole = self._graph(plan, node.of, keys)
+        classes = samples.classes if set(samples.classes) != set(source.classes) else source.classes
+        readings = self._read(plan, node, samples, classes, keys)
+        keep = resolve_keep(whole, node)
+        repair = node.repair
+        settings = RepairSettings(repair.lam, repair.wpos, repair.sequential) if repair is not None else None
+        wpos = repair.wpos if repair is not None else RepairSettings().wpos
+        self.progress(f"slicing {', '.join(node.classes) or 'all classes'} out of {source.name}", 0, 1)
+        graph, selection = make_fragment(
+            readings,
+            [classes.index(cls) for cls in node.classes],
+            keep,
+            criterion=node.select,
+            repair=settings,
+            wpos=wpos,
+            beta=node.keep["*"] if node.select == "threshold" and isinstance(node.keep.get("*"), float) else None,
+            seed=node.seed,
+        )
+        lineage = {
+            "learnware": source.id,
+            "classes": list(node.classes),
+            "samples": node.samples,
+            "plan": node.model_dump(mode="json"),
+            "kept": {name: len(units) for name, units in selection.kept.items()},
+        }
+        self.store.put_fragment(key, graph, lineage)
+        return graph
+
+    def _read(
+        self, plan: Plan, node: SliceNode, samples: Samples, classes: tuple[str, ...], keys: Mapping[str, str]
+    ) -> Readings:
+        at = (keys[node.of], samples.digest)
+        if at not in self._readings:
+            ordered = samples.only(classes)
+            graph = self._graph(plan, node.of, keys)
+            inputs = self._tensor(plan, ordered)
+            self._readings[at] = read_donor(graph, inputs, torch.from_numpy(ordered.labels.copy()), len(classes))
+        return self._readings[at]
+
+    def _head(self, plan: Plan, node: HeadNode, key: str, keys: Mapping[str, str]) -> ModelGraph:
+        below = self._graph(plan, node.of, keys)
+        if node.kind == "restrict":
+            learnware = self._source_below(plan, node)
+            missing = [cls for cls in node.classes if cls not in learnware.classes]
+            if missing:
+                raise RequestError(f"learnware {learnware.name!r} does not know {', '.join(missing)}")
+            return restrict(below, [learnware.classes.index(cls) for cls in node.classes])
+        fitted = self.fit(plan, node, key)
+        head = fitted.head
+        scale = 1.0 / head.temperature
+        return with_head(below, (head.weight * scale).float(), (head.bias * scale).float())
+
+    def fit(self, plan: Plan, node: HeadNode, key: str) -> FittedHead:
+        """The head of a plan, fitted on its samples; each member of a branch gets one scale."""
+        if key not in self._heads:
+            samples = self._samples_of(node.samples, "head").only(node.classes)
+            blocks = [self.features(plan, member, samples) for member in self.members(plan, node)]
+            self._heads[key] = fit_head(
+                torch.cat(blocks, 1),
+                torch.from_numpy(samples.labels.copy()),
+                len(node.classes),
+                kind="ridge" if node.kind == "ridge" else "logistic",
+                lam=node.lam,
+                blocks=tuple(part.shape[1] for part in blocks),
+            )
+        return self._heads[key]
+
+    def _source_below(self, plan: Plan, node: SliceNode | HeadNode | BlockNode) -> Learnware:
+        below = plan.nodes[node.of]
+        while isinstance(below, SliceNode | HeadNode | BlockNode):
+            below = plan.nodes[below.of]
+        if not isinstance(below, SourceNode):
+            raise GraphError("a part of several donors has no classes of its own")
+        return self.store.get(below.of)
+
+    def _samples_of(self, digest: str | None, what: str) -> Samples:
+        found = self.samples.get(digest or "")
+        if found is None:
+            known = ", ".join(sorted(self.samples)) or "none"
+            raise RequestError(
+                f"the {what} is fitted on samples {digest}, which are not at hand (known: {known}); give them with "
+                "--samples, or plan anew"
+            )
+        return found
+
+    def _tensor(self, plan: Plan, samples: Samples) -> Tensor:
+        return to_tensor(samples.images, pack_preprocessing(self.store, plan))
+
+    def _output_classes(self, plan: Plan) -> tuple[str, ...]:
+        if plan.classes is None:
+            raise RequestError("the plan does not say which classes its outputs stand for")
+        return plan.classes
+
+    def _parts(
+        self, plan: Plan, graph: ModelGraph, keys: Mapping[str, str]
+    ) -> tuple[tuple[str, str | None, tuple[str, ...], int], ...]:
+        total = sum(graph.tensors[name].numel() for name in graph.parameters)
+        parts: list[tuple[str, str | None, tuple[str, ...], int]] = []
+        for member, node in plan.nodes.items():
+            if not isinstance(node, BlockNode):
+                continue
+            part = self._graph(plan, member, keys)
+            learnware = self._source_below(plan, node)
+            below = plan.nodes[node.of]
+            classes = below.classes if isinstance(below, SliceNode) else ()
+            name = f"{learnware.name}: {', '.join(classes) or 'whole extractor'}"
+            parts.append((name, learnware.id, classes, sum(part.tensors[n].numel() for n in part.parameters)))
+        if not parts:
+            learnware = self.store.get(plan.learnwares[0])
+            return ((f"{learnware.name}: whole model", learnware.id, (), total),)
+        return (*parts, ("head", None, (), total - sum(part[3] for part in parts)))
+
+
+def resolve_keep(graph: ModelGraph, node: SliceNode) -> dict[str, int | tuple[int, ...]]:
+    """What a slice keeps of every channel group it names; "*" is a ratio for all the others.
+
+    Raises:
+        GraphError: a group that the graph does not have, or more units than it has.
+    """
+    keep: dict[str, int | tuple[int, ...]] = {}
+    star = node.keep.get("*")
+    if isinstance(star, float):
+        keep.update(uniform_counts(graph, star))
+    for name, amount in node.keep.items():
+        if name == "*":
+            continue
+        group = graph.analysis.group(name)
+        if isinstance(amount, tuple):
+            keep[group.id] = amount
+            continue
+        count = amount if type(amount) is int else max(1, round(amount * group.size))
+        if count > group.size:
+            raise GraphError(f"group {name!r} has {group.size} units, the plan keeps {count}", where=name)
+        keep[group.id] = count
+    return keep
+
+
+def pack_preprocessing(store: Store, plan: Plan) -> Preprocessing:
+    """What the finished model reads: the donors' size and channels, in [0, 1]; their mean and std are in the graph.
+
+    Raises:
+        RequestError: the donors read different images.
+    """
+    found = [store.get(id_).preprocessing for id_ in plan.learnwares]
+    reads = {(p.size, p.channels) for p in found}
+    if len(reads) > 1:
+        raise RequestError(f"the donors of this plan read different images: {sorted(map(str, reads))}")
+    first = found[0]
+    return Preprocessing(
+        size=first.size,
+        channels=first.channels,
+        mean=(0.0,) * first.channels,
+        std=(1.0,) * first.channels,
+        resize="bilinear" if all(p.resize == "bilinear" for p in found) else "refuse",
+    )
+
+
+def run(graph: ModelGraph, inputs: Tensor) -> Tensor:
+    """The graph's single output on inputs of any number, a batch at a time."""
+    outputs = [graph(part) for part in inputs.split(BATCH)]
+    tensors = [output for output in outputs if isinstance(output, Tensor)]
+    return torch.cat(tensors)

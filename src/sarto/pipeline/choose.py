@@ -1,0 +1,140 @@
+"""Which plans are worth building, which one is delivered, and what to say when none fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sarto.engines import baselines, slicepack
+from sarto.errors import InfeasibleError
+from sarto.pipeline.order import Order
+from sarto.types import Budget, Cost, Plan
+
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Every plan that the engines propose for an order.
+
+    Attributes:
+        feasible: those whose predicted cost keeps the budget, dearest pack first, then the baselines.
+        refused: the others, each with the limits that it breaks.
+    """
+
+    order: Order
+    feasible: tuple[Plan, ...]
+    refused: tuple[tuple[Plan, tuple[str, ...]], ...]
+
+    @property
+    def all(self) -> tuple[Plan, ...]:
+        """Feasible and refused ones."""
+        return (*self.feasible, *(plan for plan, _ in self.refused))
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """Plain JSON: each plan with its key and the limits that it breaks."""
+        listed = [(plan, ()) for plan in self.feasible] + list(self.refused)
+        return [
+            {"plan": plan.model_dump(mode="json"), "key": plan.key(), "breaks": list(broken)}
+            for plan, broken in listed
+        ]
+
+
+def propose(order: Order) -> Plans:
+    """Plans of all engines that the request names, from manifests alone.
+
+    A predicted latency refuses a plan only where even the low end of its interval is over the budget.
+    """
+    requirement, found = order.requirement, list[Plan]()
+    samples = {learnware: held.digest for learnware, held in order.donor_samples.items()}
+    if "slicepack" in order.request.engines:
+        found += slicepack.propose(requirement, order.learnwares, samples)
+    if "baselines" in order.request.engines:
+        found += baselines.propose(requirement, order.learnwares)
+    feasible, refused, seen = list[Plan](), list[tuple[Plan, tuple[str, ...]]](), set[str]()
+    for plan in found:
+        if plan.key() in seen:
+            continue
+        seen.add(plan.key())
+        broken = over(plan.predicted, order.request.budget)
+        if broken:
+            refused.append((plan, broken))
+        else:
+            feasible.append(plan)
+    return Plans(order, tuple(feasible), tuple(refused))
+
+
+def over(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
+    """Limits that a predicted cost breaks for certain: of a latency interval, the low end counts."""
+    if cost is None:
+        return ()
+    certain = cost
+    if cost.basis == "predicted" and cost.latency_low_ms is not None:
+        certain = cost.replace(latency_ms=cost.latency_low_ms)
+    return certain.over(budget)
+
+
+def infeasible(plans: Plans) -> InfeasibleError:
+    """The error for an order that no plan can keep: the floor of every limit, and the nearest budget that works."""
+    budget = plans.order.request.budget
+    limits = budget.limits()
+    known = [(plan, plan.predicted) for plan, _ in plans.refused if plan.predicted is not None]
+    asked = ", ".join(f"{name} <= {show(name, value)}" for name, value in limits.items())
+    if not known:
+        return InfeasibleError(f"no plan for {', '.join(plans.order.classes)}: no engine proposes any; stock samples")
+    floor = {name: min(least(cost, name) for _, cost in known) for name in limits}
+
+    def excess(cost: Cost) -> float:
+        return max(least(cost, name) / limit for name, limit in limits.items())
+
+    plan, nearest = min(known, key=lambda pair: excess(pair[1]))
+    needs = {name: max(limits[name], least(nearest, name)) for name in limits}
+    raised = ", ".join(f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name])
+    return InfeasibleError(
+        f"no plan fits {asked}. Floor: {', '.join(f'{n} {show(n, v)}' for n, v in floor.items())}. "
+        f"Nearest: {plan.engine}, {plan.note}. Raise {raised}.",
+        floor=floor,
+        nearest=needs,
+        where="budget",
+    )
+
+
+def least(cost: Cost, name: str) -> float:
+    """The smallest value that a predicted cost can turn out to have."""
+    if name == "latency_ms":
+        value = cost.latency_low_ms if cost.latency_low_ms is not None else cost.latency_ms
+        return 0.0 if value is None else float(value)
+    return float(getattr(cost, name))
+
+
+def to_build(plans: Plans) -> tuple[Plan, ...]:
+    """The packs that are built: the largest that fits of each kind, and one of about half its size."""
+    packs = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.predicted is not None]
+    if not packs:
+        return ()
+    first = packs[0]
+    size = first.predicted.params if first.predicted is not None else 0
+    kinds = {len(plan.nodes): plan for plan in reversed(packs)}
+    half = [plan for plan in packs if plan.predicted is not None and plan.predicted.params <= 0.55 * size]
+    chosen = [first, *kinds.values(), *half[:1]]
+    return tuple({plan.key(): plan for plan in chosen}.values())
+
+
+def show(name: str, value: float) -> str:
+    """A cost number for people."""
+    if name == "latency_ms":
+        return f"{value:.3g}"
+    return f"{round(value):,}".replace(",", "_")
+
+
+def ranked(rows: Sequence[tuple[float | None, Cost, int]]) -> list[int]:
+    """Places of rows in the order in which they are delivered: accuracy on the order's samples, then fewer parameters.
+
+    Rows without an accuracy come last, in the order given.
+    """
+    return sorted(
+        range(len(rows)),
+        key=lambda i: (rows[i][0] is None, -(rows[i][0] or 0.0), rows[i][1].params, rows[i][2]),
+    )
+
+

@@ -1,0 +1,185 @@
+"""From an order to an artifact: check, propose, build and score, choose and verify, compare, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sarto.errors import RequestError
+from sarto.graph.file import write_graph
+from sarto.market import Samples, Store, read_samples
+from sarto.pipeline.artifact import GRAPH, Artifact, write_manifest, write_text
+from sarto.pipeline.builder import Builder, pack_preprocessing
+from sarto.pipeline.choose import Plans, infeasible, propose, to_build
+from sarto.pipeline.contest import Role, Score, read_heldout, score_finetuned, score_plan, score_trivial
+from sarto.pipeline.job import Job
+from sarto.pipeline.order import Order, check_order
+from sarto.pipeline.page import render_card, render_page
+from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.reporting import Delivered, make_report
+from sarto.pipeline.verify import Verified, verify
+from sarto.types import BlockNode, Plan, Request, SliceNode
+
+
+def make(
+    store: Store, request: Request, out: Path, *, plan: Plan | None = None, progress: Progress = silent
+) -> Artifact:
+    """Build the model of an order into a folder; an interrupted order goes on after its last finished hop.
+
+    Args:
+        plan: build this plan instead of choosing one.
+
+    Raises:
+        RequestError: the order is malformed, or the folder holds something else.
+        InfeasibleError: no plan keeps the budget; names the floor and the nearest budget.
+        StoreError: a learnware or a sample file is missing or damaged.
+        VerifyError: the built model does not do what it must.
+    """
+    order = check_order(request, store)
+    heldout = _heldout(order)
+    plans = propose(order)
+    if plan is None and not plans.feasible:
+        raise infeasible(plans)
+    job = Job(out, request, extra=plan.key() if plan is not None else "")
+    if job.finished is not None:
+        return job.finished
+    order.requirement.write(job.folder / "requirement.json")
+    write_text(job.folder / "plans.json", json.dumps(plans.to_plain()))
+    samples = {order.samples.digest: order.samples, **{s.digest: s for s in order.donor_samples.values()}}
+    builder = Builder(store, samples, progress)
+
+    scores = job.hop("scores", lambda: score_all(builder, plans, plan, progress), _plain, _scores)
+    verified = job.hop(
+        "verified",
+        lambda: verify(builder, plans, scores, plan, job.folder, progress),
+        Verified.to_plain,
+        Verified.from_plain,
+    )
+    rows = [verified.score.as_pick(verified.cost), *(s for s in scores if not _same(s, verified.score))]
+    rows += job.hop("finetuned", lambda: _finetuned(builder, order, rows, heldout, progress), _plain, _scores)
+    if heldout is not None:
+        progress("reading held-out images", 0, 1)
+        whole = whole_donors(order)
+        rows = job.hop(
+            "heldout", lambda: read_heldout(builder, rows, order.samples, heldout, whole), _plain, _scores
+        )
+    return _deliver(job, builder, order, rows, verified, heldout)
+
+
+def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Progress = silent) -> list[Score]:
+    """Scores of the packs, the baselines, the control and the trivial classifiers, on the order's samples."""
+    order = plans.order
+    todo: list[tuple[Plan, Role, str]] = []
+    if given is not None:
+        todo.append((given, "plan", given.note or f"given plan {given.key()[7:15]}"))
+    for plan in to_build(plans) if given is None else ():
+        todo.append((plan, "plan", f"pack, {plan.note}" + (", classes of a donor together" if _merged(plan) else "")))
+    taken = {plan.key() for plan, _, _ in todo}
+    for plan in plans.all:
+        if plan.engine == "baselines" and plan.key() not in taken:
+            todo.append((plan, _role(plan), plan.note))
+    control = next((plan for plan, role, _ in todo if role == "plan" and _sliced(plan)), None)
+    if control is not None:
+        todo.append((_randomised(control), "control", "random units, same widths, with repair"))
+    scores = []
+    for place, (plan, role, name) in enumerate(todo):
+        progress("building and scoring", place, len(todo))
+        scores.append(score_plan(builder, plan, order.samples, role, name))
+    progress("building and scoring", len(todo), len(todo))
+    whole = whole_donors(order)
+    return scores + score_trivial(order.samples, builder.features(whole, whole.out, order.samples))
+
+
+def whole_donors(order: Order) -> Plan:
+    """The plan of the features of all donors of an order, side by side."""
+    places = range(len(order.donors))
+    nodes = {
+        **{f"donor_{i}": {"op": "source", "of": donor.id} for i, donor in enumerate(order.donors)},
+        **{f"features_{i}": {"op": "block", "of": f"donor_{i}"} for i in places},
+        "all": {"op": "branch", "of": [f"features_{i}" for i in places]},
+    }
+    return Plan.parse({"nodes": nodes, "out": "all"})
+
+
+def _finetuned(
+    builder: Builder, order: Order, rows: Sequence[Score], heldout: Samples | None, progress: Progress
+) -> list[Score]:
+    probes = [score for score in rows if score.plan is not None and _role(score.plan) == "probe"]
+    if not probes or "baselines" not in order.request.engines:
+        return []
+    best = max(probes, key=lambda score: score.row.accuracy_loto or 0.0)
+    progress(f"fine-tuning to compare with: {best.row.name}", 0, 1)
+    return [score_finetuned(builder, best, order.samples, heldout, order.request.seed)]
+
+
+def _deliver(
+    job: Job, builder: Builder, order: Order, rows: Sequence[Score], verified: Verified, heldout: Samples | None
+) -> Artifact:
+    plan = verified.score.plan
+    if plan is None:
+        raise RequestError("only a built plan can be delivered")
+    assembly = builder.build(plan)
+    write_graph(assembly.graph, job.out / GRAPH)
+    write_bytes = (job.folder / "model.onnx").read_bytes()
+    (job.out / "model.onnx").write_bytes(write_bytes)
+    delivered = Delivered(assembly, verified, tuple(rows), heldout)
+    report = make_report(builder, order, delivered, job.out, job.seconds)
+    order.request.write(job.out / "request.json")
+    plan.write(job.out / "plan.json")
+    report.write(job.out / "report.json")
+    write_text(job.out / "report.html", render_page(report))
+    write_text(job.out / "README.md", render_card(report))
+    return write_manifest(
+        job.out,
+        classes=list(assembly.classes),
+        preprocessing=json.loads(pack_preprocessing(builder.store, plan).to_json()),
+        plan_key=plan.key(),
+        lineage=[json.loads(donor.to_json()) for donor in report.lineage],
+    )
+
+
+def _heldout(order: Order) -> Samples | None:
+    path = order.request.heldout
+    if path is None:
+        return None
+    found = read_samples(Path(path))
+    missing = [cls for cls in order.classes if cls not in found.classes]
+    if missing:
+        raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
+    return found.only(order.classes)
+
+
+def _plain(scores: Sequence[Score]) -> list[object]:
+    return [score.to_plain() for score in scores]
+
+
+def _scores(data: Sequence[dict[str, object]]) -> list[Score]:
+    return [Score.from_plain(item) for item in data]
+
+
+def _same(one: Score, two: Score) -> bool:
+    return one.plan is not None and two.plan is not None and one.plan.key() == two.plan.key()
+
+
+def _role(plan: Plan) -> Role:
+    blocks = sum(isinstance(node, BlockNode) for node in plan.nodes.values())
+    if _sliced(plan):
+        return "plan"
+    return "donor" if blocks == 0 else "probe" if blocks == 1 else "ensemble"
+
+
+def _sliced(plan: Plan) -> bool:
+    return any(isinstance(node, SliceNode) for node in plan.nodes.values())
+
+
+def _merged(plan: Plan) -> bool:
+    return any(isinstance(node, SliceNode) and len(node.classes) > 1 for node in plan.nodes.values())
+
+
+def _randomised(plan: Plan) -> Plan:
+    nodes = {
+        name: node.replace(select="random", seed=1) if isinstance(node, SliceNode) else node
+        for name, node in plan.nodes.items()
+    }
+    return plan.replace(nodes=nodes, note="units drawn at random")

@@ -1,0 +1,168 @@
+"""The market: models to order from, and orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from sarto.errors import RequestError
+from sarto.graph import ModelGraph, capture
+from sarto.market import Removed, Samples, Store, read_samples
+from sarto.pipeline.artifact import Artifact
+from sarto.pipeline.choose import Plans, infeasible, propose
+from sarto.pipeline.make import make
+from sarto.pipeline.order import check_order
+from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.stock import stock
+from sarto.types import Learnware, Plan, Preprocessing, Request
+
+
+class Market:
+    """A folder of learnwares that orders are made from.
+
+    >>> market = Market.open("market")                                            # doctest: +SKIP
+    >>> artifact = market.make(Request.read("request.yaml"), "out")               # doctest: +SKIP
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Wrap a store; `create` and `open` are the usual ways."""
+        self.store = store
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """A new, empty market.
+
+        Raises:
+            StoreError: the folder holds something.
+        """
+        return cls(Store.create(path))
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The market in a folder.
+
+        Raises:
+            StoreError: no market there, or one of a newer version.
+        """
+        return cls(Store.open(path))
+
+    @property
+    def path(self) -> Path:
+        """The market's folder."""
+        return self.store.path
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add(
+        self,
+        model: nn.Module | ModelGraph,
+        *,
+        name: str,
+        classes: Sequence[str],
+        preprocessing: Preprocessing | Mapping[str, Any],
+        samples: Samples | str | Path | None = None,
+        licence: str = "",
+        notes: str = "",
+        origin: str = "",
+        progress: Progress = silent,
+    ) -> Learnware:
+        """Stock a model: capture it, prove the graph, count its costs, measure its skill.
+
+        Args:
+            model: a classifier whose last layer is linear; a module is captured with images of the preprocessing's size.
+            classes: names of its outputs, in order.
+            samples: a few labelled images, or where to read them; needed to slice it by class.
+
+        Raises:
+            GraphError: the model can't be captured, or holds NaN.
+            RequestError: the parts don't fit together; all problems at once.
+            StoreError: the name is taken by other content, or writing failed.
+        """
+        described = preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing.parse(preprocessing)
+        held = read_samples(samples) if isinstance(samples, str | Path) else samples
+        if isinstance(model, nn.Module):
+            if described.size is None:
+                raise RequestError("a module is captured with images of a known size: give preprocessing a size")
+            progress("capturing", 0, 1)
+            graph = capture(model, torch.zeros(2, described.channels, *described.size))
+        else:
+            graph = model
+        return stock(
+            self.store,
+            graph,
+            name=name,
+            classes=classes,
+            preprocessing=described,
+            samples=held,
+            licence=licence,
+            notes=notes,
+            origin=origin or type(model).__name__,
+            progress=progress,
+        )
+
+    def learnwares(self) -> tuple[Learnware, ...]:
+        """Every manifest, oldest first."""
+        return self.store.learnwares()
+
+    def get(self, which: str) -> Learnware:
+        """The manifest of a learnware, by name, id or the first digits of its id.
+
+        Raises:
+            StoreError: there is none, or several.
+        """
+        return self.store.get(which)
+
+    def remove(self, which: str) -> Removed:
+        """Take a learnware out, with the fragments made from it.
+
+        Raises:
+            StoreError: there is none.
+        """
+        return self.store.remove(which)
+
+    def verify(self) -> list[str]:
+        """Everything that is wrong with the market's files; empty where nothing is."""
+        return self.store.verify()
+
+    def plan(self, request: Request) -> Plans:
+        """Every plan for an order, from manifests alone; nothing is built.
+
+        Raises:
+            RequestError: the order is malformed or names unknown classes.
+            InfeasibleError: no plan keeps the budget; names the floor and the nearest budget.
+        """
+        plans = propose(check_order(request, self.store))
+        if not plans.feasible:
+            raise infeasible(plans)
+        return plans
+
+    def make(
+        self, request: Request, out: str | Path, *, plan: Plan | None = None, progress: Progress = silent
+    ) -> Artifact:
+        """Build the model of an order into a folder, verified and explained; a call that was cut short goes on.
+
+        Args:
+            plan: build this plan instead of choosing one.
+
+        Raises:
+            RequestError: the order is malformed, or the folder holds something else.
+            InfeasibleError: no plan keeps the budget.
+            StoreError: a learnware or a file is missing or damaged.
+            VerifyError: the built model does not do what it must.
+        """
+        return make(self.store, request, Path(out), plan=plan, progress=progress)

@@ -1,0 +1,170 @@
+"""From a request to a requirement: who provides each class, and on which samples everything is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sarto.errors import RequestError, suggest
+from sarto.market import Samples, Store, read_samples
+from sarto.types import ClassOffer, Learnware, Request, Requirement
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """A checked request with everything that planning and building need.
+
+    Attributes:
+        samples: of the wanted classes, in their order; every choice is made on them and on nothing else.
+        donor_samples: learnware id -> the samples that its slices are fitted on: its own, of all its classes, or the
+            order's where it came without.
+        learnwares: manifests of the market, by id.
+    """
+
+    requirement: Requirement
+    samples: Samples
+    donor_samples: Mapping[str, Samples]
+    learnwares: Mapping[str, Learnware]
+
+    @property
+    def request(self) -> Request:
+        return self.requirement.request
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The wanted classes, as the finished model names them."""
+        return tuple(offer.cls for offer in self.requirement.offers)
+
+    @property
+    def donors(self) -> tuple[Learnware, ...]:
+        """The learnwares that provide the classes, each once, in the order of the task."""
+        ids = dict.fromkeys(offer.learnware for offer in self.requirement.offers)
+        return tuple(self.learnwares[id_] for id_ in ids)
+
+
+def check_order(request: Request, store: Store) -> Order:
+    """The order, complete and consistent.
+
+    A class that several learnwares know is taken from the one with the best measured skill on it.
+
+    Raises:
+        RequestError: unknown classes or learnwares (with suggestions), classes without any samples, unreadable or
+            unfitting samples, donors that read different images; all problems at once.
+    """
+    learnwares = {learnware.id: learnware for learnware in store.learnwares()}
+    problems: list[str] = []
+    offers: list[ClassOffer] = []
+    others: list[ClassOffer] = []
+    if not learnwares:
+        raise RequestError("the market is empty; stock a model with `sarto add`", where=str(store.path))
+    names = [cls for _, cls in request.task.wanted]
+    problems += [
+        f"task.classes: {name!r} is asked from two learnwares; one model tells each class apart once"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    for place, (whose, cls) in enumerate(request.task.wanted):
+        found = _offers(cls, whose, learnwares)
+        if isinstance(found, str):
+            problems.append(f"task.classes[{place}]: {found}")
+            continue
+        offers.append(found[0])
+        others.extend(found[1:])
+    _check_engines(request, problems)
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+    _check_images([learnwares[offer.learnware] for offer in offers], problems)
+    samples = _samples(request, offers, learnwares, store, problems)
+    if problems or samples is None:
+        raise RequestError(problems[0], problems=problems)
+    requirement = Requirement(
+        request=request,
+        offers=tuple(offers),
+        others=tuple(others),
+        n_samples=samples.counts,
+        samples_digest=samples.digest,
+    )
+    donor_samples = {
+        offer.learnware: _donor_samples(learnwares[offer.learnware], samples, store, request) for offer in offers
+    }
+    return Order(requirement, samples, donor_samples, learnwares)
+
+
+def _offers(cls: str, whose: str | None, learnwares: Mapping[str, Learnware]) -> list[ClassOffer] | str:
+    known = list(learnwares.values())
+    if whose is not None:
+        known = [learnware for learnware in known if learnware.name == whose]
+        if not known:
+            return f"no learnware {whose!r}{suggest(whose, [k.name for k in learnwares.values()])}"
+    found = [learnware for learnware in known if cls in learnware.classes]
+    if not found:
+        classes = sorted({name for learnware in known for name in learnware.classes})
+        return f"no model in the market knows {cls!r}{suggest(cls, classes)}"
+    offers = [
+        ClassOffer(
+            cls=cls,
+            learnware=learnware.id,
+            label=learnware.classes.index(cls),
+            skill=(learnware.skill or {}).get(cls),
+        )
+        for learnware in found
+    ]
+    order = {learnware.id: learnware.name for learnware in found}
+    return sorted(offers, key=lambda offer: (-(offer.skill or 0.0), order[offer.learnware]))
+
+
+def _donor_samples(donor: Learnware, samples: Samples, store: Store, request: Request) -> Samples:
+    if set(donor.n_samples) != set(donor.classes):
+        return samples
+    own = store.samples(donor.id)
+    k = request.samples_per_class
+    return own if k is None else own.take(k)
+
+
+def _check_engines(request: Request, problems: list[str]) -> None:
+    known = ("slicepack", "baselines")
+    problems += [
+        f"engines: no engine {name!r}{suggest(name, known)}" for name in request.engines if name not in known
+    ]
+
+
+def _check_images(donors: list[Learnware], problems: list[str]) -> None:
+    reads = {(donor.input_shape, donor.preprocessing.size, donor.preprocessing.channels): donor.name for donor in donors}
+    if len(reads) > 1:
+        told = ", ".join(f"{name} reads {list(shape[0])}" for shape, name in reads.items())
+        problems.append(
+            f"the donors read different images ({told}); order classes of donors that read the same size, or name "
+            "another donor with learnware:class"
+        )
+
+
+def _samples(
+    request: Request,
+    offers: list[ClassOffer],
+    learnwares: Mapping[str, Learnware],
+    store: Store,
+    problems: list[str],
+) -> Samples | None:
+    classes = [offer.cls for offer in offers]
+    if request.samples is not None:
+        own = read_samples(Path(request.samples))
+        missing = [cls for cls in classes if cls not in own.classes]
+        problems += [
+            f"samples: {request.samples} has none of class {cls!r}{suggest(cls, own.classes)}" for cls in missing
+        ]
+        found = None if missing else own.only(classes)
+    else:
+        parts = []
+        for offer in offers:
+            donor = learnwares[offer.learnware]
+            if not donor.n_samples.get(offer.cls):
+                problems.append(
+                    f"class {offer.cls!r} is known only to {donor.name!r}, which has no samples of it; give the "
+                    "order's own samples (samples: PATH, or --samples PATH)"
+                )
+                continue
+            parts.append(store.samples(donor.id).only([offer.cls]))
+        found = parts[0].concat(*parts[1:]).only(classes) if parts and not problems else None
+    if found is not None and request.samples_per_class is not None:
+        found = found.take(request.samples_per_class)
+    return found

@@ -1,0 +1,295 @@
+"""The report of a delivered model: the comparison, the checks, the lineage, and what it all says in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from sarto.graph import prove
+from sarto.graph.encoding import encode
+from sarto.graph.file import read_graph
+from sarto.market import Samples
+from sarto.pipeline.artifact import GRAPH, file_hash
+from sarto.pipeline.builder import Assembly, Builder
+from sarto.pipeline.choose import show
+from sarto.pipeline.contest import LEVEL, Score
+from sarto.pipeline.environment import environment
+from sarto.pipeline.order import Order
+from sarto.pipeline.verify import Verified
+from sarto.training import compare, confusion, logistic_loto, per_class_recall
+from sarto.types import (
+    Check,
+    ClassScore,
+    Comparison,
+    Confusion,
+    Cost,
+    Donor,
+    HeadNode,
+    Interval,
+    Part,
+    Plan,
+    Report,
+)
+
+#: Largest relative difference that counts as equal in single and in double precision (design promise 1).
+SINGLE, DOUBLE = 1e-5, 1e-12
+SHUFFLES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Delivered:
+    """What came out of an order; the pick is the first of the rows."""
+
+    assembly: Assembly
+    verified: Verified
+    rows: tuple[Score, ...]
+    heldout: Samples | None
+
+    @property
+    def pick(self) -> Score:
+        return self.rows[0]
+
+    @property
+    def plan(self) -> Plan:
+        return self.assembly.plan
+
+
+def make_report(
+    builder: Builder, order: Order, delivered: Delivered, out: Path, seconds: Mapping[str, float]
+) -> Report:
+    """The report of a model whose graph and ONNX file are in `out` already."""
+    comparisons = _comparisons(order, delivered)
+    checks = tuple(_checks(builder, order, delivered, out))
+    predicted = delivered.plan.predicted or delivered.verified.cost.replace(
+        basis="predicted", latency_ms=None, latency_low_ms=None, latency_high_ms=None
+    )
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        request=order.request,
+        requirement=order.requirement,
+        plan=delivered.plan,
+        predicted=predicted,
+        measured=delivered.verified.cost,
+        rows=tuple(score.row for score in delivered.rows),
+        comparisons=comparisons,
+        per_class=tuple(_per_class(order, delivered)),
+        confusion=_confusion(order, delivered),
+        where_params=tuple(
+            Part(name=name, learnware=learnware, classes=classes, params=params)
+            for name, learnware, classes, params in delivered.assembly.parts
+        ),
+        checks=checks,
+        lineage=tuple(_lineage(order, delivered)),
+        hashes={
+            name: file_hash(out / name)
+            for name in (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx")
+        },
+        environment=environment(order.request.device.threads),
+        seconds=dict(seconds),
+        sentences=tuple(_sentences(order, delivered, comparisons, checks)),
+        not_tried=tuple(_not_tried(order, delivered)),
+    )
+
+
+def _comparisons(order: Order, delivered: Delivered) -> tuple[Comparison, ...]:
+    """The pick against the claims fixed beforehand: donor as it is, best probe, ensemble, random units (Holm)."""
+    labels = torch.from_numpy(order.samples.labels.copy())
+    pick = delivered.pick
+    found: list[tuple[Score, float, tuple[float, float], float, float, int | None]] = []
+    for role in ("donor", "probe", "ensemble", "control"):
+        rivals = [s for s in delivered.rows[1:] if s.row.role == role and s.row.accuracy_loto is not None]
+        if not rivals or pick.row.accuracy_loto is None:
+            continue
+        rival = max(rivals, key=lambda score: score.row.accuracy_loto or 0.0)
+        both = ~(pick.correct.isnan() | rival.correct.isnan())
+        result = compare(pick.correct[both], rival.correct[both], labels[both], level=LEVEL)
+        found.append(
+            (rival, result.difference, result.interval, result.mcnemar_p, result.p_better, result.samples_needed)
+        )
+    ordered = sorted(range(len(found)), key=lambda i: found[i][3])
+    adjusted, worst = dict[int, float](), 0.0
+    for place, i in enumerate(ordered):
+        worst = max(worst, min(1.0, found[i][3] * (len(found) - place)))
+        adjusted[i] = worst
+    return tuple(
+        Comparison(
+            row=rival.row.name,
+            basis="loto",
+            gap=gap,
+            interval=Interval(low=low, high=high, level=LEVEL, method="bootstrap over samples within each class"),
+            p_value=adjusted[i],
+            verdict=_verdict(gap, better, adjusted[i]),
+            samples_needed=needed if _verdict(gap, better, adjusted[i]) == "cannot be told apart" and needed else None,
+        )
+        for i, (rival, gap, (low, high), _, better, needed) in enumerate(found)
+    )
+
+
+def _verdict(gap: float, better: float, p_value: float) -> str:
+    """Better or worse only where the draws agree, the test does, and the gap is more than a point."""
+    if abs(gap) <= 0.01 or p_value > 0.05:
+        return "cannot be told apart"
+    if gap > 0:
+        return "better" if better > 0.95 else "cannot be told apart"
+    return "worse" if better < 0.05 else "cannot be told apart"
+
+
+def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> Iterator[Check]:
+    verified, assembly = delivered.verified, delivered.assembly
+    for name, limit in order.request.budget.limits().items():
+        value = float(getattr(verified.cost, name))
+        yield Check(name=f"budget: {name}", value=value, limit=float(limit), ok=value <= limit, detail="measured")
+    if delivered.plan.predicted is not None:
+        for name in ("params", "flops"):
+            want, have = getattr(delivered.plan.predicted, name), getattr(verified.cost, name)
+            yield Check(
+                name=f"predicted {name} equals counted",
+                value=float(have),
+                limit=float(want),
+                ok=have == want,
+                detail="predicted from manifests before anything was built",
+            )
+    yield Check(
+        name="ONNX Runtime equals eager",
+        value=verified.difference,
+        limit=SINGLE,
+        ok=verified.difference <= SINGLE,
+        detail=f"largest relative difference; decisions agree on {verified.agreement:.1%} of the samples",
+    )
+    stored = read_graph(out / GRAPH)
+    same = encode(stored) == encode(assembly.graph) and all(
+        torch.equal(tensor, stored.tensors[name]) for name, tensor in assembly.graph.tensors.items()
+    )
+    yield Check(name="graph file equals the model in memory", ok=same, detail="operators and tensors, bit for bit")
+    proof = prove(assembly.graph)
+    yield Check(
+        name="slicing equals zeroing its readers",
+        value=proof.difference,
+        limit=DOUBLE,
+        ok=not proof.refused and proof.difference <= DOUBLE,
+        detail=f"{proof.groups} channel groups of a random twin in float64; slicing moved the output by {proof.moved:.2g}",
+    )
+    shuffled = _shuffled(builder, order, delivered.plan)
+    if shuffled is not None:
+        value, limit = shuffled
+        yield Check(
+            name="shuffled labels score at chance",
+            value=value,
+            limit=limit,
+            ok=value <= limit,
+            detail=f"mean over {SHUFFLES} shuffles, same features and head; more would be a leak",
+        )
+
+
+def _shuffled(builder: Builder, order: Order, plan: Plan) -> tuple[float, float] | None:
+    """Accuracy with labels dealt out anew, and the most that chance explains; None without a fitted head."""
+    head = plan.nodes[plan.out]
+    if not isinstance(head, HeadNode) or head.kind == "restrict" or min(order.samples.counts.values()) < 2:
+        return None
+    parts = [builder.features(plan, member, order.samples) for member in builder.members(plan, head)]
+    labels = torch.from_numpy(order.samples.labels.copy())
+    generator = torch.Generator().manual_seed(order.request.seed)
+    n_classes = len(order.classes)
+    found = []
+    for _ in range(SHUFFLES):
+        dealt = labels[torch.randperm(len(labels), generator=generator)]
+        widths = tuple(part.shape[1] for part in parts)
+        score = logistic_loto(torch.cat(parts, 1), dealt, n_classes, blocks=widths, pairings=1)
+        found.append(score.accuracy or 0.0)
+    chance = 1.0 / n_classes
+    spread = (chance * (1 - chance) / len(labels)) ** 0.5
+    # Shuffles of the same samples are not independent: allow three standard errors of a single one.
+    return sum(found) / len(found), chance + 3 * spread
+
+
+def _per_class(order: Order, delivered: Delivered) -> Iterator[ClassScore]:
+    labels = torch.from_numpy(order.samples.labels.copy())
+    n_classes = len(order.classes)
+    own = per_class_recall(delivered.pick.predictions, labels, n_classes)
+    held: tuple[float | None, ...] = (None,) * n_classes
+    if delivered.heldout is not None and delivered.pick.heldout is not None:
+        truth = torch.from_numpy(delivered.heldout.labels.copy())
+        held = per_class_recall(delivered.pick.heldout, truth, n_classes)
+    for place, offer in enumerate(order.requirement.offers):
+        yield ClassScore(
+            cls=offer.cls,
+            learnware=offer.learnware,
+            donor=order.learnwares[offer.learnware].name,
+            n_samples=order.samples.counts[offer.cls],
+            recall_loto=own[place],
+            n_heldout=delivered.heldout.counts[offer.cls] if delivered.heldout is not None else None,
+            recall_heldout=held[place],
+            donor_skill=offer.skill,
+        )
+
+
+def _confusion(order: Order, delivered: Delivered) -> Confusion:
+    said, samples, basis = delivered.pick.predictions, order.samples, "loto"
+    if delivered.heldout is not None and delivered.pick.heldout is not None:
+        said, samples, basis = delivered.pick.heldout, delivered.heldout, "heldout"
+    table = confusion(said, torch.from_numpy(samples.labels.copy()), len(order.classes))
+    return Confusion.parse({"classes": list(order.classes), "counts": table.tolist(), "basis": basis})
+
+
+def _lineage(order: Order, delivered: Delivered) -> Iterator[Donor]:
+    for id_ in delivered.plan.learnwares:
+        learnware = order.learnwares[id_]
+        yield Donor(
+            learnware=id_,
+            name=learnware.name,
+            licence=learnware.licence,
+            origin=learnware.origin,
+            graph_hash=learnware.graph_hash,
+            weights_hash=learnware.weights_hash,
+            samples_hash=learnware.samples_hash,
+            classes=learnware.classes,
+        )
+
+
+def _sentences(
+    order: Order, delivered: Delivered, comparisons: Sequence[Comparison], checks: Sequence[Check]
+) -> Iterator[str]:
+    row, cost = delivered.pick.row, delivered.verified.cost
+    n = len(order.samples)
+    if row.accuracy_loto is not None and row.interval is not None:
+        yield (
+            f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) on "
+            f"images like your {n}, measured by leaving one of each class out."
+        )
+    else:
+        yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
+    if row.accuracy_heldout is not None and delivered.heldout is not None:
+        yield f"{row.accuracy_heldout:.1%} of {len(delivered.heldout)} held-out images, which chose nothing, are named right."
+    yield f"{cost.params:,} parameters, {cost.flops:,} FLOPs an image, {_latency(cost)}, {cost.size_bytes:,} bytes."
+    yield "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the smallest."
+    for found in comparisons:
+        gap = f"{100 * found.gap:+.1f} points"
+        if found.verdict == "cannot be told apart":
+            more = f" (about {found.samples_needed:,} labelled samples would)" if found.samples_needed else ""
+            yield f"Against {found.row}: {gap}; your samples cannot tell them apart{more}."
+        else:
+            yield f"Against {found.row}: {gap}, {found.verdict}."
+    for tried in delivered.verified.tried:
+        yield f"Verified before and over the budget: {tried}."
+    failed = [check.name for check in checks if not check.ok]
+    if failed:
+        yield f"Checks that failed: {', '.join(failed)}."
+
+
+def _latency(cost: Cost) -> str:
+    return f"{show('latency_ms', cost.latency_ms)} ms a batch" if cost.latency_ms is not None else "latency unknown"
+
+
+def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
+    roles = {score.row.role for score in delivered.rows}
+    if "donor" not in roles:
+        yield "a donor as it is: no single learnware knows all the wanted classes"
+    if "finetune" not in roles:
+        yield "fine-tuning a donor: left out with the baselines engine"
+    if delivered.heldout is None:
+        yield "held-out images: none were given, so accuracy is known from the order's own samples alone"
+    yield "int8, pruning with retraining, distillation: not built by this version"

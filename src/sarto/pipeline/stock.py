@@ -1,0 +1,145 @@
+"""Stocking a model: prove its graph, count what it costs, measure what it knows, find out how wide it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sarto.devices import count
+from sarto.engines.slicepack import SHARES, allocate, read_donor
+from sarto.errors import GraphError, RequestError
+from sarto.graph import ModelGraph, block, features, leading, normalise, slice
+from sarto.market import Samples, Store, to_tensor
+from sarto.pipeline.builder import run
+from sarto.pipeline.progress import Progress, silent
+from sarto.types import Learnware, Preprocessing, WidthCost
+
+SKILL_BASIS = "recall on the samples that came with it; whether it was trained on them is the owner's word"
+
+
+def stock(
+    store: Store,
+    graph: ModelGraph,
+    *,
+    name: str,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    samples: Samples | None = None,
+    licence: str = "",
+    notes: str = "",
+    origin: str = "",
+    progress: Progress = silent,
+) -> Learnware:
+    """Put a captured model into a store, with its costs, its skill and its widths.
+
+    Args:
+        samples: labelled images of its classes (others are left out); without them there is no skill, and widths are
+            the same share of every group.
+
+    Raises:
+        RequestError: classes, preprocessing, samples and the graph don't belong together; all problems at once.
+        StoreError: the name is taken by other content, or writing failed.
+    """
+    own = _own_samples(samples, classes)
+    problems = _problems(graph, classes, preprocessing)
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+    ready = normalise(graph, preprocessing.mean, preprocessing.std)
+    inputs = to_tensor(own.images, preprocessing) if own is not None else None
+    progress("measuring skill", 0, 3)
+    skill = _skill(ready, inputs, own, classes) if own is not None and inputs is not None else None
+    progress("allocating widths", 1, 3)
+    widths = _widths(ready, inputs, own, classes)
+    progress("writing", 2, 3)
+    learnware = store.add(
+        graph,
+        name=name,
+        classes=classes,
+        preprocessing=preprocessing,
+        cost=count(ready),
+        licence=licence,
+        samples=own,
+        notes=notes,
+        origin=origin,
+        skill=skill,
+        skill_basis=SKILL_BASIS if skill is not None else None,
+        widths=widths,
+    )
+    progress("writing", 3, 3)
+    return learnware
+
+
+def width_cost(ready: ModelGraph, share: float, keep: Mapping[str, int]) -> WidthCost:
+    """Exact cost of a donor's extractor at given widths, from shapes alone."""
+    small = slice(ready.sketch(), leading(keep))
+    extractor = block(small, end=features(small).value)
+    cost = count(extractor)
+    width = features(small).width
+    return WidthCost(
+        ratio=share,
+        keep=dict(keep),
+        params=cost.params,
+        flops=cost.flops,
+        memory_bytes=cost.memory_bytes,
+        size_bytes=cost.size_bytes,
+        output_bytes=4 * width,
+        width=width,
+    )
+
+
+def _own_samples(samples: Samples | None, classes: Sequence[str]) -> Samples | None:
+    if samples is None:
+        return None
+    known = [cls for cls in classes if cls in samples.classes]
+    if not known:
+        raise RequestError(
+            f"the samples hold none of the model's classes ({', '.join(classes)}); they hold "
+            f"{', '.join(samples.classes)}: rename the folders, or give the class names in the order of the outputs"
+        )
+    return samples.only(known)
+
+
+def _problems(graph: ModelGraph, classes: Sequence[str], preprocessing: Preprocessing) -> list[str]:
+    problems: list[str] = []
+    try:
+        n_outputs = features(graph).n_outputs
+    except GraphError as error:
+        return [str(error)]
+    if n_outputs != len(classes):
+        problems.append(f"the model has {n_outputs} outputs, {len(classes)} class names were given ({', '.join(classes)})")
+    shape = graph.inputs[0].shape
+    if len(shape) != 4 or shape[1] != preprocessing.channels:
+        problems.append(
+            f"the model reads {list(shape[1:])} (without batch), preprocessing gives {preprocessing.channels} channels"
+        )
+    elif preprocessing.size is not None and tuple(shape[2:]) != tuple(preprocessing.size):
+        problems.append(f"the model reads images of {list(shape[2:])}, preprocessing gives {list(preprocessing.size)}")
+    return problems
+
+
+def _skill(ready: ModelGraph, inputs: Tensor, samples: Samples, classes: Sequence[str]) -> dict[str, float]:
+    """Recall of each class that has samples, all outputs competing."""
+    predicted = run(ready, inputs).argmax(1).numpy()
+    found: dict[str, float] = {}
+    for label, cls in enumerate(samples.classes):
+        mine = samples.labels == label
+        found[cls] = float((predicted[mine] == list(classes).index(cls)).mean())
+    return found
+
+
+def _widths(
+    ready: ModelGraph, inputs: Tensor | None, samples: Samples | None, classes: Sequence[str]
+) -> list[WidthCost]:
+    sliceable = ready.analysis.sliceable
+    whole = {group.id: group.size for group in sliceable}
+    if not sliceable:
+        return [width_cost(ready, 1.0, {})]
+    if inputs is None or samples is None or set(samples.classes) != set(classes):
+        rates = {share: {name: max(1, round(share**0.5 * size)) for name, size in whole.items()} for share in SHARES}
+    else:
+        # `_own_samples` has put the classes in the order of the outputs.
+        labels = torch.from_numpy(samples.labels.copy())
+        rates = allocate(read_donor(ready, inputs, labels, len(classes)), SHARES)
+    return [width_cost(ready, share, keep) for share, keep in rates.items()]

@@ -1,0 +1,158 @@
+"""Export and measure plans in the order of their rank, until one keeps the budget as measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sarto.devices import count, measure
+from sarto.errors import InfeasibleError, RequestError
+from sarto.export import export_onnx
+from sarto.market import to_tensor
+from sarto.pipeline.builder import Builder, pack_preprocessing
+from sarto.pipeline.choose import Plans, ranked, show
+from sarto.pipeline.contest import Score, score_plan
+from sarto.pipeline.order import Order
+from sarto.pipeline.progress import Progress
+from sarto.types import Cost, Plan
+
+#: Plans that are verified at most; a measured overrun takes the next one.
+TRIES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """A plan that was built, exported and measured, and keeps the budget.
+
+    Attributes:
+        difference: largest relative difference between ONNX Runtime and eager.
+        agreement: share of the order's samples on which both decide alike.
+        tried: what was verified before and broke a limit, in words.
+    """
+
+    score: Score
+    cost: Cost
+    difference: float
+    agreement: float
+    tried: tuple[str, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "score": self.score.to_plain(),
+            "cost": self.cost.model_dump(mode="json"),
+            "difference": self.difference,
+            "agreement": self.agreement,
+            "tried": list(self.tried),
+        }
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Verified:
+        """What `to_plain` wrote."""
+        return cls(
+            Score.from_plain(data["score"]),
+            Cost.parse(data["cost"]),
+            data["difference"],
+            data["agreement"],
+            tuple(data["tried"]),
+        )
+
+
+def verify(
+    builder: Builder, plans: Plans, scores: Sequence[Score], given: Plan | None, folder: Path, progress: Progress
+) -> Verified:
+    """The first plan in rank that keeps the budget as measured; its ONNX file is left in the folder.
+
+    The rank is accuracy on the order's own samples, then fewer parameters. After the built ones, smaller packs are
+    tried; at most `TRIES` plans in all.
+
+    Raises:
+        InfeasibleError: none of them keeps the budget; says what was measured.
+        VerifyError: the exported model differs from the built one.
+    """
+    budget = plans.order.request.budget
+    built = [s for s in scores if s.plan is not None and s.row.role in ("plan", "donor", "probe", "ensemble")]
+    if given is not None:
+        queue = [score for score in built if score.plan is not None and score.plan.key() == given.key()]
+    else:
+        queue = _in_rank([s for s in built if s.row.cost is not None and not s.row.cost.over(budget)])
+    known = {score.plan.key() for score in built if score.plan is not None}
+    spare = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.key() not in known]
+    tried: list[tuple[Score, Cost]] = []
+    while queue and len(tried) < TRIES:
+        score = queue.pop(0)
+        progress(f"verifying {score.row.name}", len(tried), TRIES)
+        cost, difference, agreement = _measured(builder, plans.order, score, folder)
+        if not cost.over(budget):
+            return Verified(score, cost, difference, agreement, tuple(_told(*item) for item in tried))
+        tried.append((score, cost.replace()))
+        if given is None and not queue:
+            queue = _smaller(builder, plans.order, spare, cost)
+    raise _overrun(plans.order, tried)
+
+
+def _in_rank(scores: list[Score]) -> list[Score]:
+    zero = Cost(params=0, flops=0, memory_bytes=0, size_bytes=0, basis="predicted")
+    return [scores[i] for i in ranked([(s.row.accuracy_loto, s.row.cost or zero, i) for i, s in enumerate(scores)])]
+
+
+def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> list[Score]:
+    """The largest pack left that should fit when every cost shrinks like its FLOPs; the smallest where none should."""
+    if not spare:
+        return []
+    shrink = min(limit / max(1e-9, float(getattr(cost, name))) for name, limit in order.request.budget.limits().items())
+    fitting = [p for p in spare if p.predicted is not None and p.predicted.flops <= shrink * cost.flops]
+    plan = fitting[0] if fitting else spare[-1]
+    del spare[: spare.index(plan) + 1]
+    return [score_plan(builder, plan, order.samples, "plan", f"pack, {plan.note}")]
+
+
+def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tuple[Cost, float, float]:
+    if score.plan is None:
+        raise RequestError("only a built plan can be delivered")
+    assembly = builder.build(score.plan)
+    preprocessing = pack_preprocessing(builder.store, score.plan)
+    metadata = {
+        "classes": json.dumps(list(assembly.classes)),
+        "preprocessing": preprocessing.to_json(),
+        "plan": score.plan.key(),
+    }
+    path = folder / "model.onnx"
+    inputs = to_tensor(order.samples.images, preprocessing)
+    export = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
+    latency = measure(assembly.graph, order.request.device, onnx=path)
+    cost = count(assembly.graph).replace(
+        latency_ms=latency.median_ms,
+        latency_low_ms=latency.low_ms,
+        latency_high_ms=latency.high_ms,
+        basis="measured",
+    )
+    return cost, export.max_relative_difference, export.agreement
+
+
+def _told(score: Score, cost: Cost) -> str:
+    numbers = ", ".join(
+        f"{name} {show(name, float(getattr(cost, name)))}" for name in ("params", "flops", "latency_ms")
+    )
+    return f"{score.row.name}: {numbers}"
+
+
+def _overrun(order: Order, tried: Sequence[tuple[Score, Cost]]) -> InfeasibleError:
+    limits, device = order.request.budget.limits(), order.request.device
+    asked = ", ".join(f"{name} <= {show(name, value)}" for name, value in limits.items())
+    if not tried:
+        return InfeasibleError(f"no plan that was built keeps {asked}", where="budget")
+    least = {name: min(float(getattr(cost, name)) for _, cost in tried) for name in limits}
+    _, best = min(tried, key=lambda pair: max(float(getattr(pair[1], name)) / limits[name] for name in limits))
+    needs = {name: max(limit, float(getattr(best, name))) for name, limit in limits.items()}
+    raised = ", ".join(f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name])
+    return InfeasibleError(
+        f"no plan keeps {asked} as measured with {device.runtime}, {device.threads} threads, batch {device.batch}. "
+        f"Measured: {'; '.join(_told(*item) for item in tried)}. Raise {raised}.",
+        floor=least,
+        nearest=needs,
+        where="budget",
+    )
