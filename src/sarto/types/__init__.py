@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from sarto.types.cost import LIMITS, Budget, Cost, WidthCost
+from sarto.types.cost import LIMITS, Budget, Cost, WidthCost, pack_cost
 from sarto.types.kinds import Kind
 from sarto.types.learnware import Learnware, Preprocessing
-from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode
+from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
 from sarto.types.plan import Plan
+from sarto.types.report import (
+    Check,
+    ClassScore,
+    Comparison,
+    Confusion,
+    CostLine,
+    Donor,
+    Environment,
+    Interval,
+    Part,
+    Report,
+    Row,
+)
 from sarto.types.request import ClassOffer, Device, Request, Requirement, Task
 from sarto.types.value import Value
 
@@ -15,21 +28,34 @@ __all__ = [
     "BlockNode",
     "BranchNode",
     "Budget",
+    "Check",
     "ClassOffer",
+    "ClassScore",
+    "Comparison",
+    "Confusion",
     "Cost",
+    "CostLine",
     "Device",
+    "Donor",
+    "Environment",
     "HeadNode",
+    "Interval",
     "Kind",
     "Learnware",
+    "Part",
     "Plan",
     "PlanNode",
     "Preprocessing",
     "Repair",
+    "Report",
     "Request",
     "Requirement",
+    "Row",
     "SliceNode",
     "SourceNode",
     "Task",
     "Value",
     "WidthCost",
+    "pack_cost",
+    "reads",
 ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sarto.errors import RequestError
-from sarto.types.fields import AboveZero, AtLeastZero, Positive, Ratio, Whole
+from sarto.types.fields import AboveZero, AtLeastZero, Frozen, Name, Positive, Ratio, Whole
 from sarto.types.value import Value
 
+Limit = Literal["params", "flops", "memory_bytes", "size_bytes", "latency_ms"]
+
 #: The names of the limits, in the order in which tables show them.
-LIMITS = ("params", "flops", "memory_bytes", "size_bytes", "latency_ms")
+LIMITS: tuple[Limit, ...] = ("params", "flops", "memory_bytes", "size_bytes", "latency_ms")
 
 
 class Budget(Value):
@@ -77,18 +80,40 @@ class Cost(Value):
 
 
 class WidthCost(Value):
-    """Cost of a donor's feature extractor with every sliceable group cut to one ratio.
+    """Cost of a donor's feature extractor at one size.
 
     Attributes:
-        ratio: kept share of each group.
+        ratio: share of the extractor's parameters that this size aims at.
+        keep: units kept of each sliceable channel group.
         output_bytes: size of the features of one sample.
         width: number of features.
     """
 
     ratio: Ratio
+    keep: Frozen[Name, Positive] = Field(default_factory=dict, validate_default=True)
     params: Whole
     flops: Whole
     memory_bytes: Whole
     output_bytes: Whole
     size_bytes: Whole
     width: Positive
+
+
+def pack_cost(widths: Sequence[WidthCost], n_classes: int) -> Cost:
+    """Predicted cost of extractors side by side under one linear head.
+
+    Parameters and FLOPs are exact where the extractors share nothing. Peak memory: branches run one after the
+    other, each beside the features already made; the input that they share is counted in each.
+    """
+    width, held, peak = sum(w.width for w in widths), 0, 0
+    for part in widths:
+        peak = max(peak, held + part.memory_bytes)
+        held += part.output_bytes
+    head = n_classes * (width + 1)
+    return Cost(
+        params=sum(w.params for w in widths) + head,
+        flops=sum(w.flops for w in widths) + 2 * n_classes * width,
+        memory_bytes=max(peak, 2 * held),
+        size_bytes=sum(w.size_bytes for w in widths) + 4 * head,
+        basis="predicted",
+    )

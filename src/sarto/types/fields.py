@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -74,6 +74,13 @@ def _integral(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def _no_flag(value: Any) -> Any:
+    # true equals 1, and 1.0 does too.
+    if type(value) is not int:
+        raise problem("must be a whole number")
+    return value
+
+
 def _ordered(value: Any) -> Any:
     if isinstance(value, (set, frozenset, Mapping)):
         raise problem("must be a list (it has an order)")
@@ -90,6 +97,9 @@ FilePath = Annotated[
     str, Strict(), StringConstraints(max_length=4_096), AfterValidator(_one_line), BeforeValidator(_path)
 ]
 Sha = Annotated[str, Strict(), StringConstraints(pattern=r"^sha256:[0-9a-f]{64}\z")]
+
+#: Version of a layout; there is one so far.
+Version = Annotated[Literal[1], BeforeValidator(_no_flag)]
 
 Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict(), Field(ge=0, le=LARGEST), BeforeValidator(_integral)]

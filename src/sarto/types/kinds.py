@@ -166,7 +166,8 @@ def _left(group: str, slices: Iterable[SliceNode]) -> int | None:
     # Units that earlier slices leave of a group, where they say it; the latest slice that names it counts.
     for node in slices:
         kept = node.keep.get(group, node.keep.get("*"))
-        if kept is not None:
+        keeps_all = type(kept) is float and kept == 1.0 and node.select != "threshold"
+        if kept is not None and not keeps_all:
             return len(kept) if isinstance(kept, tuple) else kept if type(kept) is int else None
     return None
 

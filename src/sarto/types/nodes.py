@@ -17,6 +17,7 @@ from sarto.types.fields import (
     FrozenDict,
     Name,
     Names,
+    Several,
     Sha,
     Share,
     Whole,
@@ -171,7 +172,7 @@ class BranchNode(Value):
     """
 
     op: Literal["branch"] = "branch"
-    of: Annotated[Names, Field(min_length=1, max_length=MAX_MEMBERS)]
+    of: Annotated[Several[Name], Field(min_length=1, max_length=MAX_MEMBERS)]
     join: Literal["concat", "mean"] = "concat"
 
 

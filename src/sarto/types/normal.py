@@ -49,7 +49,7 @@ N = TypeVar("N", bound=Value)
 #: Raised when a node changes its meaning, so that old keys no longer match.
 SEMANTICS = 1
 #: Bound on the entries (units, groups, parts) that normal forms may write in all.
-MAX_ENTRIES = 5_000_000
+MAX_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def normalise(nodes: Mapping[str, PlanNode], checked: Check) -> Normal:
         elif isinstance(node, BranchNode):
             keys[name] = forms.branch(name, node, below)
         elif isinstance(node, SliceNode):
-            keys[name] = forms.slice(node, below[0])
+            keys[name] = forms.slice(node, below[0], on_model=checked.kinds[name].form == "model")
         elif isinstance(node, BlockNode):
             keys[name] = forms.add(BlockNode(of=below[0], to=node.to))
         else:
@@ -121,13 +121,13 @@ class _Forms:
         self.table.setdefault(key, node)
         return key
 
-    def slice(self, node: SliceNode, below: str) -> str:
-        tidy = _tidy(node, below)
+    def slice(self, node: SliceNode, below: str, *, on_model: bool) -> str:
+        tidy = _tidy(node, below, on_model)
         if not tidy.keep and tidy.repair is None:
             return below
         lower = self.table[below]
         if isinstance(lower, BlockNode) and "*" not in tidy.keep:
-            return self.add(BlockNode(of=self.slice(tidy, lower.of), to=lower.to))
+            return self.add(BlockNode(of=self.slice(tidy, lower.of, on_model=True), to=lower.to))
         if isinstance(lower, SliceNode) and _only_names(lower) and _only_names(tidy):
             merged = _merge(lower.keep, tidy.keep)
             self._spend(sum(len(kept) for kept in merged.values() if isinstance(kept, tuple)) + len(merged))
@@ -164,15 +164,18 @@ class _Forms:
             )
 
 
-def _tidy(node: SliceNode, below: str) -> SliceNode:
-    # What has no meaning becomes the default.
-    star = node.keep.get("*", None if node.select == "threshold" else 1.0)
+def _tidy(node: SliceNode, below: str, on_model: bool) -> SliceNode:
+    # What has no meaning becomes the default. In features "*" leaves out the last group, so naming a group
+    # with the ratio of "*" says something there. A threshold with beta = 1 still drops units of score 0.
+    keeps_all = None if node.select == "threshold" else 1.0
+    star = node.keep.get("*", keeps_all)
+    same = star if on_model or star == keeps_all else None
     keep: dict[str, Kept] = {
         group: kept
         for group, kept in node.keep.items()
-        if group == "*" or type(kept) is not float or kept != star
+        if group == "*" or type(kept) is not float or kept != same
     }
-    if star == 1.0 and node.select != "threshold":
+    if star == keeps_all:
         keep.pop("*", None)
     explicit = all(isinstance(kept, tuple) for kept in keep.values())
     select = "first" if explicit else node.select

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sarto.errors import RequestError
 from sarto.types.cost import Cost
-from sarto.types.fields import FrozenDict, Name, Text, problem
+from sarto.types.fields import FrozenDict, Name, Text, Version, problem
 from sarto.types.kinds import Check, Kind, check
 from sarto.types.nodes import PlanNode, SliceNode, SourceNode
 from sarto.types.normal import Normal, normalise, rename
@@ -18,7 +18,7 @@ from sarto.types.value import Value
 
 MAX_NODES = 10_000
 #: Units and channel groups that all slices of a plan may name.
-MAX_KEPT = 2_000_000
+MAX_KEPT = 1_000_000
 
 
 def _bounded(data: Any) -> Any:
@@ -39,7 +39,7 @@ class Plan(Value):
         note: for people.
     """
 
-    plan: Literal[1] = 1
+    plan: Version = 1
     nodes: Annotated[
         Mapping[Name, PlanNode], BeforeValidator(_bounded), Field(min_length=1), AfterValidator(FrozenDict)
     ]

@@ -13,6 +13,7 @@ from sarto.errors import SartoError, closest
 
 _WANTED = {
     "string_type": "must be text",
+    "string_unicode": "must be whole characters",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
@@ -49,7 +50,7 @@ def show(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if type(value) is int:
         bits = value.bit_length()
-        return str(value) if bits <= 128 else f"a number of about {bits * 0.301:.0f} digits"
+        return str(value) if bits <= 128 else f"a number of about {bits * 0.30103:,.0f} digits"
     if type(value) is float:
         return repr(value)
     if isinstance(value, str):
@@ -82,6 +83,7 @@ def _texts(found: ErrorDetails, parent: type[BaseModel] | None) -> list[str]:
         return [str(cause)]
     if kind in _COMPARED:
         limit = next(context[name] for name in ("gt", "ge", "lt", "le") if name in context)
+        limit = int(limit) if limit == int(limit) else limit
         return [f"must be {_COMPARED[kind]} {limit}, got {show(value)}"]
     if kind == "literal_error":
         near = closest(value, str(context["expected"]).split("'")[1::2]) if isinstance(value, str) else None
@@ -91,7 +93,7 @@ def _texts(found: ErrorDetails, parent: type[BaseModel] | None) -> list[str]:
         limit, actual = (context.get(name) for name in ("min_length", "actual_length"))
         if kind == "too_short":
             return [f"must have at least {limit} entries, got {actual}"]
-        return [f"must have at most {context['max_length']:,} entries, got {show(actual)}"]
+        return [f"must have at most {context['max_length']:,} entries, got {actual or 'more'}"]
     if kind == "string_too_long":
         return [f"must have at most {context['max_length']:,} characters, got {show(value)}"]
     if kind == "string_pattern_mismatch":

@@ -45,6 +45,8 @@ def read_text(text: str | bytes) -> Any:
             raise RequestError(f"the text is not UTF-8 ({error.reason} at byte {error.start})") from error
     if len(text) > MAX_JSON_BYTES:
         raise RequestError(f"the text has {len(text):,} characters, the limit is {MAX_JSON_BYTES:,}")
+    if text.lstrip()[:1] not in ("{", "["):
+        return _read_yaml(text, None)
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -138,11 +140,13 @@ def _refuse_constant(name: str) -> Any:
     raise RequestError(f"{name} is not allowed: numbers must be finite")
 
 
-def _read_yaml(text: str, json_error: json.JSONDecodeError) -> Any:
-    looks_like_json = text.lstrip()[:1] in ("{", "[")
-    said = f"not readable as JSON: {json_error.msg} at line {json_error.lineno}, column {json_error.colno}"
+def _read_yaml(text: str, json_error: json.JSONDecodeError | None) -> Any:
+    said = ""
+    if json_error is not None:
+        place = f"line {json_error.lineno}, column {json_error.colno}"
+        said = f"not readable as JSON: {json_error.msg} at {place}"
     if len(text) > MAX_YAML_BYTES:
-        if looks_like_json:
+        if said:
             raise RequestError(said) from json_error
         raise RequestError(
             f"YAML of {len(text):,} characters was given, the limit is {MAX_YAML_BYTES:,}; write it as JSON"
@@ -158,7 +162,7 @@ def _read_yaml(text: str, json_error: json.JSONDecodeError) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         yaml_said = f"not readable as YAML: {reason}{place}"
-        raise RequestError(said if looks_like_json else yaml_said) from error
+        raise RequestError(said or yaml_said) from error
     except RequestError:
         raise
     except ValueError as error:

@@ -1,0 +1,292 @@
+"""The report of an order: everything that a page about it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sarto.errors import RequestError
+from sarto.types.cost import LIMITS, Cost, Limit
+from sarto.types.fields import (
+    AtLeastZero,
+    Flag,
+    Frozen,
+    Name,
+    Names,
+    Number,
+    Positive,
+    Several,
+    Sha,
+    Share,
+    Text,
+    Version,
+    Whole,
+    twice,
+)
+from sarto.types.plan import Plan
+from sarto.types.request import Request, Requirement
+from sarto.types.value import Value
+
+
+class Interval(Value):
+    """Where a number lies, and how sure that is.
+
+    Attributes:
+        low: in the unit of the number.
+        high: in the unit of the number.
+        level: share of intervals like this one that hold the truth: 0.9 is nine times of ten.
+        method: how it was made: "wilson", "bootstrap over samples", ...
+    """
+
+    low: Number
+    high: Number
+    level: Annotated[Share, Field(gt=0, lt=1)]
+    method: Name
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Interval:
+        if self.low > self.high:
+            raise RequestError(f"low <= high was expected, got {self.low} and {self.high}")
+        return self
+
+
+class Row(Value):
+    """One model of the comparison: the pick, or what the user would do otherwise.
+
+    Attributes:
+        name: as the table shows it.
+        role: what it is there for.
+        plan_key: what was built, where a plan says it.
+        accuracy_loto: share right on the order's samples, one of each class left out; None: not measured.
+        interval: of `accuracy_loto`.
+        accuracy_heldout: share right on samples that nothing but this report read.
+        heldout_interval: of `accuracy_heldout`.
+        cost: measured, or predicted where it was not built (`cost.basis` says which).
+        samples_used: labelled samples that went into it.
+        note: what the numbers don't say.
+    """
+
+    name: Name
+    role: Literal["pick", "donor", "ensemble", "probe", "finetune", "trivial", "control", "plan"]
+    plan_key: Sha | None = None
+    accuracy_loto: Share | None = None
+    interval: Interval | None = None
+    accuracy_heldout: Share | None = None
+    heldout_interval: Interval | None = None
+    cost: Cost | None = None
+    samples_used: Whole | None = None
+    note: Text = ""
+
+
+class Comparison(Value):
+    """The pick against one other row, on the same samples.
+
+    Attributes:
+        row: name of the other row.
+        basis: which samples.
+        gap: accuracy of the pick minus the other's, in shares (0.01 is one point).
+        interval: of the gap.
+        p_value: of the paired test, after the correction for several comparisons.
+        verdict: of the pick.
+        samples_needed: labelled samples that would tell the two apart; None where they are told apart.
+    """
+
+    row: Name
+    basis: Literal["loto", "heldout"]
+    gap: Annotated[Number, Field(ge=-1, le=1)]
+    interval: Interval | None = None
+    p_value: Share | None = None
+    verdict: Literal["better", "worse", "cannot be told apart"]
+    samples_needed: Positive | None = None
+
+
+class ClassScore(Value):
+    """How well one class is recognised.
+
+    Attributes:
+        cls: the class.
+        learnware: id of the donor that it came from.
+        donor: the donor's name.
+        n_samples: samples of the class that the order used.
+        recall_loto: share of them recognised when left out.
+        n_heldout: samples of the class that only the report read.
+        recall_heldout: share of those recognised.
+        donor_skill: what the donor's manifest says of the class.
+    """
+
+    cls: Name
+    learnware: Sha | None = None
+    donor: Name | None = None
+    n_samples: Whole
+    recall_loto: Share | None = None
+    n_heldout: Whole | None = None
+    recall_heldout: Share | None = None
+    donor_skill: Share | None = None
+
+
+class Confusion(Value):
+    """What was taken for what.
+
+    Attributes:
+        classes: of the rows (what it was) and of the columns (what the model said).
+        counts: number of samples, one tuple a row.
+        basis: which samples.
+    """
+
+    classes: Names
+    counts: Several[Several[Whole]]
+    basis: Literal["loto", "heldout"]
+
+    @model_validator(mode="after")
+    def _check_square(self) -> Confusion:
+        sizes = [len(self.counts), *(len(row) for row in self.counts)]
+        if any(size != len(self.classes) for size in sizes):
+            raise RequestError(
+                f".counts: {len(self.classes)} rows of {len(self.classes)} counts were expected"
+            )
+        return self
+
+
+class Part(Value):
+    """Where parameters went.
+
+    Attributes:
+        name: as the table shows it: a donor and the classes of its fragment, or "head".
+        learnware: id of the donor; None for what was made here.
+        classes: whose fragment it is.
+        params: trainable parameters; the parts add up to the model's.
+    """
+
+    name: Name
+    learnware: Sha | None = None
+    classes: Names = ()
+    params: Whole
+
+
+class Check(Value):
+    """A promise that was checked on the delivered model.
+
+    Attributes:
+        value: what was found; None where it is a matter of yes or no.
+        limit: what was allowed.
+        detail: how it was checked, or what to do where it failed.
+    """
+
+    name: Name
+    value: Number | None = None
+    limit: Number | None = None
+    ok: Flag
+    detail: Text = ""
+
+
+class Donor(Value):
+    """A learnware that parts came from."""
+
+    learnware: Sha
+    name: Name
+    licence: Text = ""
+    origin: Text = ""
+    graph_hash: Sha
+    weights_hash: Sha | None = None
+    samples_hash: Sha | None = None
+    classes: Names = ()
+
+
+class Environment(Value):
+    """Where it was built and measured.
+
+    Attributes:
+        versions: of sarto, python, torch, ...
+        threads: that the measurements used.
+        machine: processor and system, in words.
+    """
+
+    versions: Frozen[Name, Text]
+    threads: Positive
+    machine: Text
+
+
+class CostLine(Value):
+    """One cost number: what was predicted, what came out, what was allowed."""
+
+    name: Limit
+    predicted: Number | None = None
+    measured: Number | None = None
+    budget: Number | None = None
+
+
+class Report(Value):
+    """What came of an order.
+
+    Attributes:
+        report: version of this layout.
+        created: when, ISO 8601.
+        plan: what was built.
+        predicted: cost before building.
+        measured: cost of the delivered model.
+        rows: the pick first, then donors, baselines and controls, all measured in one run.
+        comparisons: the claims, fixed before building.
+        per_class: one for each class of the task, in its order.
+        confusion: on held-out samples where there are any, otherwise on the order's own.
+        where_params: parts of the model and their parameters.
+        checks: promises that were checked; a delivered model has none that failed.
+        lineage: learnwares that parts came from.
+        hashes: of what was delivered: file or object -> content hash.
+        environment: where it was built and measured.
+        seconds: wall time of each hop of the order.
+        sentences: the result in words.
+        not_tried: what was left out of the comparison, and why.
+    """
+
+    report: Version = 1
+    created: Text = ""
+    request: Request
+    requirement: Requirement
+    plan: Plan
+    predicted: Cost
+    measured: Cost
+    rows: Several[Row]
+    comparisons: Several[Comparison] = ()
+    per_class: Several[ClassScore] = ()
+    confusion: Confusion | None = None
+    where_params: Several[Part] = ()
+    checks: Several[Check] = ()
+    lineage: Several[Donor] = ()
+    hashes: Frozen[Name, Sha] = Field(default_factory=dict, validate_default=True)
+    environment: Environment
+    seconds: Frozen[Name, AtLeastZero] = Field(default_factory=dict, validate_default=True)
+    sentences: Several[Text] = ()
+    not_tried: Several[Text] = ()
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Report:
+        names = [row.name for row in self.rows]
+        problems = [f".rows: {name!r} is named twice; name each row once" for name in twice(names)]
+        picks = [row.name for row in self.rows if row.role == "pick"]
+        if len(picks) != 1:
+            problems.append(f".rows: one row is the pick, got {', '.join(picks) or 'none'}")
+        problems += [
+            f".comparisons[{place}].row: no row {found.row!r}"
+            for place, found in enumerate(self.comparisons)
+            if found.row not in names
+        ]
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+    @property
+    def pick(self) -> Row:
+        """The row of the delivered model."""
+        return next(row for row in self.rows if row.role == "pick")
+
+    def cost_lines(self) -> Iterator[CostLine]:
+        """Predicted beside measured, with the budget, for each cost number."""
+        for name in LIMITS:
+            yield CostLine(
+                name=name,
+                predicted=getattr(self.predicted, name),
+                measured=getattr(self.measured, name),
+                budget=getattr(self.request.budget, name),
+            )
