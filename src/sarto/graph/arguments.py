@@ -87,8 +87,9 @@ def argument_problems(node: Node, form: Form, scope: Scope) -> Iterator[str]:
             yield f"{node.op} also needs {', '.join(missing)}; a graph holds every argument"
         return
     for name, kind in form.kinds.items():
-        problem = _problem(kind, node.args[name], scope)
-        if problem is not None and not _is_default(node.args[name], form.defaults.get(name)):
+        arg = node.args[name]
+        problem = _problem(kind, arg, scope)
+        if problem is not None and not _is_default(arg, form.defaults.get(name)):
             yield f"{node.op}: argument {name!r} {problem}"
     if node.op == GETITEM:
         source, index = node.args["source"], node.args["index"]
@@ -153,8 +154,8 @@ def _leaf_problem(leaf: str, arg: Arg, scope: Scope) -> str | None:
 
 
 def _is_default(arg: Arg, default: object) -> bool:
-    """Whether an argument is the schema's own default, as `default_args` writes it."""
-    return type(arg) is type(default) and arg == default
+    """Whether an argument is the schema's default as `default_args` has it, maybe a constant as a number."""
+    return arg is not None and type(arg) is type(default) and arg == default
 
 
 def _is_int(arg: Arg) -> bool:

@@ -130,11 +130,10 @@ def open_plain(path: Path) -> BufferedReader:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
         raise StoreError(f"{str(path)!r} can't be opened: {error}", where=str(path)) from error
-    file = open(handle, "rb")  # noqa: SIM115 - handed to the caller
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
+        os.close(handle)
         raise StoreError(f"{str(path)!r} is no ordinary file; {_CURE}", where=str(path))
-    return file
+    return open(handle, "rb")
 
 
 @dataclass(frozen=True)

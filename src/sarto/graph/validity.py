@@ -29,7 +29,6 @@ from sarto.graph.model import (
     size_at,
 )
 from sarto.graph.operators import GETITEM, overload, signature, thaw_constant
-from sarto.graph.rules._context import BATCH
 
 #: Types that a stored tensor or a value may have.
 DTYPES: Final[Mapping[str, torch.dtype]] = {
@@ -45,6 +44,9 @@ MAX_RANK: Final = 16
 #: Elements of all tensors together, or of one value at batch 1.
 MAX_ELEMENTS: Final = 2**36
 MAX_NAME: Final = 256
+
+#: Stands for the batch while shapes are checked: a prime that few axes have.
+_BATCH = 10_007
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 #: What a generated `forward` already uses; see `torch.fx.graph`.
@@ -70,14 +72,14 @@ def check_graph(graph: ModelGraph) -> None:
 def check_shapes(graph: ModelGraph) -> None:
     """Refuse a graph whose recorded shapes or types are not the ones it computes. Reads no weights.
 
-    Every node runs once on tensors without data. The batch is a large prime, which tells a size that follows
-    the batch from one that does not.
+    Every node runs once on tensors without data. The batch is a prime, which tells a size that follows the
+    batch from one that does not.
 
     Raises:
         GraphError: torch refuses a node's arguments, or gives another shape or type than the graph records.
     """
     env: dict[str, Any] = {
-        entry.name: torch.empty(size_at(entry.shape, BATCH), dtype=DTYPES[entry.dtype], device="meta")
+        entry.name: torch.empty(size_at(entry.shape, _BATCH), dtype=DTYPES[entry.dtype], device="meta")
         for entry in graph.inputs
     }
     stored = graph.sketch().tensors
@@ -92,7 +94,7 @@ def check_shapes(graph: ModelGraph) -> None:
             ) from error
         results = made if isinstance(made, list | tuple) else (made,)
         have = [(tuple(r.shape), str(r.dtype).removeprefix("torch.")) for r in results]
-        want = [(size_at(s, BATCH), d) for s, d in zip(node.shapes, node.dtypes, strict=True)]
+        want = [(size_at(s, _BATCH), d) for s, d in zip(node.shapes, node.dtypes, strict=True)]
         if have != want:
             raise GraphError(
                 f"node {node.name!r} is recorded as {_batched(want)}, but {node.op} gives {_batched(have)}; "
@@ -240,7 +242,7 @@ def _run_without_data(node: Node, env: Mapping[str, Any], stored: Mapping[str, T
         if isinstance(arg, TensorRef):
             return stored[arg.name]
         if isinstance(arg, BatchDim):
-            return arg.times * BATCH
+            return arg.times * _BATCH
         if isinstance(arg, Constant):
             return thaw_constant(arg)
         return [value(inner) for inner in arg] if isinstance(arg, tuple) else arg
@@ -258,8 +260,8 @@ def _batched(specs: list[tuple[tuple[int, ...], str]]) -> str:
     """Shapes and types as text, multiples of the stand-in batch written as such."""
 
     def size(dim: int) -> str:
-        if dim == 0 or dim % BATCH:
+        if dim == 0 or dim % _BATCH:
             return str(dim)
-        return "batch" if dim == BATCH else f"{dim // BATCH} x batch"
+        return "batch" if dim == _BATCH else f"{dim // _BATCH} x batch"
 
     return " and ".join(f"({', '.join(map(size, shape))}) {dtype}" for shape, dtype in specs)
