@@ -91,7 +91,7 @@ def read_graph(
 ) -> ModelGraph:
     """The graph in a folder; its tensors are read when they are used.
 
-    Only `graph.json` and `weights.safetensors` inside the folder are opened, whatever links they may be.
+    Only `graph.json` and `weights.safetensors` are opened, and links that lead out of the folder are refused.
 
     Args:
         graph_hash: refuse the graph if its file has another hash.
