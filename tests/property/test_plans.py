@@ -22,7 +22,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 SAMPLES = ["sha256:" + digit * 64 for digit in "12"]
 CHOICES = ("css", "energy", "threshold", "random", "first")
 
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=50, deadline=None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ def to_plan(
     out = add(tree)
     order = sorted(nodes, reverse=True) if backwards else list(nodes)
     return Plan.parse({"nodes": {name: nodes[name] for name in order}, "out": out})
+
+
+def size(tree: Expr) -> int:
+    return 1 + sum(size(part) for part in tree.of)
 
 
 def from_plan(plan: Plan) -> Expr:
@@ -320,11 +324,8 @@ def wrap(expr: Expr, draw: Callable[[Any], Any]) -> Expr:
             {"keep": keep, "select": "first", "repair": None, "classes": [], "samples": None},
         )
     if choice == 2 and expr.op == "head":
-        kept = {
-            "kind": "restrict",
-            "classes": [*expr.fields["classes"], *draw(st.sampled_from([[], ["emu"]]))],
-        }
-        return Expr("head", (expr,), kept) if meaning(expr).classes == tuple(expr.fields["classes"]) else expr
+        classes = [*meaning(expr).classes, *draw(st.sampled_from([[], ["elk"]]))]
+        return Expr("head", (expr,), {"kind": "restrict", "classes": classes})
     return expr
 
 
@@ -373,7 +374,8 @@ def test_normal_form_is_its_own_normal_form(tree: Expr) -> None:
     normal = plan.normal()
     assert normal.normal() == normal
     assert normal.key() == plan.key()
-    assert len(normal.nodes) <= len(plan.nodes) or "mean" in repr(tree)
+    if "mean" not in repr(tree):
+        assert size(from_plan(normal)) <= size(tree)
 
 
 @quick
@@ -386,12 +388,10 @@ def test_rewrites_in_any_order_end_in_one_key(tree: Expr, data: st.DataObject) -
 
 
 @quick
-@given(expressions, st.permutations(range(40)), st.booleans(), st.booleans())
-def test_names_order_and_sharing_do_not_matter(
-    tree: Expr, names: list[int], share: bool, backwards: bool
-) -> None:
+@given(expressions, st.integers(1, 100), st.booleans(), st.booleans())
+def test_names_order_and_sharing_do_not_matter(tree: Expr, factor: int, share: bool, backwards: bool) -> None:
     plan = to_plan(tree)
-    other = to_plan(tree, lambda at: f"n{names[at % 40]}.{at}", share=share, backwards=backwards)
+    other = to_plan(tree, lambda at: f"n{at * factor % 101}.{at}", share=share, backwards=backwards)
     assert other.key() == plan.key()
     assert other.normal().nodes == plan.normal().nodes
     assert other.subkeys()[other.out] == plan.key()
