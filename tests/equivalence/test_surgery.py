@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 import torch
-from sarto.errors import GraphError
 from torch import Tensor
 
+from sarto.errors import GraphError
 from sarto.graph import (
     ModelGraph,
     Selection,

@@ -13,6 +13,7 @@ from sarto.graph.compose import (
     with_head,
 )
 from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect
+from sarto.graph.file import GraphFile, read_graph, write_graph
 from sarto.graph.model import (
     BatchDim,
     Constant,
@@ -36,6 +37,7 @@ __all__ = [
     "Consumption",
     "CutPoint",
     "Features",
+    "GraphFile",
     "Input",
     "ModelGraph",
     "Node",
@@ -57,6 +59,7 @@ __all__ = [
     "leading",
     "normalise",
     "prove",
+    "read_graph",
     "relative_difference",
     "repair",
     "repairable",
@@ -64,5 +67,6 @@ __all__ = [
     "slice",
     "uniform_counts",
     "with_head",
+    "write_graph",
     "zeroed",
 ]

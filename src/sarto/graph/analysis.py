@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from sarto.errors import GraphError, suggest
 
+from sarto.errors import GraphError, suggest
 from sarto.graph import axes
 from sarto.graph.axes import Atom, Axis
 from sarto.graph.model import ModelGraph, Node, Shape, leaves, shapes_of

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sarto.errors import GraphError, ShapeError
 from torch import Tensor, nn
 
+from sarto.errors import GraphError, ShapeError
 from sarto.graph.model import (
     Arg,
     BatchDim,
@@ -34,7 +34,19 @@ from sarto.graph.operators import (
 #: Shape-only operators whose result is a reshape to the recorded output shape.
 _RESHAPES = frozenset(
     f"aten.{name}"
-    for name in ["view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "view_as.default", "reshape_as.default"]
+    for name in [
+        "view.default",
+        "_unsafe_view.default",
+        "reshape.default",
+        "flatten.using_ints",
+        "unflatten.int",
+        "unsqueeze.default",
+        "squeeze.default",
+        "squeeze.dim",
+        "squeeze.dims",
+        "view_as.default",
+        "reshape_as.default",
+    ]
 )
 #: Operators that hand their input on.
 _PASSES = frozenset(["aten.detach.default", "aten.lift_fresh_copy.default", "aten.alias.default"])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from sarto.errors import GraphError, ShapeError
 from torch import Tensor
 
+from sarto.errors import GraphError, ShapeError
 from sarto.graph.merge import Merger
 from sarto.graph.model import BatchDim, ModelGraph, Node, Ref, TensorRef, shapes_of
 from sarto.graph.operators import default_args

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sarto.errors import GraphError, ShapeError
-
 from sarto.graph.merge import Merger
 from sarto.graph.model import (
     BatchDim,
@@ -104,7 +104,7 @@ def dissect(graph: ModelGraph, values: Sequence[str]) -> tuple[ModelGraph, ...]:
         GraphError: a value is no cut point.
     """
     bounds = [None, *values, None]
-    return tuple(block(graph, start, end) for start, end in zip(bounds, bounds[1:], strict=False))
+    return tuple(block(graph, start, end) for start, end in pairwise(bounds))
 
 
 def chain(blocks: Sequence[ModelGraph]) -> ModelGraph:
@@ -118,7 +118,7 @@ def chain(blocks: Sequence[ModelGraph]) -> ModelGraph:
         raise GraphError("a chain needs at least one block")
     merger = Merger(blocks[0].inputs)
     values = merger.add(blocks[0], {entry.name: entry.name for entry in blocks[0].inputs})
-    for before, after in zip(blocks, blocks[1:], strict=False):
+    for before, after in pairwise(blocks):
         if len(before.outputs) != 1 or len(after.inputs) != 1:
             raise GraphError("blocks inside a chain must have one input and one output")
         made, wanted = _as_input(before, before.outputs[0]), after.inputs[0]

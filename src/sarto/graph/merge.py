@@ -48,8 +48,8 @@ class Merger:
             self._calls[call] = name
             renamed[node.name] = name
         for group, why in graph.refused.items():
-            tensor, _, place = group.rpartition(":")
-            self.refused[f"{stored.get(tensor, tensor)}:{place}"] = why
+            tensor, colon, place = group.rpartition(":")
+            self.refused[f"{stored.get(tensor, tensor)}{colon}{place}"] = why
         return renamed
 
     def call(self, node: Node) -> str:

@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
-from sarto.errors import GraphError
 from torch import Tensor
+
+from sarto.errors import GraphError
 
 if TYPE_CHECKING:
     from sarto.graph.analysis import Analysis

@@ -8,60 +8,59 @@ from functools import cache
 from typing import Any
 
 import torch
-from sarto.errors import GraphError, suggest
 
+from sarto.errors import GraphError, suggest
 from sarto.graph.model import Arg, Constant
+
+_LISTED = (
+    # linear operators
+    "conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose1d.default "
+    "conv_transpose2d.input linear.default matmul.default mm.default bmm.default addmm.default "
+    "baddbmm.default einsum.default scaled_dot_product_attention.default embedding.default "
+    # recurrent
+    "lstm.input gru.input rnn_tanh.input rnn_relu.input "
+    # normalisation
+    "batch_norm.default instance_norm.default layer_norm.default group_norm.default rms_norm.default "
+    "softmax.int log_softmax.int _softmax.default cumsum.default "
+    # elementwise, unary
+    "relu.default relu6.default gelu.default silu.default sigmoid.default tanh.default elu.default "
+    "selu.default celu.default leaky_relu.default hardswish.default hardsigmoid.default hardtanh.default "
+    "mish.default softplus.default prelu.default clamp.default clamp_min.default "
+    "clamp_max.default abs.default neg.default exp.default log.default log1p.default sqrt.default "
+    "rsqrt.default square.default reciprocal.default erf.default sin.default cos.default sign.default "
+    "floor.default ceil.default round.default logical_not.default bitwise_not.default isnan.default "
+    "log_sigmoid.default dropout.default feature_dropout.default alpha_dropout.default clone.default "
+    "to.dtype _to_copy.default contiguous.default "
+    # elementwise, binary and more
+    "add.Tensor add.Scalar sub.Tensor sub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar "
+    "div.Tensor_mode rsub.Scalar pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum.default "
+    "minimum.default where.self where.ScalarOther masked_fill.Scalar masked_fill.Tensor eq.Tensor "
+    "eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor "
+    "ge.Scalar logical_and.default logical_or.default bitwise_and.Tensor bitwise_or.Tensor "
+    "remainder.Scalar floor_divide.default "
+    # reductions
+    "mean.dim mean.default sum.dim_IntList sum.default amax.default amin.default var.correction "
+    "std.correction prod.dim_int argmax.default argmin.default any.dim all.dim max.dim min.dim topk.default "
+    # shape
+    "reshape.default permute.default transpose.int t.default expand.default cat.default stack.default "
+    "slice.Tensor select.int flip.default roll.default repeat.default repeat_interleave.self_int "
+    "pad.default constant_pad_nd.default index.Tensor index_select.default gather.default "
+    "pixel_shuffle.default pixel_unshuffle.default unfold.default im2col.default tril.default triu.default "
+    "masked_scatter.default scatter.value "
+    # pools and resampling
+    "max_pool1d.default max_pool2d.default avg_pool1d.default avg_pool2d.default "
+    "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_max_pool1d.default "
+    "adaptive_max_pool2d.default upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec "
+    "upsample_nearest2d.default upsample_bilinear2d.default "
+    # factories
+    "arange.default arange.start arange.start_step zeros.default ones.default full.default "
+    "zeros_like.default ones_like.default full_like.default scalar_tensor.default new_zeros.default "
+    "new_ones.default new_full.default"
+)
 
 #: Operators that a graph file may name: pure tensor arithmetic, nothing that reads files, draws on the
 #: environment or runs code. A captured model with another operator is refused by name.
-ALLOWED: frozenset[str] = frozenset(
-    f"aten.{name}"
-    for name in (
-        # linear operators
-        "conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose1d.default "
-        "conv_transpose2d.input linear.default matmul.default mm.default bmm.default addmm.default "
-        "baddbmm.default einsum.default scaled_dot_product_attention.default embedding.default "
-        # recurrent
-        "lstm.input gru.input rnn_tanh.input rnn_relu.input "
-        # normalisation
-        "batch_norm.default instance_norm.default layer_norm.default group_norm.default rms_norm.default "
-        "local_response_norm.default softmax.int log_softmax.int _softmax.default cumsum.default "
-        # elementwise, unary
-        "relu.default relu6.default gelu.default silu.default sigmoid.default tanh.default elu.default "
-        "selu.default celu.default leaky_relu.default hardswish.default hardsigmoid.default hardtanh.default "
-        "mish.default softplus.default softsign.default prelu.default clamp.default clamp_min.default "
-        "clamp_max.default abs.default neg.default exp.default log.default log1p.default sqrt.default "
-        "rsqrt.default square.default reciprocal.default erf.default sin.default cos.default sign.default "
-        "floor.default ceil.default round.default logical_not.default bitwise_not.default isnan.default "
-        "log_sigmoid.default dropout.default feature_dropout.default alpha_dropout.default clone.default "
-        "to.dtype _to_copy.default contiguous.default "
-        # elementwise, binary and more
-        "add.Tensor add.Scalar sub.Tensor sub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar "
-        "div.Tensor_mode rsub.Scalar pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum.default "
-        "minimum.default where.self where.ScalarOther masked_fill.Scalar masked_fill.Tensor eq.Tensor "
-        "eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor "
-        "ge.Scalar logical_and.default logical_or.default bitwise_and.Tensor bitwise_or.Tensor "
-        "remainder.Scalar floor_divide.default "
-        # reductions
-        "mean.dim mean.default sum.dim_IntList sum.default amax.default amin.default var.correction "
-        "std.correction prod.dim_int argmax.default argmin.default any.dim all.dim max.dim min.dim topk.default "
-        # shape
-        "reshape.default permute.default transpose.int t.default expand.default cat.default stack.default "
-        "slice.Tensor select.int flip.default roll.default repeat.default repeat_interleave.self_int "
-        "pad.default constant_pad_nd.default index.Tensor index_select.default gather.default "
-        "pixel_shuffle.default pixel_unshuffle.default unfold.default im2col.default tril.default triu.default "
-        "masked_scatter.default scatter.value "
-        # pools and resampling
-        "max_pool1d.default max_pool2d.default avg_pool1d.default avg_pool2d.default "
-        "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_max_pool1d.default "
-        "adaptive_max_pool2d.default upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec "
-        "upsample_nearest2d.default upsample_bilinear2d.default "
-        # factories
-        "arange.default arange.start arange.start_step zeros.default ones.default full.default "
-        "zeros_like.default ones_like.default full_like.default scalar_tensor.default new_zeros.default "
-        "new_ones.default new_full.default"
-    ).split()
-)
+ALLOWED: frozenset[str] = frozenset(f"aten.{name}" for name in _LISTED.split())
 
 #: Not an operator of ATen: picks one output of a node with several.
 GETITEM = "getitem"
@@ -123,7 +122,9 @@ def freeze_constant(value: object) -> Constant | None:
 
 
 _CONSTANTS: Mapping[str, frozenset[str]] = {
-    "dtype": frozenset(["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]),
+    "dtype": frozenset(
+        ["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+    ),
     "layout": frozenset(["strided"]),
     "memory_format": frozenset(["contiguous_format", "preserve_format", "channels_last"]),
     "device": frozenset(["cpu", "cuda"]),

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from sarto.errors import GraphError
 from torch import Tensor, nn
 
+from sarto.errors import GraphError
 from sarto.graph.analysis import ChannelGroup, kept_positions
 from sarto.graph.cuts import chain, cut_points, dissect
 from sarto.graph.model import ModelGraph, Node, TensorRef, is_floating, size_at

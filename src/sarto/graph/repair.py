@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sarto.errors import GraphError, ShapeError
 from torch import Tensor
 
+from sarto.errors import GraphError, ShapeError
 from sarto.graph.analysis import (
     AxisExpr,
     Consumption,
@@ -153,7 +153,7 @@ def fold(graph: ModelGraph) -> ModelGraph:
 def fold_weight(weight: Tensor, matrix: Tensor) -> Tensor:
     """The weight (out, in, kernel...) of a reader that reads `matrix` (in, kept) times what it is now given."""
     flat = matrix.reshape(matrix.shape[0], matrix.shape[1]).to(torch.float64)
-    return torch.einsum("ou...,us->os...", weight.to(torch.float64), flat).to(weight.dtype)
+    return torch.einsum("ou...,us->os...", weight.to(torch.float64), flat).to(weight.dtype).contiguous()
 
 
 def expand_map(expr: AxisExpr, group_maps: Mapping[str, Tensor], selection: Selection) -> Tensor:

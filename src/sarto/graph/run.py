@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from sarto.errors import GraphError, ShapeError
 from torch import Tensor, nn
 
+from sarto.errors import GraphError, ShapeError
 from sarto.graph.model import Arg, BatchDim, Constant, ModelGraph, Node, Ref, TensorRef
 from sarto.graph.operators import GETITEM, overload, signature, thaw_constant
 

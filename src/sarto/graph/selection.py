@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sarto.errors import GraphError, suggest
-
 from sarto.graph.model import ModelGraph
 
 

@@ -57,7 +57,9 @@ def _cut(
     for axis, expr in enumerate(exprs):
         if units_in(expr) & selection.kept.keys():
             positions = torch.from_numpy(kept_positions(expr, selection.kept)).to(tensor.device)
-            tensor = tensor.index_select(axis, positions)
+            # Tensors that lie on disk are read row by row where their layout allows it.
+            select = getattr(tensors, "select", None) if axis == 0 else None
+            tensor = select(name, 0, positions) if select else tensor.index_select(axis, positions)
     return tensor
 
 

@@ -43,7 +43,9 @@ class Artifact:
         if not path.is_file():
             job = (home / ".job").is_dir()
             cure = "run the same `sarto make` again to finish it" if job else "make one with `sarto make -o`"
-            raise StoreError(f"no artifact in {home}: {'it is unfinished; ' if job else ''}{cure}", where=str(home))
+            raise StoreError(
+                f"no artifact in {home}: {'it is unfinished; ' if job else ''}{cure}", where=str(home)
+            )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:

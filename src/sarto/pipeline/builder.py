@@ -81,7 +81,9 @@ class Builder:
             GraphError: an operation is not possible on the donor.
         """
         if plan.classes is None:
-            raise RequestError("a plan that is built ends in a head; this one gives features or a whole donor")
+            raise RequestError(
+                "a plan that is built ends in a head; this one gives features or a whole donor"
+            )
         keys = plan.subkeys()
         graph = self._graph(plan, plan.out, keys)
         classes = self._output_classes(plan)
@@ -98,7 +100,7 @@ class Builder:
         return found
 
     def logits(self, plan: Plan, samples: Samples) -> Tensor:
-        """Logits (n, classes) of a plan; the features of its members are computed once for all plans that share them."""
+        """Logits (n, classes) of a plan; features of members are computed once for all plans that share them."""
         node = plan.nodes[plan.out]
         if not isinstance(node, HeadNode) or node.kind == "restrict":
             return run(self.build(plan).graph, self._tensor(plan, samples))
@@ -153,7 +155,9 @@ class Builder:
             criterion=node.select,
             repair=settings,
             wpos=wpos,
-            beta=node.keep["*"] if node.select == "threshold" and isinstance(node.keep.get("*"), float) else None,
+            beta=node.keep["*"]
+            if node.select == "threshold" and isinstance(node.keep.get("*"), float)
+            else None,
             seed=node.seed,
         )
         lineage = {
@@ -174,7 +178,9 @@ class Builder:
             ordered = samples.only(classes)
             graph = self._graph(plan, node.of, keys)
             inputs = self._tensor(plan, ordered)
-            self._readings[at] = read_donor(graph, inputs, torch.from_numpy(ordered.labels.copy()), len(classes))
+            self._readings[at] = read_donor(
+                graph, inputs, torch.from_numpy(ordered.labels.copy()), len(classes)
+            )
         return self._readings[at]
 
     def _head(self, plan: Plan, node: HeadNode, key: str, keys: Mapping[str, str]) -> ModelGraph:

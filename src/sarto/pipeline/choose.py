@@ -12,7 +12,6 @@ from sarto.pipeline.order import Order
 from sarto.types import Budget, Cost, Plan
 
 
-
 @dataclass(frozen=True)
 class Plans:
     """Every plan that the engines propose for an order.
@@ -81,7 +80,9 @@ def infeasible(plans: Plans) -> InfeasibleError:
     known = [(plan, plan.predicted) for plan, _ in plans.refused if plan.predicted is not None]
     asked = ", ".join(f"{name} <= {show(name, value)}" for name, value in limits.items())
     if not known:
-        return InfeasibleError(f"no plan for {', '.join(plans.order.classes)}: no engine proposes any; stock samples")
+        return InfeasibleError(
+            f"no plan for {', '.join(plans.order.classes)}: no engine proposes any; stock samples"
+        )
     floor = {name: min(least(cost, name) for _, cost in known) for name in limits}
 
     def excess(cost: Cost) -> float:
@@ -89,7 +90,9 @@ def infeasible(plans: Plans) -> InfeasibleError:
 
     plan, nearest = min(known, key=lambda pair: excess(pair[1]))
     needs = {name: max(limits[name], least(nearest, name)) for name in limits}
-    raised = ", ".join(f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name])
+    raised = ", ".join(
+        f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name]
+    )
     return InfeasibleError(
         f"no plan fits {asked}. Floor: {', '.join(f'{n} {show(n, v)}' for n, v in floor.items())}. "
         f"Nearest: {plan.engine}, {plan.note}. Raise {raised}.",
@@ -136,5 +139,3 @@ def ranked(rows: Sequence[tuple[float | None, Cost, int]]) -> list[int]:
         range(len(rows)),
         key=lambda i: (rows[i][0] is None, -(rows[i][0] or 0.0), rows[i][1].params, rows[i][2]),
     )
-
-

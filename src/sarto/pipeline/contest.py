@@ -118,7 +118,9 @@ def score_trivial(samples: Samples, features: Tensor) -> list[Score]:
     n_classes = len(samples.classes)
     pixels = _pixels(samples)
     _, share = majority(labels, n_classes)
-    chance = Row(name="majority class", role="trivial", accuracy_loto=share, note="says one class for everything")
+    chance = Row(
+        name="majority class", role="trivial", accuracy_loto=share, note="says one class for everything"
+    )
     nothing = torch.full((len(labels),), float("nan"), dtype=torch.float64)
     scores = [Score(chance, None, nothing, torch.full_like(labels, -1))]
     for name, loto in (
@@ -137,7 +139,9 @@ def score_trivial(samples: Samples, features: Tensor) -> list[Score]:
     return scores
 
 
-def score_finetuned(builder: Builder, probe: Score, samples: Samples, heldout: Samples | None, seed: int) -> Score:
+def score_finetuned(
+    builder: Builder, probe: Score, samples: Samples, heldout: Samples | None, seed: int
+) -> Score:
     """The probed donor, fine-tuned on the order's samples.
 
     Scored on held-out samples where there are any, otherwise (four more runs) on folds that leave a quarter of each
@@ -161,7 +165,9 @@ def score_finetuned(builder: Builder, probe: Score, samples: Samples, heldout: S
         cost=probe.row.cost,
         samples_used=len(samples),
         note="40 Adam steps of 16 samples from the probe"
-        + ("" if heldout is not None else "; accuracy from four folds that leave a quarter of each class out"),
+        + (
+            "" if heldout is not None else "; accuracy from four folds that leave a quarter of each class out"
+        ),
     )
     said = tuned.predict(to_tensor(heldout.images, preprocessing)) if heldout is not None else None
     return Score(row, None, correct, tuned.left_out, said)
@@ -188,7 +194,9 @@ def _on_heldout(
     if said is None and score.plan is not None:
         said = builder.logits(score.plan, heldout).argmax(1)
     elif said is None and score.row.name == PIXELS:
-        said = ridge_head(pixel_features(_pixels(samples)), own, n_classes).predict(pixel_features(_pixels(heldout)))
+        said = ridge_head(pixel_features(_pixels(samples)), own, n_classes).predict(
+            pixel_features(_pixels(heldout))
+        )
     elif said is None and score.row.name == MEANS:
         features = [builder.features(whole, whole.out, part) for part in (samples, heldout)]
         said = nearest_mean_head(features[0], own, n_classes).predict(features[1])

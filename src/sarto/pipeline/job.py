@@ -40,7 +40,9 @@ class Job:
             strangers = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
             strangers = [name for name in strangers if name != FOLDER]
             if strangers:
-                raise RequestError(f"{out} is not empty ({', '.join(strangers[:5])}); choose a new folder", where=str(out))
+                raise RequestError(
+                    f"{out} is not empty ({', '.join(strangers[:5])}); choose a new folder", where=str(out)
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(known, identity)
         self._seconds: dict[str, float] = {}

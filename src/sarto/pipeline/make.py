@@ -74,7 +74,9 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     if given is not None:
         todo.append((given, "plan", given.note or f"given plan {given.key()[7:15]}"))
     for plan in to_build(plans) if given is None else ():
-        todo.append((plan, "plan", f"pack, {plan.note}" + (", classes of a donor together" if _merged(plan) else "")))
+        todo.append(
+            (plan, "plan", f"pack, {plan.note}" + (", classes of a donor together" if _merged(plan) else ""))
+        )
     taken = {plan.key() for plan, _, _ in todo}
     for plan in plans.all:
         if plan.engine == "baselines" and plan.key() not in taken:
@@ -114,7 +116,12 @@ def _finetuned(
 
 
 def _deliver(
-    job: Job, builder: Builder, order: Order, rows: Sequence[Score], verified: Verified, heldout: Samples | None
+    job: Job,
+    builder: Builder,
+    order: Order,
+    rows: Sequence[Score],
+    verified: Verified,
+    heldout: Samples | None,
 ) -> Artifact:
     plan = verified.score.plan
     if plan is None:

@@ -84,7 +84,7 @@ class Market:
         """Stock a model: capture it, prove the graph, count its costs, measure its skill.
 
         Args:
-            model: a classifier whose last layer is linear; a module is captured with images of the preprocessing's size.
+            model: a classifier whose last layer is linear; a module is captured at the preprocessing's size.
             classes: names of its outputs, in order.
             samples: a few labelled images, or where to read them; needed to slice it by class.
 
@@ -93,11 +93,15 @@ class Market:
             RequestError: the parts don't fit together; all problems at once.
             StoreError: the name is taken by other content, or writing failed.
         """
-        described = preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing.parse(preprocessing)
+        described = (
+            preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing.parse(preprocessing)
+        )
         held = read_samples(samples) if isinstance(samples, str | Path) else samples
         if isinstance(model, nn.Module):
             if described.size is None:
-                raise RequestError("a module is captured with images of a known size: give preprocessing a size")
+                raise RequestError(
+                    "a module is captured with images of a known size: give preprocessing a size"
+                )
             progress("capturing", 0, 1)
             graph = capture(model, torch.zeros(2, described.channels, *described.size))
         else:

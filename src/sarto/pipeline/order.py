@@ -85,7 +85,8 @@ def check_order(request: Request, store: Store) -> Order:
         samples_digest=samples.digest,
     )
     donor_samples = {
-        offer.learnware: _donor_samples(learnwares[offer.learnware], samples, store, request) for offer in offers
+        offer.learnware: _donor_samples(learnwares[offer.learnware], samples, store, request)
+        for offer in offers
     }
     return Order(requirement, samples, donor_samples, learnwares)
 
@@ -129,7 +130,10 @@ def _check_engines(request: Request, problems: list[str]) -> None:
 
 
 def _check_images(donors: list[Learnware], problems: list[str]) -> None:
-    reads = {(donor.input_shape, donor.preprocessing.size, donor.preprocessing.channels): donor.name for donor in donors}
+    reads = {
+        (donor.input_shape, donor.preprocessing.size, donor.preprocessing.channels): donor.name
+        for donor in donors
+    }
     if len(reads) > 1:
         told = ", ".join(f"{name} reads {list(shape[0])}" for shape, name in reads.items())
         problems.append(
@@ -150,7 +154,8 @@ def _samples(
         own = read_samples(Path(request.samples))
         missing = [cls for cls in classes if cls not in own.classes]
         problems += [
-            f"samples: {request.samples} has none of class {cls!r}{suggest(cls, own.classes)}" for cls in missing
+            f"samples: {request.samples} has none of class {cls!r}{suggest(cls, own.classes)}"
+            for cls in missing
         ]
         found = None if missing else own.only(classes)
     else:

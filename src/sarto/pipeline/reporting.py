@@ -108,7 +108,14 @@ def _comparisons(order: Order, delivered: Delivered) -> tuple[Comparison, ...]:
         both = ~(pick.correct.isnan() | rival.correct.isnan())
         result = compare(pick.correct[both], rival.correct[both], labels[both], level=LEVEL)
         found.append(
-            (rival, result.difference, result.interval, result.mcnemar_p, result.p_better, result.samples_needed)
+            (
+                rival,
+                result.difference,
+                result.interval,
+                result.mcnemar_p,
+                result.p_better,
+                result.samples_needed,
+            )
         )
     ordered = sorted(range(len(found)), key=lambda i: found[i][3])
     adjusted, worst = dict[int, float](), 0.0
@@ -120,10 +127,14 @@ def _comparisons(order: Order, delivered: Delivered) -> tuple[Comparison, ...]:
             row=rival.row.name,
             basis="loto",
             gap=gap,
-            interval=Interval(low=low, high=high, level=LEVEL, method="bootstrap over samples within each class"),
+            interval=Interval(
+                low=low, high=high, level=LEVEL, method="bootstrap over samples within each class"
+            ),
             p_value=adjusted[i],
             verdict=_verdict(gap, better, adjusted[i]),
-            samples_needed=needed if _verdict(gap, better, adjusted[i]) == "cannot be told apart" and needed else None,
+            samples_needed=needed
+            if _verdict(gap, better, adjusted[i]) == "cannot be told apart" and needed
+            else None,
         )
         for i, (rival, gap, (low, high), _, better, needed) in enumerate(found)
     )
@@ -142,7 +153,9 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
     verified, assembly = delivered.verified, delivered.assembly
     for name, limit in order.request.budget.limits().items():
         value = float(getattr(verified.cost, name))
-        yield Check(name=f"budget: {name}", value=value, limit=float(limit), ok=value <= limit, detail="measured")
+        yield Check(
+            name=f"budget: {name}", value=value, limit=float(limit), ok=value <= limit, detail="measured"
+        )
     if delivered.plan.predicted is not None:
         for name in ("params", "flops"):
             want, have = getattr(delivered.plan.predicted, name), getattr(verified.cost, name)
@@ -164,14 +177,16 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
     same = encode(stored) == encode(assembly.graph) and all(
         torch.equal(tensor, stored.tensors[name]) for name, tensor in assembly.graph.tensors.items()
     )
-    yield Check(name="graph file equals the model in memory", ok=same, detail="operators and tensors, bit for bit")
+    yield Check(
+        name="graph file equals the model in memory", ok=same, detail="operators and tensors, bit for bit"
+    )
     proof = prove(assembly.graph)
     yield Check(
         name="slicing equals zeroing its readers",
         value=proof.difference,
         limit=DOUBLE,
         ok=not proof.refused and proof.difference <= DOUBLE,
-        detail=f"{proof.groups} channel groups of a random twin in float64; slicing moved the output by {proof.moved:.2g}",
+        detail=f"{proof.groups} channel groups of a random twin in float64; slicing moved it by {proof.moved:.2g}",
     )
     shuffled = _shuffled(builder, order, delivered.plan)
     if shuffled is not None:
@@ -263,7 +278,8 @@ def _sentences(
     else:
         yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
     if row.accuracy_heldout is not None and delivered.heldout is not None:
-        yield f"{row.accuracy_heldout:.1%} of {len(delivered.heldout)} held-out images, which chose nothing, are named right."
+        n_held = len(delivered.heldout)
+        yield f"{row.accuracy_heldout:.1%} of {n_held} held-out images, which chose nothing, are named right."
     yield f"{cost.params:,} parameters, {cost.flops:,} FLOPs an image, {_latency(cost)}, {cost.size_bytes:,} bytes."
     yield "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the smallest."
     for found in comparisons:
@@ -281,7 +297,11 @@ def _sentences(
 
 
 def _latency(cost: Cost) -> str:
-    return f"{show('latency_ms', cost.latency_ms)} ms a batch" if cost.latency_ms is not None else "latency unknown"
+    return (
+        f"{show('latency_ms', cost.latency_ms)} ms a batch"
+        if cost.latency_ms is not None
+        else "latency unknown"
+    )
 
 
 def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:

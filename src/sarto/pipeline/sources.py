@@ -64,7 +64,9 @@ def load_source(
     if weights is not None:
         load_weights(model, Path(weights))
     example = torch.zeros(2, *input_shape)
-    return Source(capture(model, example), f"{spec} with {Path(weights).name if weights else 'its own weights'}")
+    return Source(
+        capture(model, example), f"{spec} with {Path(weights).name if weights else 'its own weights'}"
+    )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -78,7 +80,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise RequestError(f"can't read weights {path}: {error}", where=str(path)) from None
     own = model.state_dict()
-    problems = [f"{name}: the model has no such tensor{suggest(name, own)}" for name in sorted(set(state) - set(own))]
+    problems = [
+        f"{name}: the model has no such tensor{suggest(name, own)}" for name in sorted(set(state) - set(own))
+    ]
     problems += [
         f"{name}: is missing in {path.name}"
         for name in sorted(set(own) - set(state))
@@ -116,12 +120,16 @@ def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
         ) from None
     factory = getattr(module, factory_name, None)
     if not callable(factory):
-        known = [name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))]
+        known = [
+            name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))
+        ]
         raise RequestError(f"{module_name!r} has no factory {factory_name!r}{suggest(factory_name, known)}")
     try:
         model = factory(**arguments)
     except (TypeError, ValueError) as error:
-        raise RequestError(f"{spec}({', '.join(f'{k}={v!r}' for k, v in arguments.items())}) failed: {error}") from None
+        raise RequestError(
+            f"{spec}({', '.join(f'{k}={v!r}' for k, v in arguments.items())}) failed: {error}"
+        ) from None
     if not isinstance(model, nn.Module):
         raise RequestError(f"{spec} gives a {type(model).__name__}, not an nn.Module")
     return model

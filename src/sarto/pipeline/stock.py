@@ -108,14 +108,18 @@ def _problems(graph: ModelGraph, classes: Sequence[str], preprocessing: Preproce
     except GraphError as error:
         return [str(error)]
     if n_outputs != len(classes):
-        problems.append(f"the model has {n_outputs} outputs, {len(classes)} class names were given ({', '.join(classes)})")
+        problems.append(
+            f"the model has {n_outputs} outputs, {len(classes)} class names were given ({', '.join(classes)})"
+        )
     shape = graph.inputs[0].shape
     if len(shape) != 4 or shape[1] != preprocessing.channels:
         problems.append(
             f"the model reads {list(shape[1:])} (without batch), preprocessing gives {preprocessing.channels} channels"
         )
     elif preprocessing.size is not None and tuple(shape[2:]) != tuple(preprocessing.size):
-        problems.append(f"the model reads images of {list(shape[2:])}, preprocessing gives {list(preprocessing.size)}")
+        problems.append(
+            f"the model reads images of {list(shape[2:])}, preprocessing gives {list(preprocessing.size)}"
+        )
     return problems
 
 
@@ -137,7 +141,10 @@ def _widths(
     if not sliceable:
         return [width_cost(ready, 1.0, {})]
     if inputs is None or samples is None or set(samples.classes) != set(classes):
-        rates = {share: {name: max(1, round(share**0.5 * size)) for name, size in whole.items()} for share in SHARES}
+        rates = {
+            share: {name: max(1, round(share**0.5 * size)) for name, size in whole.items()}
+            for share in SHARES
+        }
     else:
         # `_own_samples` has put the classes in the order of the outputs.
         labels = torch.from_numpy(samples.labels.copy())

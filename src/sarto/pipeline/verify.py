@@ -62,7 +62,12 @@ class Verified:
 
 
 def verify(
-    builder: Builder, plans: Plans, scores: Sequence[Score], given: Plan | None, folder: Path, progress: Progress
+    builder: Builder,
+    plans: Plans,
+    scores: Sequence[Score],
+    given: Plan | None,
+    folder: Path,
+    progress: Progress,
 ) -> Verified:
     """The first plan in rank that keeps the budget as measured; its ONNX file is left in the folder.
 
@@ -96,14 +101,19 @@ def verify(
 
 def _in_rank(scores: list[Score]) -> list[Score]:
     zero = Cost(params=0, flops=0, memory_bytes=0, size_bytes=0, basis="predicted")
-    return [scores[i] for i in ranked([(s.row.accuracy_loto, s.row.cost or zero, i) for i, s in enumerate(scores)])]
+    return [
+        scores[i]
+        for i in ranked([(s.row.accuracy_loto, s.row.cost or zero, i) for i, s in enumerate(scores)])
+    ]
 
 
 def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> list[Score]:
     """The largest pack left that should fit when every cost shrinks like its FLOPs; the smallest where none should."""
     if not spare:
         return []
-    shrink = min(limit / max(1e-9, float(getattr(cost, name))) for name, limit in order.request.budget.limits().items())
+    shrink = min(
+        limit / max(1e-9, float(getattr(cost, name))) for name, limit in order.request.budget.limits().items()
+    )
     fitting = [p for p in spare if p.predicted is not None and p.predicted.flops <= shrink * cost.flops]
     plan = fitting[0] if fitting else spare[-1]
     del spare[: spare.index(plan) + 1]
@@ -146,9 +156,13 @@ def _overrun(order: Order, tried: Sequence[tuple[Score, Cost]]) -> InfeasibleErr
     if not tried:
         return InfeasibleError(f"no plan that was built keeps {asked}", where="budget")
     least = {name: min(float(getattr(cost, name)) for _, cost in tried) for name in limits}
-    _, best = min(tried, key=lambda pair: max(float(getattr(pair[1], name)) / limits[name] for name in limits))
+    _, best = min(
+        tried, key=lambda pair: max(float(getattr(pair[1], name)) / limits[name] for name in limits)
+    )
     needs = {name: max(limit, float(getattr(best, name))) for name, limit in limits.items()}
-    raised = ", ".join(f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name])
+    raised = ", ".join(
+        f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name]
+    )
     return InfeasibleError(
         f"no plan keeps {asked} as measured with {device.runtime}, {device.threads} threads, batch {device.batch}. "
         f"Measured: {'; '.join(_told(*item) for item in tried)}. Raise {raised}.",

@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Moves that a random network is made of.
-MOVES = ("conv", "depthwise", "grouped", "residual", "project", "dense", "gate", "norm", "pool", "fold", "split")
+MOVES = (
+    "conv",
+    "depthwise",
+    "grouped",
+    "residual",
+    "project",
+    "dense",
+    "gate",
+    "norm",
+    "pool",
+    "fold",
+    "split",
+)
 _ACTIVATIONS = (F.relu, F.gelu, F.hardsigmoid, torch.tanh, F.silu)
 
 

@@ -141,10 +141,8 @@ class _Forms:
             parts = list(inner.of) if isinstance(inner, BranchNode) and inner.join == node.join else [key]
             weights.append((parts, len(parts)))
         self._spend(sum(count for _, count in weights))
-        if node.join == "concat":
-            members = [key for parts, _ in weights for key in parts]
-        else:
-            members = _mean(name, weights)
+        flat = [key for parts, _ in weights for key in parts]
+        members = flat if node.join == "concat" else _mean(name, weights)
         return members[0] if len(members) == 1 else self.add(BranchNode(of=tuple(members), join=node.join))
 
     def head(self, node: HeadNode, below: str, classes: tuple[str, ...]) -> str:

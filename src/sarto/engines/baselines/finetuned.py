@@ -50,7 +50,9 @@ def finetune_donor(
 
 def _train(graph: ModelGraph, inputs: Tensor, labels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
     module = graph.module()
-    tuned = finetune(module, inputs, labels, steps=STEPS, lr=RATE, seed=seed, batch_size=BATCH, flip=True).module.eval()
+    tuned = finetune(
+        module, inputs, labels, steps=STEPS, lr=RATE, seed=seed, batch_size=BATCH, flip=True
+    ).module.eval()
 
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ def propose(requirement: Requirement, learnwares: Mapping[str, Learnware]) -> li
     wanted = tuple(offer.cls for offer in requirement.offers)
     donors = [learnwares[id_] for id_ in dict.fromkeys(offer.learnware for offer in requirement.offers)]
     plans = [_as_is(donor, wanted) for donor in learnwares.values() if set(wanted) <= set(donor.classes)]
-    plans += [_probe([donor], wanted, requirement.samples_digest, f"probe on {donor.name}") for donor in donors]
+    plans += [
+        _probe([donor], wanted, requirement.samples_digest, f"probe on {donor.name}") for donor in donors
+    ]
     if len(donors) > 1:
         plans.append(_probe(donors, wanted, requirement.samples_digest, "ensemble of the whole donors"))
     return plans
@@ -38,7 +40,9 @@ def _as_is(donor: Learnware, wanted: tuple[str, ...]) -> Plan:
     predicted = None
     if whole is not None:
         predicted = pack_cost([whole], len(wanted))
-    return Plan(nodes=nodes, out="head", predicted=predicted, engine="baselines", note=f"{donor.name} as it is")
+    return Plan(
+        nodes=nodes, out="head", predicted=predicted, engine="baselines", note=f"{donor.name} as it is"
+    )
 
 
 def _probe(donors: list[Learnware], wanted: tuple[str, ...], samples: str, note: str) -> Plan:

@@ -65,7 +65,11 @@ def make_fragment(
 
 
 def _repaired(
-    readings: Readings, classes: Sequence[int], selection: Selection, sliced: ModelGraph, settings: RepairSettings
+    readings: Readings,
+    classes: Sequence[int],
+    selection: Selection,
+    sliced: ModelGraph,
+    settings: RepairSettings,
 ) -> ModelGraph:
     """Walk the sliced donor once; at every reader fit the map on what arrives there, fold it, and go on."""
     shares = class_shares(readings.n_classes, classes, settings.wpos)

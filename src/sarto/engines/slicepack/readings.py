@@ -76,7 +76,9 @@ def read_donor(graph: ModelGraph, inputs: Tensor, labels: Tensor, n_classes: int
     grams: dict[tuple[str, str], Tensor] = {}
     for reader in readers:
         for group in sorted(units_in(reader.consumption.expr)):
-            units = units_of(values[reader.source], reader.consumption.axis, reader.consumption.expr, group, {})
+            units = units_of(
+                values[reader.source], reader.consumption.axis, reader.consumption.expr, group, {}
+            )
             grams[reader.node, group] = class_grams(units, labels, n_classes, stride=stride_of(units))
     return Readings(graph, inputs, labels, n_classes, readers, values, grams)
 

@@ -63,7 +63,9 @@ def choose_units(
     return Selection(kept)
 
 
-def group_moment(readings: Readings, group: str, classes: Sequence[int], wpos: float) -> tuple[Tensor, Tensor]:
+def group_moment(
+    readings: Readings, group: str, classes: Sequence[int], wpos: float
+) -> tuple[Tensor, Tensor]:
     """Second moment of a group's units and the weight of an error in each, over all its readers.
 
     Each reader counts alike: its moment is scaled to a mean diagonal of 1 and its weights to a mean of 1.

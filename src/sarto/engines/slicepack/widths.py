@@ -36,7 +36,9 @@ def allocate(readings: Readings, shares: tuple[float, ...]) -> dict[float, dict[
     groups = {group.id: group for group in graph.analysis.sliceable}
     curves = {name: _left(readings, name) for name in groups}
     tensors = _extractor_tensors(graph)
-    touched = {name: [exprs for exprs in tensors if any(name in units_in(e) for e in exprs)] for name in groups}
+    touched = {
+        name: [exprs for exprs in tensors if any(name in units_in(e) for e in exprs)] for name in groups
+    }
     counts = {name: group.size for name, group in groups.items()}
     full = _params(tensors, counts)
     now, found = full, {}

@@ -64,7 +64,20 @@ def _reduce(context: Context, node: Node, *, consumed: bool) -> Sequence[Axes]:
     return (tuple(result),)
 
 
-_POOLS = ["max_pool1d.default", "max_pool2d.default", "avg_pool1d.default", "avg_pool2d.default", "adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "adaptive_max_pool1d.default", "upsample_nearest2d.vec", "upsample_bilinear2d.vec", "upsample_bicubic2d.vec", "upsample_nearest2d.default", "upsample_bilinear2d.default"]
+_POOLS = (
+    "max_pool1d.default",
+    "max_pool2d.default",
+    "avg_pool1d.default",
+    "avg_pool2d.default",
+    "adaptive_avg_pool1d.default",
+    "adaptive_avg_pool2d.default",
+    "adaptive_max_pool1d.default",
+    "upsample_nearest2d.vec",
+    "upsample_bilinear2d.vec",
+    "upsample_bicubic2d.vec",
+    "upsample_nearest2d.default",
+    "upsample_bilinear2d.default",
+)
 
 RULES: Mapping[str, Rule] = {
     **{f"aten.{name}": pool for name in _POOLS},
