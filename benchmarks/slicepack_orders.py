@@ -300,7 +300,7 @@ def _images(data: str) -> tuple[Samples, Samples]:
     if data != "cifar10" or not root:
         raise ValueError(f"data must be 'repository', or 'cifar10' with SARTO_DATA set; got {data!r}")
     sys.path.insert(0, str(EXAMPLES))
-    from cifar import read_split, train_and_pool
+    from cifar import read_split, train_and_pool  # type: ignore[import-not-found]
 
     _, pool = train_and_pool(read_split(Path(root) / "cifar10", "train"))
     test = read_split(Path(root) / "cifar10", "test")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,6 +135,10 @@ def _check(threads: int, batch: int, seconds: float) -> None:
         raise RequestError("latency can't be measured", problems=problems)
 
 
-def _dtype(kind: str) -> type[np.generic]:
-    known = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+def _dtype(kind: str) -> type[Any]:
+    known: dict[str, type[Any]] = {
+        "tensor(float)": np.float32,
+        "tensor(double)": np.float64,
+        "tensor(float16)": np.float16,
+    }
     return known.get(kind, np.int64)

@@ -139,8 +139,8 @@ def analyse(graph: ModelGraph) -> Analysis:
         GraphError: a rule contradicts a recorded shape (a defect of the rule, never of the model).
     """
     context = Context(graph)
-    for name, (shape, _) in shapes_of(graph.tensors).items():
-        context.tensors[name] = tuple(axes.fresh(size) for size in shape)
+    for name, (stored, _) in shapes_of(graph.tensors).items():
+        context.tensors[name] = tuple(axes.fresh(size) for size in stored)
     for entry in graph.inputs:
         context.values[entry.name] = fresh_axes(entry.shape, f"input {entry.name!r}")
     outputs: dict[str, tuple[tuple[Axis, ...], ...]] = {}

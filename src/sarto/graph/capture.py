@@ -238,13 +238,16 @@ class _Reader:
         return dim % rank
 
     def _getitem(self, node: torch.fx.Node) -> None:
-        source = node.args[0]
-        index = int(node.args[1])  # type: ignore[call-overload]
-        split = self.alias.get(source.name)  # type: ignore[union-attr]
+        source, index = node.args[0], node.args[1]
+        if not isinstance(source, torch.fx.Node) or not isinstance(index, int):
+            raise GraphError(
+                f"node {node.name!r} picks an output in a way that is not supported", where=node.name
+            )
+        split = self.alias.get(source.name)
         shapes, dtypes = _specs(node.meta["val"])
         if isinstance(split, tuple) and split and split[0] == "split":
             _, base, dim = split
-            parts = [value.shape[dim] for value in source.meta["val"]]  # type: ignore[union-attr]
+            parts = [value.shape[dim] for value in source.meta["val"]]
             if any(not isinstance(part, int) for part in parts):
                 raise GraphError(f"node {node.name!r} splits the batch axis; that is not supported")
             start = sum(parts[:index])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sarto.errors import GraphError, ShapeError
 from sarto.graph.merge import Merger
-from sarto.graph.model import BatchDim, ModelGraph, Node, Ref, TensorRef, shapes_of
+from sarto.graph.model import Arg, BatchDim, ModelGraph, Node, Ref, TensorRef, shapes_of
 from sarto.graph.operators import default_args
 
 
@@ -159,7 +159,7 @@ def with_head(graph: ModelGraph, weight: Tensor, bias: Tensor | None = None) -> 
         raise ShapeError(f"a head of shape {tuple(weight.shape)} can't read an output of shape {have}")
     merger = Merger(graph.inputs)
     values = merger.add(graph, {entry.name: entry.name for entry in graph.inputs})
-    args = {
+    args: dict[str, Arg] = {
         "input": Ref(values[node.name]),
         "weight": TensorRef(merger.store("head.weight", weight, parameter=True)),
         "bias": TensorRef(merger.store("head.bias", bias, parameter=True)) if bias is not None else None,
@@ -194,7 +194,7 @@ def normalise(graph: ModelGraph, mean: Sequence[float], std: Sequence[float]) ->
         **default_args("aten.sub.Tensor"),
     }
     name = merger.call(Node("normalise_sub", "aten.sub.Tensor", sub, (entry.shape,), (entry.dtype,)))
-    div = {"self": Ref(name), "other": TensorRef(scale)}
+    div: dict[str, Arg] = {"self": Ref(name), "other": TensorRef(scale)}
     name = merger.call(Node("normalise_div", "aten.div.Tensor", div, (entry.shape,), (entry.dtype,)))
     values = merger.add(
         graph,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sarto.errors import GraphError
 from sarto.graph.analysis import ChannelGroup, kept_positions
 from sarto.graph.cuts import chain, cut_points, dissect
-from sarto.graph.model import ModelGraph, Node, TensorRef, is_floating, size_at
+from sarto.graph.model import Input, ModelGraph, Node, TensorRef, is_floating, size_at
 from sarto.graph.run import evaluate
 from sarto.graph.selection import Selection
 from sarto.graph.slice import slice
@@ -221,7 +221,7 @@ def _redrawn(node: Node, arg: str, tensor: Tensor, generator: torch.Generator) -
     return tensor + normal(0.1)
 
 
-def _doubled(graph: ModelGraph) -> Iterable[object]:
+def _doubled(graph: ModelGraph) -> Iterable[Input]:
     return (replace(e, dtype="float64") if is_floating(e.dtype) else e for e in graph.inputs)
 
 

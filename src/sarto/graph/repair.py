@@ -177,7 +177,8 @@ def expand_map(expr: AxisExpr, group_maps: Mapping[str, Tensor], selection: Sele
         return matrix
     parts = [expand_map(part, group_maps, selection) for part in expr.parts]
     if isinstance(expr, Sum):
-        return torch.block_diag(*parts)
+        joined: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+        return joined
     whole = parts[0]
     for part in parts[1:]:
         whole = torch.kron(whole, part)

@@ -40,7 +40,7 @@ def build_module(graph: ModelGraph, *, train: bool = False) -> torch.fx.GraphMod
             name,
             nn.Parameter(tensor, requires_grad=train and trainable) if trainable else tensor,
         )
-    fx = torch.fx.Graph(root)
+    fx = torch.fx.Graph()
     env: dict[str, torch.fx.Node] = {}
     for entry in graph.inputs:
         env[entry.name] = fx.placeholder(_identifier(entry.name))
@@ -67,7 +67,7 @@ def build_module(graph: ModelGraph, *, train: bool = False) -> torch.fx.GraphMod
     for node in graph.nodes:
         if node.op == GETITEM:
             env[node.name] = fx.call_function(
-                operator.getitem, (value(node.args["source"]), node.args["index"])
+                operator.getitem, (value(node.args["source"]), value(node.args["index"]))
             )
             continue
         args = dict(node.args)

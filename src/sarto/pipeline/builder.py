@@ -155,9 +155,7 @@ class Builder:
             criterion=node.select,
             repair=settings,
             wpos=wpos,
-            beta=node.keep["*"]
-            if node.select == "threshold" and isinstance(node.keep.get("*"), float)
-            else None,
+            beta=_beta(node),
             seed=node.seed,
         )
         lineage = {
@@ -281,6 +279,11 @@ def resolve_keep(graph: ModelGraph, node: SliceNode) -> dict[str, int | tuple[in
     return keep
 
 
+def _beta(node: SliceNode) -> float | None:
+    star = node.keep.get("*")
+    return star if node.select == "threshold" and isinstance(star, float) else None
+
+
 def pack_preprocessing(store: Store, plan: Plan) -> Preprocessing:
     """What the finished model reads: the donors' size and channels, in [0, 1]; their mean and std are in the graph.
 
@@ -303,6 +306,6 @@ def pack_preprocessing(store: Store, plan: Plan) -> Preprocessing:
 
 def run(graph: ModelGraph, inputs: Tensor) -> Tensor:
     """The graph's single output on inputs of any number, a batch at a time."""
-    outputs = [graph(part) for part in inputs.split(BATCH)]
+    outputs = [graph(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
     tensors = [output for output in outputs if isinstance(output, Tensor)]
     return torch.cat(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sarto.errors import RequestError
@@ -157,7 +157,7 @@ def _heldout(order: Order) -> Samples | None:
     return found.only(order.classes)
 
 
-def _plain(scores: Sequence[Score]) -> list[object]:
+def _plain(scores: Iterable[Score]) -> list[object]:
     return [score.to_plain() for score in scores]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -140,7 +141,7 @@ def _comparisons(order: Order, delivered: Delivered) -> tuple[Comparison, ...]:
     )
 
 
-def _verdict(gap: float, better: float, p_value: float) -> str:
+def _verdict(gap: float, better: float, p_value: float) -> Literal["better", "worse", "cannot be told apart"]:
     """Better or worse only where the draws agree, the test does, and the gap is more than a point."""
     if abs(gap) <= 0.01 or p_value > 0.05:
         return "cannot be told apart"

@@ -116,8 +116,8 @@ def random_net(moves: Sequence[str], seed: int, *, flatten: bool = False) -> tup
         model = RandomNet(Recipe(tuple(moves), seed, flatten)).double().eval()
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.running_mean.normal_(0, 0.3)  # type: ignore[union-attr,operator]
-                layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr,operator]
+                layer.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
+                layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
                 nn.init.normal_(layer.weight, 1.0, 0.2)
                 nn.init.normal_(layer.bias, 0.0, 0.2)
         return model, torch.randn(2, 3, 8, 8, dtype=torch.float64)

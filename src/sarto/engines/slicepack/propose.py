@@ -135,8 +135,8 @@ def _capped(
 
 def _partitions(offers: Sequence[ClassOffer]) -> list[list[tuple[str, tuple[str, ...]]]]:
     """One fragment a class; and one fragment a donor, where that differs."""
-    single = [(offer.learnware, (offer.cls,)) for offer in offers]
-    merged = [
+    single: list[tuple[str, tuple[str, ...]]] = [(offer.learnware, (offer.cls,)) for offer in offers]
+    merged: list[tuple[str, tuple[str, ...]]] = [
         (learnware, tuple(offer.cls for offer in offers if offer.learnware == learnware))
         for learnware in dict.fromkeys(offer.learnware for offer in offers)
     ]
