@@ -20,6 +20,8 @@ from sarto.types import Device
 #: Seconds of warm-up, and of measuring.
 WARM_SECONDS, SECONDS = 0.15, 0.7
 MIN_RUNS, MAX_RUNS = 15, 2_000
+#: Matrix product whose speed bounds every model's; the quickest of some runs counts.
+PEAK_SIZE, PEAK_RUNS = 512, 12
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,23 @@ def measure_onnxruntime(path: Path, *, threads: int = 1, batch: int = 1, seconds
     }
     times, warmup = _time(lambda: session.run(None, feed), seconds)
     return _latency(times, warmup, threads, batch, "onnxruntime", ort.__version__)
+
+
+def peak_flops_per_ms(threads: int) -> float:
+    """FLOPs in a millisecond of a large matrix product: more than any model reaches, so a floor for its latency."""
+    _check(threads, 1, 1.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        one, two = torch.ones(PEAK_SIZE, PEAK_SIZE), torch.ones(PEAK_SIZE, PEAK_SIZE)
+        times = []
+        for _ in range(PEAK_RUNS):
+            begun = time.perf_counter()
+            torch.mm(one, two)
+            times.append(1e3 * (time.perf_counter() - begun))
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * PEAK_SIZE**3 / min(times)
 
 
 def _time(call: Callable[[], object], seconds: float) -> tuple[list[float], int]:

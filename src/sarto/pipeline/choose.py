@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.order import Order
@@ -50,6 +51,7 @@ def propose(order: Order) -> Plans:
         found += slicepack.propose(requirement, order.learnwares, samples)
     if "baselines" in order.request.engines:
         found += baselines.propose(requirement, order.learnwares)
+    found = _with_latency_floor(order, found)
     feasible, refused, seen = list[Plan](), list[tuple[Plan, tuple[str, ...]]](), set[str]()
     for plan in found:
         if plan.key() in seen:
@@ -61,6 +63,22 @@ def propose(order: Order) -> Plans:
         else:
             feasible.append(plan)
     return Plans(order, tuple(feasible), tuple(refused))
+
+
+def _with_latency_floor(order: Order, plans: list[Plan]) -> list[Plan]:
+    """Where latency is limited: the least time that each plan's FLOPs can take on this machine."""
+    device = order.request.device
+    if order.request.budget.latency_ms is None:
+        return plans
+    speed = peak_flops_per_ms(device.threads)
+    return [
+        plan.replace(
+            predicted=plan.predicted.replace(latency_low_ms=plan.predicted.flops * device.batch / speed)
+        )
+        if plan.predicted is not None
+        else plan
+        for plan in plans
+    ]
 
 
 def over(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
