@@ -1,0 +1,133 @@
+"""The page of a report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sarto.pipeline.page import wording
+from sarto.pipeline.page.figures import accuracy_figure
+from sarto.types import Confusion, Report
+
+#: Confusion tables with more classes than this show colours without numbers.
+MOST_NUMBERED = 24
+_PART_COLOURS = 8
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A cost number as the page shows it; `share` is the part of the limit that is used."""
+
+    name: str
+    limit: str
+    predicted: str
+    measured: str
+    interval: str
+    error: str
+    share: float | None
+    ok: bool | None
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """Parameters of one part of the model; `colour` is a place in the page's palette."""
+
+    name: str
+    classes: str
+    params: int
+    share: float
+    colour: int
+
+
+def render_page(report: Report) -> str:
+    """The report as one HTML page, without scripts and without anything loaded from elsewhere."""
+    template = _environment().get_template("report.html.j2")
+    rows = report.rows
+    return template.render(
+        report=report,
+        title=wording.headline(report),
+        costs=list(_costs(report)),
+        figure=Markup(accuracy_figure(rows, report.request.budget.params)),
+        not_drawn=[row.name for row in rows if row.accuracy_loto is None and row.accuracy_heldout is None],
+        has_heldout=any(row.accuracy_heldout is not None for row in rows),
+        has_latency=any(row.cost is not None and row.cost.latency_ms is not None for row in rows),
+        parts=list(_parts(report)),
+        confusion=_confusion(report.confusion) if report.confusion is not None else None,
+        order=list(_order(report)),
+        plan_text=report.plan.to_yaml(),
+        levels=sorted({row.interval.level for row in rows if row.interval is not None}),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("sarto.pipeline.page", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("percent", "span", "points", "count", "compact", "number", "short", "listed")
+    environment.filters.update({name: getattr(wording, name) for name in names})
+    environment.globals.update(amount=wording.amount, roles=wording.ROLES, bases=wording.BASES)
+    return environment
+
+
+def _costs(report: Report) -> Iterator[CostRow]:
+    measured = report.measured
+    for line in report.cost_lines():
+        share = line.measured / line.budget if line.measured is not None and line.budget else None
+        error, interval = "", ""
+        if line.predicted and line.measured is not None:
+            off = line.measured / line.predicted - 1
+            error = "exact" if off == 0 else f"{100 * off:+.1f}%".replace("-", "\N{MINUS SIGN}")
+        if (
+            line.name == "latency_ms"
+            and measured.latency_low_ms is not None
+            and measured.latency_high_ms is not None
+        ):
+            interval = f"{measured.latency_low_ms:.3g} to {measured.latency_high_ms:.3g}"
+        yield CostRow(
+            name=wording.COSTS[line.name],
+            limit=wording.amount(line.name, line.budget),
+            predicted=wording.amount(line.name, line.predicted),
+            measured=wording.amount(line.name, line.measured),
+            interval=interval,
+            error=error,
+            share=share,
+            ok=None if share is None else share <= 1,
+        )
+
+
+def _parts(report: Report) -> Iterator[PartRow]:
+    total = sum(part.params for part in report.where_params) or 1
+    for place, part in enumerate(report.where_params):
+        colour = place % _PART_COLOURS
+        yield PartRow(part.name, ", ".join(part.classes), part.params, part.params / total, colour)
+
+
+def _confusion(table: Confusion) -> Mapping[str, Any]:
+    rows = []
+    for cls, counts in zip(table.classes, table.counts, strict=True):
+        total = sum(counts)
+        rows.append((cls, total, [(count, count / total if total else 0.0) for count in counts]))
+    return {"rows": rows, "basis": table.basis, "numbered": len(rows) <= MOST_NUMBERED}
+
+
+def _order(report: Report) -> Iterator[tuple[str, str]]:
+    request = report.request
+    device = request.device
+    if request.name:
+        yield "name", request.name
+    yield "classes", ", ".join(request.task.classes)
+    yield "device", f"{device.runtime}, {device.threads} thread(s), batch {device.batch}"
+    yield "samples", request.samples or "those stocked in the market"
+    yield "samples of each class", ", ".join(f"{cls} {n}" for cls, n in report.requirement.n_samples.items())
+    yield "content hash of the samples", wording.short(report.requirement.samples_digest)
+    yield "held-out images", request.heldout or "none given"
+    yield "engines", ", ".join(request.engines)
+    yield "seed", str(request.seed)

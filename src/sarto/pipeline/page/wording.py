@@ -1,0 +1,107 @@
+"""Numbers and names of a report as people read them."""
+
+from __future__ import annotations
+
+from sarto.types import Interval, Report
+
+#: Names of the cost numbers, and the unit that their column shows.
+COSTS = {
+    "params": "parameters",
+    "flops": "FLOPs an image",
+    "memory_bytes": "peak memory of activations",
+    "size_bytes": "size of the stored tensors",
+    "latency_ms": "latency of a batch",
+}
+ROLES = {
+    "pick": "delivered",
+    "plan": "other plan",
+    "donor": "donor as it is",
+    "ensemble": "donors side by side",
+    "probe": "donor with a new head",
+    "finetune": "fine-tuned donor",
+    "control": "control",
+    "trivial": "trivial",
+}
+BASES = {"loto": "own samples, one of each class left out", "heldout": "held-out images"}
+MISSING = "\N{EN DASH}"
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return MISSING if share is None else f"{100 * share:.1f}%"
+
+
+def span(interval: Interval | None) -> str:
+    """An interval of shares, as whole percentages: "79 to 91%"."""
+    return "" if interval is None else f"{100 * interval.low:.0f} to {100 * interval.high:.0f}%"
+
+
+def points(gap: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * gap:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators."""
+    return MISSING if value is None else f"{round(value):,}"
+
+
+def compact(value: float | None) -> str:
+    """A large number with three digits and k, M, G or T."""
+    if value is None:
+        return MISSING
+    for step, letter in _STEPS:
+        if abs(value) >= 0.9995 * step:
+            return f"{float(f'{value / step:.3g}'):g} {letter}"
+    return f"{value:g}"
+
+
+def amount(name: str, value: float | None) -> str:
+    """A cost number with its unit."""
+    if value is None:
+        return MISSING
+    if name == "latency_ms":
+        return f"{value:.3g} ms"
+    if name in ("memory_bytes", "size_bytes"):
+        return f"{compact(value)}B" if value >= 1000 else f"{value:g} B"
+    return compact(value) if name == "flops" else count(value)
+
+
+def number(value: float | None) -> str:
+    """A number of a check: whole ones with separators, small ones with an exponent."""
+    if value is None:
+        return ""
+    if float(value).is_integer():
+        return f"{round(value):,}"
+    return f"{value:.3g}"
+
+
+def short(sha: str | None) -> str:
+    """The first digits of a content hash."""
+    return MISSING if sha is None else sha.removeprefix("sha256:")[:12]
+
+
+def clipped(text: str, length: int) -> str:
+    """A text that ends in an ellipsis where it is longer than `length` characters."""
+    return text if len(text) <= length else text[: length - 1].rstrip(" ,;") + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def listed(names: tuple[str, ...], most: int = 8) -> str:
+    """Names in a sentence: "ship, dog and horse"; the rest counted where there are more than `most`."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def headline(report: Report) -> str:
+    """The result in one sentence."""
+    pick, classes = report.pick, listed(report.request.task.classes)
+    size = f"{report.measured.params:,} parameters"
+    failed = sum(not check.ok for check in report.checks)
+    ending = f"; {failed} of {len(report.checks)} checks failed" if failed else ""
+    if pick.accuracy_heldout is not None:
+        return f"{percent(pick.accuracy_heldout)} of held-out images named right: {classes} in {size}{ending}"
+    if pick.accuracy_loto is not None:
+        return f"About {percent(pick.accuracy_loto)} right on images like yours: {classes} in {size}{ending}"
+    return f"A model for {classes} in {size}{ending}"
