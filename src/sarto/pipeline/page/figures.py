@@ -18,7 +18,7 @@ from sarto.pipeline.page.svg import SETTINGS, write_svg
 from sarto.pipeline.page.wording import clipped, compact, percent
 from sarto.types import Interval, Row
 
-WIDTH, HEIGHT, TEXT = 720.0, 400.0, 9.0
+WIDTH, HEIGHT, TEXT = 720.0, 410.0, 9.0
 #: Colours of the figure, and the value of the page's style that each stands for.
 INK, MUTED, LINE, PAPER = "#010101", "#010102", "#010103", "#010104"
 ROLE_COLOURS = {
@@ -73,7 +73,7 @@ def accuracy_figure(rows: Sequence[Row], limit: int | None = None) -> str:
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.075, 0.12, 0.905, 0.85))
-        _scales(axes, known, list(spots.values()), limit)
+        _scales(axes, drawn or known, list(spots.values()), limit)
         texts = [*_levels(axes, levels), *_budget(axes, limit)]
         for mark in drawn:
             _draw(axes, mark)
@@ -152,19 +152,38 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _levels(axes: Axes, levels: Sequence[Mark]) -> list[Box]:
-    """Rows without a model as level lines; the boxes of their texts, which stand at the left."""
+    """Rows without a model as level lines; the boxes of their texts, which stand at the left.
+
+    Levels below the axis are told in its lowest line.
+    """
     boxes: list[Box] = []
-    ends = axes.get_xlim()
-    for mark in sorted(levels, key=lambda mark: mark.accuracy):
+    ends, lowest = axes.get_xlim(), axes.get_ylim()[0]
+    ordered = sorted(levels, key=lambda mark: mark.accuracy)
+    for mark in ordered:
+        if mark.accuracy < lowest:
+            continue
         colour = ROLE_COLOURS[mark.row.role]
         axes.plot(ends, [mark.accuracy] * 2, color=colour, linewidth=1, dashes=(2, 3), zorder=1)
-        x, y = _point(axes, ends[0], mark.accuracy)
-        text = f"{clipped(mark.row.name, 34)}, {percent(mark.accuracy)}"
-        width, height = _size(text)
-        bottom = max([y + 2, *(box.top + 1 for box in boxes)])
-        boxes.append(Box(x, bottom, x + width + 6, bottom + height))
-        _text(axes, x + 2, bottom + height / 2, text, "left", MUTED)
+        boxes += _told(axes, _level_text(mark), ends[0], mark.accuracy, boxes)
+    below = [_level_text(mark) for mark in reversed(ordered) if mark.accuracy < lowest]
+    if below:
+        boxes += _told(axes, f"below: {clipped('; '.join(below), 60)}", ends[0], lowest, boxes)
     return boxes
+
+
+def _level_text(mark: Mark) -> str:
+    return f"{clipped(mark.row.name, 34)}, {percent(mark.accuracy)}"
+
+
+def _told(axes: Axes, text: str, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, Box]:
+    """Writes a text above a level, higher where others stand; its box, and the level's as far as labels reach."""
+    left, level = _point(axes, x, y)
+    width, height = _size(text)
+    bottom = level + 2
+    while any(box.overlap(Box(left, bottom, left + width, bottom + height)) for box in taken):
+        bottom += 2
+    _text(axes, left + 2, bottom + height / 2, text, "left", MUTED)
+    return Box(left, bottom, left + width + 6, bottom + height), Box(left, level - 0.7, WIDTH, level + 0.7)
 
 
 def _budget(axes: Axes, limit: int | None) -> list[Box]:

@@ -126,7 +126,8 @@ def _order(report: Report) -> Iterator[tuple[str, str]]:
     yield "classes", ", ".join(request.task.classes)
     yield "device", f"{device.runtime}, {device.threads} thread(s), batch {device.batch}"
     yield "samples", request.samples or "those stocked in the market"
-    yield "samples of each class", ", ".join(f"{cls} {n}" for cls, n in report.requirement.n_samples.items())
+    held = report.requirement.n_samples
+    yield "samples of each class", ", ".join(f"{cls} {held[cls]:,}" for cls in sorted(held))
     yield "content hash of the samples", wording.short(report.requirement.samples_digest)
     yield "held-out images", request.heldout or "none given"
     yield "engines", ", ".join(request.engines)

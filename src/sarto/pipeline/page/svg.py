@@ -6,13 +6,13 @@ import io
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 #: Settings that make a figure the same on every machine: no date, no random ids, no mathematics in names.
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sarto",
     "font.family": "DejaVu Sans",
@@ -42,9 +42,8 @@ def write_svg(figure: Figure, *, name: str, title: str, colours: Mapping[str, st
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         # Names may hold letters that the bundled font lacks; the reader's own fonts draw them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        FigureCanvasSVG(figure).print_svg(
-            target, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        undated = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(target, format="svg", metadata=undated)
     text = _HEAD.sub("", target.getvalue(), count=1)
     text = _COMMENT.sub("", _METADATA.sub("", text))
     opening, rest = text.split(">", 1)
