@@ -10,7 +10,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sarto import zoo
 from sarto.devices import count, flops_by_node, params_by_tensor, peak_bytes, timeline
-from sarto.graph import ModelGraph, block, branch, capture, features, leading, slice, uniform_counts, with_head
+from sarto.graph import (
+    ModelGraph,
+    block,
+    branch,
+    capture,
+    features,
+    leading,
+    slice,
+    uniform_counts,
+    with_head,
+)
 from sarto.graph.model import Ref, leaves
 from sarto.graph.run import run_node
 from sarto.testing.pico import PICO, pico

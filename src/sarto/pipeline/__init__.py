@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sarto.pipeline.artifact import Artifact
 from sarto.pipeline.builder import Assembly, Builder
+from sarto.pipeline.checking import verify_artifact
 from sarto.pipeline.choose import Plans
 from sarto.pipeline.loaded import Model, Prediction, load
 from sarto.pipeline.market import Market
@@ -23,4 +24,5 @@ __all__ = [
     "load",
     "load_source",
     "silent",
+    "verify_artifact",
 ]

@@ -144,7 +144,7 @@ def score_finetuned(
 ) -> Score:
     """The probed donor, fine-tuned on the order's samples.
 
-    Scored on held-out samples where there are any, otherwise (four more runs) on folds that leave a quarter of each
+    Scored on held-out samples where there are any, otherwise (three more runs) on folds that leave a third of each
     class out. Called after the pick is chosen; its predictions on held-out samples choose nothing.
     """
     if probe.plan is None:
@@ -161,13 +161,11 @@ def score_finetuned(
         name=probe.row.name.replace("probe on", "fine-tuned"),
         role="finetune",
         accuracy_loto=right / n if n else None,
-        interval=_interval(jeffreys(right, n, level=LEVEL) if n else None, "jeffreys, a quarter left out"),
+        interval=_interval(jeffreys(right, n, level=LEVEL) if n else None, "jeffreys, a third left out"),
         cost=probe.row.cost,
         samples_used=len(samples),
         note="40 Adam steps of 16 samples from the probe"
-        + (
-            "" if heldout is not None else "; accuracy from four folds that leave a quarter of each class out"
-        ),
+        + ("" if heldout is not None else "; accuracy from three folds that leave a third of each class out"),
     )
     said = tuned.predict(to_tensor(heldout.images, preprocessing)) if heldout is not None else None
     return Score(row, None, correct, tuned.left_out, said)

@@ -1,0 +1,52 @@
+"""One binary with subcommands; what each does is in a file of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sarto.cli import artifact, inspecting, market, orders
+from sarto.cli.failing import OneLine
+
+app = typer.Typer(
+    cls=OneLine,
+    name="sarto",
+    help="From the models that you have, the one that you need.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+market_app = typer.Typer(help="Make a market.", no_args_is_help=True)
+market_app.command("init")(market.init)
+app.add_typer(market_app, name="market")
+
+app.command("add")(market.add)
+app.command("ls")(market.ls)
+app.command("show")(market.show)
+app.command("rm")(market.rm)
+app.command("verify")(artifact.verify)
+app.command("inspect")(inspecting.inspect)
+app.command("plan")(orders.plan)
+app.command("make")(orders.make)
+app.command("build")(orders.build)
+app.command("export")(artifact.export)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    """From the models that you have, the one that you need."""
+    if version:
+        from sarto import __version__
+
+        typer.echo(f"sarto {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

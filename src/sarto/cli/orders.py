@@ -1,0 +1,222 @@
+"""`sarto plan`, `make`, `build`: orders from a YAML file or from flags."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sarto.cli.output import Debug, Json, MarketPath, console, emit, names, progress, told
+from sarto.errors import RequestError
+
+if TYPE_CHECKING:
+    from sarto.pipeline import Artifact
+    from sarto.types import Request
+
+DEFAULT = "market"
+
+RequestFile = Annotated[str | None, typer.Argument(help="Order in YAML or JSON; flags change or replace it.")]
+Classes = Annotated[str | None, typer.Option(help="Classes that the model must tell apart, with commas.")]
+MaxParams = Annotated[int | None, typer.Option(help="Most trainable parameters.")]
+MaxFlops = Annotated[int | None, typer.Option(help="Most FLOPs an image (2 per multiply-add).")]
+MaxMemory = Annotated[int | None, typer.Option("--max-memory-bytes", help="Most activation memory an image.")]
+MaxSize = Annotated[int | None, typer.Option("--max-size-bytes", help="Most bytes of stored tensors.")]
+MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds a batch.")]
+Runtime = Annotated[str | None, typer.Option(help="Where latency counts: onnxruntime or torch.")]
+Threads = Annotated[int | None, typer.Option(help="Threads that the runtime may use.")]
+Batch = Annotated[int | None, typer.Option(help="Images in one measured call.")]
+SamplesPath = Annotated[str | None, typer.Option("--samples", help="The order's own labelled images.")]
+Heldout = Annotated[str | None, typer.Option(help="Labelled images that only the report reads.")]
+PerClass = Annotated[
+    int | None, typer.Option("--samples-per-class", help="Use the first k samples of each class.")
+]
+Engines = Annotated[str | None, typer.Option(help="Who proposes plans, with commas: slicepack,baselines.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything that is drawn.")]
+Out = Annotated[str, typer.Option("--out", "-o", help="Folder of the finished model.")]
+
+
+def plan(
+    request: RequestFile = None,
+    classes: Classes = None,
+    max_params: MaxParams = None,
+    max_flops: MaxFlops = None,
+    max_memory: MaxMemory = None,
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    samples: SamplesPath = None,
+    heldout: Heldout = None,
+    samples_per_class: PerClass = None,
+    engines: Engines = None,
+    seed: Seed = None,
+    market: MarketPath = DEFAULT,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Write one plan to this file, for `sarto build`.")
+    ] = None,
+    number: Annotated[int, typer.Option(help="Which of the plans to write, counted from 1.")] = 1,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the plans for an order, from manifests alone; nothing is built."""
+    with told(as_json=as_json, debug=debug):
+        order = _request(request, locals())
+        from sarto.pipeline import Market
+
+        with Market.open(market) as opened:
+            plans = opened.plan(order)
+        if out is not None:
+            if not 1 <= number <= len(plans.all):
+                raise RequestError(f"--number {number}: there are {len(plans.all)} plans, counted from 1")
+            plans.all[number - 1].write(out)
+        if as_json:
+            emit({"plans": plans.to_plain()})
+            return
+        from rich.table import Table
+
+        table = Table("", "engine", "plan", "parameters", "FLOPs", "memory", "size", "key", "breaks")
+        for place, item in enumerate(plans.to_plain(), 1):
+            cost = item["plan"]["predicted"] or {}
+            table.add_row(
+                str(place),
+                item["plan"]["engine"],
+                item["plan"]["note"],
+                *(
+                    f"{cost[key]:,}" if key in cost else ""
+                    for key in ("params", "flops", "memory_bytes", "size_bytes")
+                ),
+                item["key"][7:19],
+                ", ".join(item["breaks"]),
+            )
+        console().print(table)
+
+
+def make(
+    request: RequestFile = None,
+    out: Out = "",
+    classes: Classes = None,
+    max_params: MaxParams = None,
+    max_flops: MaxFlops = None,
+    max_memory: MaxMemory = None,
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    samples: SamplesPath = None,
+    heldout: Heldout = None,
+    samples_per_class: PerClass = None,
+    engines: Engines = None,
+    seed: Seed = None,
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Build the model of an order into a folder, verified and explained; a call that was cut short goes on."""
+    with told(as_json=as_json, debug=debug):
+        order = _request(request, locals())
+        from sarto.pipeline import Market
+
+        with Market.open(market) as opened, progress(quiet=as_json) as tell:
+            artifact = opened.make(order, _out(out), progress=tell)
+        _delivered(artifact, as_json)
+
+
+def build(
+    plan: Annotated[str, typer.Argument(help="Plan in JSON or YAML, as `sarto plan -o` writes it.")],
+    request: Annotated[str, typer.Option(help="Order that the plan is for (YAML or JSON).")],
+    out: Out = "",
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Build a given plan instead of choosing one."""
+    with told(as_json=as_json, debug=debug):
+        from sarto.types import Plan, Request
+
+        chosen, order = Plan.read(plan), Request.read(request)
+        from sarto.pipeline import Market
+
+        with Market.open(market) as opened, progress(quiet=as_json) as tell:
+            artifact = opened.make(order, _out(out), plan=chosen, progress=tell)
+        _delivered(artifact, as_json)
+
+
+def _request(path: str | None, flags: dict[str, Any]) -> Request:
+    """The order of a file, with the flags that were given on top."""
+    from sarto.types import Request
+
+    given: dict[str, Any] = json.loads(Request.read(path).to_json()) if path is not None else {}
+    if flags["classes"]:
+        given["task"] = {"classes": names(flags["classes"])}
+    if not given.get("task"):
+        raise RequestError("no order: give a request file, or --classes a,b,c")
+    limits = {
+        "params": flags["max_params"],
+        "flops": flags["max_flops"],
+        "memory_bytes": flags["max_memory"],
+        "size_bytes": flags["max_size"],
+        "latency_ms": flags["max_latency"],
+    }
+    device = {key: flags[key] for key in ("runtime", "threads", "batch")}
+    for key, changes in (("budget", limits), ("device", device)):
+        given[key] = {
+            **given.get(key, {}),
+            **{name: value for name, value in changes.items() if value is not None},
+        }
+    for key in ("samples", "heldout", "samples_per_class", "seed"):
+        if flags[key] is not None:
+            given[key] = flags[key]
+    if flags["engines"]:
+        given["engines"] = names(flags["engines"])
+    return Request.parse(given)
+
+
+def _out(out: str) -> Path:
+    if not out:
+        raise RequestError("where to? give -o FOLDER")
+    return Path(out)
+
+
+def _delivered(artifact: Artifact, as_json: bool) -> None:
+    report = artifact.report
+    if as_json:
+        emit(
+            {
+                "out": str(artifact.folder),
+                "plan_key": artifact.plan.key(),
+                "report": json.loads(report.to_json()),
+            }
+        )
+        return
+    from rich.table import Table
+
+    pick = report.pick
+    typer.echo(f"{pick.name}: {', '.join(artifact.classes)}")
+    for accuracy, interval, basis in (
+        (pick.accuracy_loto, pick.interval, "on your samples, one of each class left out"),
+        (pick.accuracy_heldout, pick.heldout_interval, "on held-out images"),
+    ):
+        if accuracy is not None:
+            span = f" ({interval.low:.0%} to {interval.high:.0%})" if interval is not None else ""
+            typer.echo(f"  {accuracy:.1%}{span} {basis}")
+    table = Table("cost", "budget", "predicted", "measured", "kept")
+    for line in report.cost_lines():
+        over = line.budget is not None and line.measured is not None and line.measured > line.budget
+        kept = "" if line.budget is None else "no" if over else "yes"
+        table.add_row(
+            line.name, *(_shown(value) for value in (line.budget, line.predicted, line.measured)), kept
+        )
+    console().print(table)
+    for sentence in report.sentences:
+        typer.echo(f"- {sentence}")
+    typer.echo(f"the page: {artifact.folder / 'report.html'}")
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if float(value).is_integer() else f"{value:,.4g}"
