@@ -35,16 +35,21 @@ app.command("build")(orders.build)
 app.command("export")(artifact.export)
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
-) -> None:
-    """From the models that you have, the one that you need."""
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from sarto import __version__
 
         typer.echo(f"sarto {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """From the models that you have, the one that you need."""
 
 
 def main() -> None:

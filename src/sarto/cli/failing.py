@@ -56,7 +56,7 @@ def _fail(args: Sequence[str], kind: str, text: str, code: int) -> int:
         traceback.print_exc()
     line = " ".join(text.split())
     if "--json" in args:
-        error = {"type": kind, "detail": line, "where": None, "problems": []}
+        error: dict[str, Any] = {"type": kind, "detail": line, "where": None, "problems": []}
         typer.echo(json.dumps({"error": error}, sort_keys=True, ensure_ascii=False))
     typer.echo(f"error: {line}", err=True)
     return code

@@ -31,7 +31,7 @@ def emit(value: Any) -> None:
 
 @contextmanager
 def told(*, as_json: bool, debug: bool) -> Iterator[None]:
-    """Turn errors into one line (or one JSON object) and an exit code: 2 for a bad request, 1 for the rest."""
+    """Turn errors into one line (and one JSON object) and an exit code: 2 for a bad request, 1 for the rest."""
     try:
         yield
     except SartoError as error:
@@ -39,8 +39,7 @@ def told(*, as_json: bool, debug: bool) -> Iterator[None]:
             traceback.print_exc()
         if as_json:
             emit({"error": error.to_json()})
-        else:
-            typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         bad = isinstance(error, RequestError | ShapeError | InfeasibleError)
         raise typer.Exit(2 if bad else 1) from None
     except KeyboardInterrupt:
@@ -71,7 +70,8 @@ def console() -> Console:
     """Standard output for tables; wide where it is no terminal, so that nothing is cut off in a file."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160)
+    # Names come from users: square brackets in them are no markup.
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
 
 
 def names(text: str | None) -> list[str]:

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.markets import run
+
+ORDER = ("--classes", "cat,dog", "--engines", "slicepack", "--max-params", "100000")
+
+
+@pytest.fixture(scope="module")
+def made(market: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A model made by the command line, and what it printed."""
+    out = tmp_path_factory.mktemp("made") / "model"
+    found = run("make", *ORDER, "--market", market, "-o", out)
+    assert found.exit_code == 0, found.output
+    assert found.stderr == ""
+    return out, found.stdout
+
+
+def test_make_says_what_was_delivered_and_where(made: tuple[Path, str]) -> None:
+    out, text = made
+    report = json.loads((out / "report.json").read_text())
+    pick = next(row for row in report["rows"] if row["role"] == "pick")
+    assert pick["name"] in text and f"{pick['accuracy_loto']:.1%}" in text
+    assert f"{report['measured']['params']:,}" in text and "100,000" in text
+    assert f"the page: {out / 'report.html'}" in text
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_a_second_make_gives_the_same_model_as_json(made: tuple[Path, str], market: Path) -> None:
+    out, _ = made
+    found = run("make", *ORDER, "--market", market, "-o", out, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert told["report"] == json.loads((out / "report.json").read_text())
+    other = run("make", *ORDER, "--seed", 1, "--market", market, "-o", out)
+    assert other.exit_code == 2 and "holds another order" in other.stderr
+
+
+def test_a_given_plan_is_built(made: tuple[Path, str], market: Path, tmp_path: Path) -> None:
+    out, _ = made
+    found = run(
+        *("build", out / "plan.json", "--request", out / "request.json"),
+        *("--market", market, "-o", tmp_path / "again", "--json"),
+    )
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["plan_key"] == json.loads((out / "manifest.json").read_text())["plan_key"]
+
+
+def test_a_model_is_verified_inspected_and_exported(made: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = made
+    checks = json.loads(run("verify", out, "--json").stdout)
+    assert checks["ok"] is True and len(checks["checks"]) > 1
+    assert json.loads(run("inspect", out, "--json").stdout)["cost"]["params"] > 0
+    exported = run("export", out, "-o", tmp_path / "model.onnx", "--json")
+    assert exported.exit_code == 0, exported.output
+    assert (tmp_path / "model.onnx").stat().st_size == json.loads(exported.stdout)["size_bytes"]
+    assert run("export", out, "--to", "tflite").exit_code == 2
+
+
+def test_a_changed_model_fails_and_says_which_file(made: tuple[Path, str], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made[0], copy)
+    (copy / "plan.json").write_text("{}")
+    found = run("verify", copy, "--json")
+    assert found.exit_code == 1
+    (check,) = json.loads(found.stdout)["checks"]
+    assert not check["ok"] and "plan.json" in check["detail"]
+    assert run("verify", copy).exit_code == 1
