@@ -219,4 +219,4 @@ def _delivered(artifact: Artifact, as_json: bool) -> None:
 def _shown(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,}" if float(value).is_integer() else f"{value:,.4g}"
+    return f"{round(value):,}" if float(value).is_integer() else f"{value:,.4g}"

@@ -26,7 +26,7 @@ def test_make_says_what_was_delivered_and_where(made: tuple[Path, str]) -> None:
     report = json.loads((out / "report.json").read_text())
     pick = next(row for row in report["rows"] if row["role"] == "pick")
     assert pick["name"] in text and f"{pick['accuracy_loto']:.1%}" in text
-    assert f"{report['measured']['params']:,}" in text and "100,000" in text
+    assert f"{report['measured']['params']:,}" in text and " 100,000 " in text
     assert f"the page: {out / 'report.html'}" in text
     assert "<svg" in (out / "report.html").read_text()
 
