@@ -79,7 +79,7 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
         )
     taken = {plan.key() for plan, _, _ in todo}
     for plan in plans.all:
-        if plan.engine == "baselines" and plan.key() not in taken:
+        if _role(plan) != "plan" and plan.key() not in taken:
             todo.append((plan, _role(plan), plan.note))
     control = next((plan for plan, role, _ in todo if role == "plan" and _sliced(plan)), None)
     if control is not None:

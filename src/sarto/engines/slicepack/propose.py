@@ -29,6 +29,8 @@ def propose(
     A fragment is a class of a donor. Where an order takes several classes of one donor, the pack with one fragment
     for all of them is proposed too, and fragments that together outgrow their donor give way to the whole donor.
 
+    The whole donors side by side are an ensemble, which is not proposed here.
+
     Args:
         learnwares: manifests by id; donors without stocked widths are passed over.
         samples: learnware id -> digest of the samples that its slices are fitted on.
@@ -39,7 +41,7 @@ def propose(
     shares = sorted(set.intersection(*({w.ratio for w in donor.widths} for donor in donors)), reverse=True)
     plans: list[Plan] = []
     seen: set[str] = set()
-    for share in shares:
+    for share in (share for share in shares if share < 1.0):
         for parts in _partitions(requirement.offers):
             plan = _pack(requirement, learnwares, samples, parts, share)
             if plan.key() not in seen:

@@ -176,12 +176,18 @@ def _level_text(mark: Mark) -> str:
 
 
 def _told(axes: Axes, text: str, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, Box]:
-    """Writes a text above a level, higher where others stand; its box, and the level's as far as labels reach."""
+    """Writes a text above a level, higher or else beneath where others stand; its box, and the level's as far as labels reach."""
     left, level = _point(axes, x, y)
     width, height = _size(text)
-    bottom = level + 2
-    while any(box.overlap(Box(left, bottom, left + width, bottom + height)) for box in taken):
-        bottom += 2
+    ceiling = _point(axes, x, axes.get_ylim()[1])[1]
+
+    def is_free(bottom: float) -> bool:
+        here = Box(left, bottom, left + width, bottom + height)
+        return not any(box.overlap(here) for box in taken)
+
+    above = (level + 2.0 + step for step in range(int(max(1.0, ceiling - level - height))))
+    beneath = (level - 2.0 - height - step for step in range(round(HEIGHT)))
+    bottom = next(filter(is_free, (*above, *beneath)), level + 2.0)
     _text(axes, left + 2, bottom + height / 2, text, "left", MUTED)
     return Box(left, bottom, left + width + 6, bottom + height), Box(left, level - 0.7, WIDTH, level + 0.7)
 
