@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sarto.pipeline.page import render_card, render_page
+from sarto.pipeline.page.figures import accuracy_figure
 from sarto.types import Confusion, Report
 from tests.unit.page.reports import a_report, cost, row
 
@@ -61,6 +62,7 @@ def test_a_page_is_balanced_and_needs_nothing_else() -> None:
     found = read(page)
     assert found.tags.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "base"})
     assert not re.search(r"https?://|//[a-z]|@import|url\((?!#)", page)
+    assert "DejaVu" not in page
     assert len(found.ids) == len(set(found.ids))
     assert all(link.removeprefix("#") in found.ids for link in found.links)
 
@@ -155,3 +157,11 @@ def test_confusion_of_many_classes_keeps_its_colours_and_drops_its_numbers() -> 
 def test_a_page_is_drawn_from_the_text_of_the_report() -> None:
     report = a_report()
     assert render_page(Report.parse(report.to_json())) == render_page(report)
+
+
+def test_no_text_of_the_figure_is_cut_off() -> None:
+    same = [row(f"level {place}", "trivial", 1.0) for place in range(4)]
+    figure = accuracy_figure([row("pick", "pick", 1.0, None, 500), *same], limit=1500)
+    tops = {float(found) for found in re.findall(r'<text [^>]*\by="(-?[\d.]+)"', figure)}
+    assert all(f"level {place}, 100.0%" in figure for place in range(4))
+    assert len(tops) >= 5 and min(tops) > 9

@@ -176,7 +176,7 @@ def _level_text(mark: Mark) -> str:
 
 
 def _told(axes: Axes, text: str, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, Box]:
-    """Writes a text above a level, higher or else beneath where others stand; its box, and the level's as far as labels reach."""
+    """Writes a text above a level, or beneath where others stand there; the boxes of the text and of the level."""
     left, level = _point(axes, x, y)
     width, height = _size(text)
     ceiling = _point(axes, x, axes.get_ylim()[1])[1]

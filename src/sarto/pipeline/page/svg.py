@@ -26,7 +26,7 @@ _HEAD = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>\s*", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->\s*", re.DOTALL)
 _NAMESPACE = re.compile(r'\s+xmlns(:\w+)?="[^"]*"')
-_FONT = re.compile(r"(font: [^;\"]*?px) [^;\"]*")
+_FONT = re.compile(r"(font-family: |font: [^;\"]*?px )[^;\"]*")
 _ID = re.compile(r'\bid="([^"]+)"')
 
 
@@ -53,7 +53,7 @@ def write_svg(figure: Figure, *, name: str, title: str, colours: Mapping[str, st
     text = _ID.sub(rf'id="{name}-\1"', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = _FONT.sub(r"\1 var(--sans)", text)
+    text = _FONT.sub(r"\1var(--sans)", text)
     for colour, value in colours.items():
         text = text.replace(colour, value)
     return text.strip()
