@@ -165,7 +165,11 @@ def score_finetuned(
         cost=probe.row.cost,
         samples_used=len(samples),
         note="40 Adam steps of 16 samples from the probe"
-        + ("" if heldout is not None else "; accuracy from three folds that leave a third of each class out"),
+        + (
+            "; scored on the held-out images alone"
+            if heldout is not None
+            else "; accuracy from three folds that leave a third of each class out"
+        ),
     )
     said = tuned.predict(to_tensor(heldout.images, preprocessing)) if heldout is not None else None
     return Score(row, None, correct, tuned.left_out, said)

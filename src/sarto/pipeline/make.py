@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sarto.errors import RequestError
+from sarto.errors import RequestError, VerifyError
 from sarto.graph.file import write_graph
 from sarto.market import Samples, Store, read_samples
 from sarto.pipeline.artifact import GRAPH, Artifact, write_manifest, write_text
@@ -84,6 +85,7 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     control = next((plan for plan, role, _ in todo if role == "plan" and _sliced(plan)), None)
     if control is not None:
         todo.append((_randomised(control), "control", "random units, same widths, with repair"))
+    todo = _told_apart(todo)
     scores = []
     for place, (plan, role, name) in enumerate(todo):
         progress("building and scoring", place, len(todo))
@@ -91,6 +93,16 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     progress("building and scoring", len(todo), len(todo))
     whole = whole_donors(order)
     return scores + score_trivial(order.samples, builder.features(whole, whole.out, order.samples))
+
+
+def _told_apart(todo: list[tuple[Plan, Role, str]]) -> list[tuple[Plan, Role, str]]:
+    """The same with names that differ: later ones of equal names are numbered."""
+    seen: Counter[str] = Counter()
+    named = []
+    for plan, role, name in todo:
+        seen[name] += 1
+        named.append((plan, role, name if seen[name] == 1 else f"{name} ({seen[name]})"))
+    return named
 
 
 def whole_donors(order: Order) -> Plan:
@@ -132,6 +144,10 @@ def _deliver(
     (job.out / "model.onnx").write_bytes(write_bytes)
     delivered = Delivered(assembly, verified, tuple(rows), heldout)
     report = make_report(builder, order, delivered, job.out, job.seconds)
+    failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.ok]
+    if failed:
+        report.write(job.folder / "report.json")
+        raise VerifyError(f"{job.out} is not delivered", problems=failed, where=str(job.out))
     order.request.write(job.out / "request.json")
     plan.write(job.out / "plan.json")
     report.write(job.out / "report.json")

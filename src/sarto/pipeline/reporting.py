@@ -161,11 +161,11 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
         for name in ("params", "flops"):
             want, have = getattr(delivered.plan.predicted, name), getattr(verified.cost, name)
             yield Check(
-                name=f"predicted {name} equals counted",
+                name=f"counted {name} are not above the predicted",
                 value=float(have),
                 limit=float(want),
-                ok=have == want,
-                detail="predicted from manifests before anything was built",
+                ok=have <= want,
+                detail="predicted from manifests; equal where donors share nothing, less where they share a trunk",
             )
     yield Check(
         name="ONNX Runtime equals eager",
