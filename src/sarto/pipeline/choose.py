@@ -155,5 +155,9 @@ def ranked(rows: Sequence[tuple[float | None, Cost, int]]) -> list[int]:
     """
     return sorted(
         range(len(rows)),
-        key=lambda i: (rows[i][0] is None, -(rows[i][0] or 0.0), rows[i][1].params, rows[i][2]),
+        key=lambda i: (
+            (1, 0.0, 0, rows[i][2])
+            if rows[i][0] is None
+            else (0, -(rows[i][0] or 0.0), rows[i][1].params, rows[i][2])
+        ),
     )

@@ -70,6 +70,10 @@ def check_order(request: Request, store: Store) -> Order:
             continue
         offers.append(found[0])
         others.extend(found[1:])
+    if len(names) < 2:
+        problems.append(
+            f"task.classes: {names[0]!r} alone leaves nothing to tell apart; order at least two classes"
+        )
     _check_engines(request, problems)
     if problems:
         raise RequestError(problems[0], problems=problems)
