@@ -28,6 +28,8 @@ def test_a_predicted_latency_refuses_only_below_its_floor() -> None:
     assert least(cost(3), "params") == 3.0
 
 
-@pytest.mark.parametrize(("name", "value", "text"), [("latency_ms", 0.28912, "0.289"), ("params", 261973.0, "261_973")])
+@pytest.mark.parametrize(
+    ("name", "value", "text"), [("latency_ms", 0.28912, "0.289"), ("params", 261973.0, "261_973")]
+)
 def test_numbers_in_messages(name: str, value: float, text: str) -> None:
     assert show(name, value) == text
