@@ -3,40 +3,63 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
 
-from sarto.errors import StoreError
+from pydantic import Field, model_validator
+
+from sarto.errors import RequestError, StoreError
 from sarto.graph import ModelGraph
 from sarto.graph.file import read_graph
-from sarto.types import Plan, Preprocessing, Report, Request
+from sarto.types import Donor, Plan, Preprocessing, Report, Request, Value
 
 GRAPH = "graph"
 MANIFEST = "manifest.json"
-VERSION = 1
+#: Files without which there is no model.
+NEEDED = (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx", "report.json")
+
+
+class Manifest(Value):
+    """What an artifact's manifest holds.
+
+    Attributes:
+        artifact: version of the layout.
+        files: path below the folder -> content hash, of every file but the manifest.
+    """
+
+    artifact: Literal[1] = 1
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    preprocessing: Preprocessing
+    plan_key: str
+    lineage: tuple[Donor, ...] = ()
+    files: dict[str, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        climbing = [n for n in self.files if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]
+        missing = [name for name in NEEDED if name not in self.files]
+        problems = [f".files: {name!r} leads out of the folder" for name in climbing]
+        problems += [f".files: {name!r} is missing" for name in missing]
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A delivered model on disk.
-
-    Attributes:
-        manifest: version, classes, preprocessing, and the hash of every file.
-    """
+    """A delivered model on disk."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @classmethod
     def read(cls, folder: str | Path) -> Artifact:
         """The artifact in a folder.
 
         Raises:
-            StoreError: no artifact there, an unfinished one, or one of a newer version.
+            StoreError: no artifact there, an unfinished one, a damaged one, or one of a newer version.
         """
         home = Path(folder)
         path = home / MANIFEST
@@ -47,26 +70,21 @@ class Artifact:
                 f"no artifact in {home}: {'it is unfinished; ' if job else ''}{cure}", where=str(home)
             )
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path} is damaged: {error}", where=str(path)) from None
-        if not isinstance(manifest, dict) or "files" not in manifest or "artifact" not in manifest:
-            raise StoreError(f"{path} is no manifest of an artifact", where=str(path))
-        if manifest["artifact"] != VERSION:
-            raise StoreError(
-                f"{home} was written by a newer version (layout {manifest['artifact']}, this sarto reads {VERSION}): "
-                "upgrade sarto",
-                where=str(path),
+            return cls(home, Manifest.read(path))
+        except RequestError as error:
+            newer = any(problem.startswith("artifact:") for problem in error.problems)
+            cure = (
+                "it was written by another version of sarto: upgrade" if newer else "the manifest is damaged"
             )
-        return cls(home, manifest)
+            raise StoreError(f"{home} can't be read, {cure}: {error.problems[0]}", where=str(path)) from None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(self.manifest["classes"])
+        return self.manifest.classes
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.parse(self.manifest["preprocessing"])
+        return self.manifest.preprocessing
 
     @property
     def request(self) -> Request:
@@ -87,7 +105,7 @@ class Artifact:
         Raises:
             StoreError: a file is missing or damaged.
         """
-        files = self.manifest["files"]
+        files = self.manifest.files
         return read_graph(
             self.folder / GRAPH,
             graph_hash=files[f"{GRAPH}/graph.json"],
@@ -97,7 +115,7 @@ class Artifact:
     def damage(self) -> list[str]:
         """What differs from the manifest: missing, changed or unknown files."""
         problems = []
-        for name, want in sorted(self.manifest["files"].items()):
+        for name, want in sorted(self.manifest.files.items()):
             path = self.folder / name
             if not path.is_file():
                 problems.append(f"{name} is missing")
@@ -106,15 +124,24 @@ class Artifact:
         return problems
 
 
-def write_manifest(folder: Path, **content: Any) -> Artifact:
+def write_manifest(
+    folder: Path,
+    *,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    plan_key: str,
+    lineage: tuple[Donor, ...],
+) -> Artifact:
     """Finish an artifact: hash all its files and write the manifest, last of all."""
     files = {
         path.relative_to(folder).as_posix(): file_hash(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and ".job" not in path.parts and path.name != MANIFEST
     }
-    manifest = {"artifact": VERSION, **content, "files": files}
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    manifest = Manifest(
+        classes=classes, preprocessing=preprocessing, plan_key=plan_key, lineage=lineage, files=files
+    )
+    manifest.write(folder / MANIFEST)
     return Artifact(folder, manifest)
 
 

@@ -38,6 +38,12 @@ def make(
         VerifyError: the built model does not do what it must.
     """
     order = check_order(request, store)
+    if plan is not None and plan.classes != order.classes:
+        told = ", ".join(plan.classes) if plan.classes is not None else "no classes of its own"
+        raise RequestError(
+            f"the given plan tells apart {told}; the order is for {', '.join(order.classes)}, in that order: plan "
+            "anew, or order the plan's classes"
+        )
     heldout = _heldout(order)
     plans = propose(order)
     if plan is None and not plans.feasible:
@@ -155,10 +161,10 @@ def _deliver(
     write_text(job.out / "README.md", render_card(report))
     return write_manifest(
         job.out,
-        classes=list(assembly.classes),
-        preprocessing=json.loads(pack_preprocessing(builder.store, plan).to_json()),
+        classes=assembly.classes,
+        preprocessing=pack_preprocessing(builder.store, plan),
         plan_key=plan.key(),
-        lineage=[json.loads(donor.to_json()) for donor in report.lineage],
+        lineage=report.lineage,
     )
 
 
