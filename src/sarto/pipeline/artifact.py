@@ -76,7 +76,8 @@ class Artifact:
             cure = (
                 "it was written by another version of sarto: upgrade" if newer else "the manifest is damaged"
             )
-            raise StoreError(f"{home} can't be read, {cure}: {(error.problems or (error.detail,))[0]}", where=str(path)) from None
+            first = (error.problems or (error.detail,))[0]
+            raise StoreError(f"{home} can't be read, {cure}: {first}", where=str(path)) from None
 
     @property
     def classes(self) -> tuple[str, ...]:
