@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sarto.export.onnx import OnnxExport, export_onnx
+from sarto.export.onnx import OnnxExport, export_onnx, to_onnx
 
-__all__ = ["OnnxExport", "export_onnx"]
+__all__ = ["OnnxExport", "export_onnx", "to_onnx"]

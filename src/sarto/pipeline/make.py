@@ -81,9 +81,9 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     if given is not None:
         todo.append((given, "plan", given.note or f"given plan {given.key()[7:15]}"))
     for plan in to_build(plans) if given is None else ():
-        todo.append(
-            (plan, "plan", f"pack, {plan.note}" + (", classes of a donor together" if _merged(plan) else ""))
-        )
+        if _sliced(plan):
+            together = ", classes of a donor together" if _merged(plan) else ""
+            todo.append((plan, "plan", f"pack, {plan.note}{together}"))
     taken = {plan.key() for plan, _, _ in todo}
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:

@@ -9,9 +9,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
-from sarto.errors import VerifyError
-from sarto.export import export_onnx
+from sarto.errors import GraphError, VerifyError
+from sarto.export import export_onnx, to_onnx
 from sarto.export import onnx as exporting
 from sarto.graph import capture, leading, relative_difference, slice, uniform_counts
 from sarto.testing.pico import pico
@@ -30,6 +31,19 @@ def test_onnxruntime_computes_what_eager_computes(name: str, tmp_path: Path) -> 
     have = torch.from_numpy(np.asarray(session.run(None, {session.get_inputs()[0].name: wide.numpy()})[0]))
     assert relative_difference((have,), (small(wide),)) <= EXACT[torch.float32]
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"], "one file, nothing beside it"
+
+
+@pytest.mark.parametrize("name", ["residual", "mobile"])
+def test_in_double_precision_the_file_says_the_same_to_twelve_digits(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime has no convolution in double precision, and says so; ONNX's own evaluator has one."""
+    model, x = pico(name)
+    graph = capture(model, x, prove=False)
+    reference = ReferenceEvaluator(to_onnx(graph))
+    have = torch.from_numpy(np.asarray(reference.run(None, {reference.input_names[0]: x.numpy()})[0]))
+    assert relative_difference((have,), (graph(x),)) <= EXACT[torch.float64]
+    with pytest.raises(GraphError, match=r"ONNX Runtime can't run this graph in float64.*Conv"):
+        export_onnx(graph, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metadata_travels_in_the_file(tmp_path: Path) -> None:

@@ -115,7 +115,12 @@ def _pack(
         cut = None if whole else slice_node(found.keep, samples[learnware])
         fragments.append((donor, classes, cut))
         widths.append(found)
-    plan = pack_plan(requirement, fragments, note=f"{share:.0%} of each donor's extractor")
+    note = f"{share:.0%} of each donor's extractor"
+    if all(cut is None for _, _, cut in fragments):
+        # Nothing is left to slice: this is the baseline of the same name.
+        alone = len(fragments) == 1
+        note = f"probe on {fragments[0][0].name}" if alone else "ensemble of the whole donors"
+    plan = pack_plan(requirement, fragments, note=note)
     return plan.replace(predicted=pack_cost(widths, len(requirement.offers)))
 
 
