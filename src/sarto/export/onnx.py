@@ -116,17 +116,22 @@ def _compare(graph: ModelGraph, path: Path, samples: Tensor | None) -> tuple[flo
     if samples is not None:
         batches += [(part,) for part in samples.split(64)]
     # Relative to the largest output of all batches: a single random image may happen to score close to zero.
-    found, wanted, same, total = list[Tensor](), list[Tensor](), 0, 0
+    found, wanted, same, total = list[list[Tensor]](), list[list[Tensor]](), 0, 0
     for given in batches:
         want = graph(*given)
         expected = want if isinstance(want, tuple) else (want,)
         fed = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
         have = [torch.from_numpy(np.asarray(output)) for output in session.run(None, fed)]
-        HERE
+        found.append(have)
+        wanted.append(list(expected))
         if have[0].ndim == 2 and have[0].shape == expected[0].shape:
             same += int((have[0].argmax(1) == expected[0].argmax(1)).sum())
             total += len(have[0])
-    return worst, same / total if total else 1.0
+    whole = [
+        [torch.cat([batch[place].reshape(-1) for batch in side]) for place in range(len(side[0]))]
+        for side in (found, wanted)
+    ]
+    return relative_difference(*whole), same / total if total else 1.0
 
 
 def _random(graph: ModelGraph, batch: int, seed: int) -> Iterator[Tensor]:
