@@ -1,21 +1,45 @@
-"""What a model costs: counted exactly on the graph, measured on real runtimes."""
+"""What a model costs: counted exactly on the graph, measured on real runtimes, guessed from counts."""
 
 from __future__ import annotations
 
 from sarto.devices.count import count, flops_by_node, params_by_tensor
-from sarto.devices.latency import Latency, measure, measure_onnxruntime, measure_torch, peak_flops_per_ms
+from sarto.devices.latency import (
+    Latency,
+    measure,
+    measure_onnxruntime,
+    measure_torch,
+    onnx_call,
+    peak_flops_per_ms,
+    processor,
+    torch_call,
+    torch_threads,
+)
 from sarto.devices.memory import Moment, peak_bytes, timeline
+from sarto.devices.predict import LatencyModel, calibrate, predict
+from sarto.devices.session import OnnxModel, load_onnx
+from sarto.devices.timing import Timing, interleaved
 
 __all__ = [
     "Latency",
+    "LatencyModel",
     "Moment",
+    "OnnxModel",
+    "Timing",
+    "calibrate",
     "count",
     "flops_by_node",
+    "interleaved",
+    "load_onnx",
     "measure",
     "measure_onnxruntime",
     "measure_torch",
+    "onnx_call",
     "params_by_tensor",
     "peak_bytes",
     "peak_flops_per_ms",
+    "predict",
+    "processor",
     "timeline",
+    "torch_call",
+    "torch_threads",
 ]

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-import statistics
+import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from sarto.devices.session import OnnxModel, load_onnx
+from sarto.devices.timing import SECONDS, Timing, check_positive, interleaved
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph
 from sarto.graph.model import size_at
 from sarto.types import Device
 
-#: Seconds of warm-up, and of measuring.
-WARM_SECONDS, SECONDS = 0.15, 0.7
-MIN_RUNS, MAX_RUNS = 15, 2_000
 #: Matrix product whose speed bounds every model's; the quickest of some runs counts.
 PEAK_SIZE, PEAK_RUNS = 512, 12
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Time of one call.
+class Latency(Timing):
+    """Time of one batch, and the conditions under which it was measured.
 
     Attributes:
-        median_ms: half of the runs were quicker.
-        low_ms, high_ms: quartiles.
-        runs: measured ones; `warmup` others went before.
+        threads: threads that the runtime could use.
+        batch: samples in one call.
+        runtime: torch or onnxruntime, with its version.
+        processor: name of this machine's processor.
     """
 
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    runs: int
-    warmup: int
     threads: int
     batch: int
     runtime: str
     version: str
+    processor: str
 
 
 def measure(
-    graph: ModelGraph, device: Device, *, onnx: Path | None = None, seconds: float = SECONDS
+    graph: ModelGraph, device: Device, *, onnx: Path | bytes | None = None, seconds: float = SECONDS
 ) -> Latency:
     """Latency of a graph on this machine, in the runtime, with the threads and the batch of a device.
 
     Args:
-        onnx: the exported graph, where it exists already; exported to a temporary file otherwise.
+        onnx: the exported graph, or its file; ONNX Runtime needs it.
         seconds: how long to measure.
+
+    Raises:
+        RequestError: the runtime is ONNX Runtime and there is no exported graph.
     """
     if device.runtime == "torch":
         return measure_torch(graph, threads=device.threads, batch=device.batch, seconds=seconds)
@@ -62,102 +62,134 @@ def measure(
 
 
 def measure_torch(
-    graph: ModelGraph, *, threads: int = 1, batch: int = 1, seconds: float = SECONDS
+    graph: ModelGraph,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = SECONDS,
+    runs: int | None = None,
+    warmup: int | None = None,
 ) -> Latency:
     """Latency of a graph in eager PyTorch; the process's thread count is restored afterwards.
 
     Raises:
-        RequestError: threads, batch or seconds are not positive.
+        RequestError: a number is not positive; all problems at once.
     """
-    _check(threads, batch, seconds)
-    module = graph.module()
-    inputs = [torch.zeros(size_at(e.shape, batch), dtype=getattr(torch, e.dtype)) for e in graph.inputs]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            times, warmup = _time(lambda: module(*inputs), seconds)
-    finally:
-        torch.set_num_threads(before)
-    return _latency(times, warmup, threads, batch, "torch", torch.__version__)
+    check_positive(threads=threads, batch=batch, seconds=seconds, runs=runs, warmup=warmup)
+    with torch_threads(threads):
+        (timing,) = interleaved([torch_call(graph, batch=batch)], seconds=seconds, runs=runs, warmup=warmup)
+    return _latency(timing, threads, batch, "torch", torch.__version__)
 
 
-def measure_onnxruntime(path: Path, *, threads: int = 1, batch: int = 1, seconds: float = SECONDS) -> Latency:
-    """Latency of an ONNX file in ONNX Runtime on the processor; worker threads don't spin.
+def measure_onnxruntime(
+    source: str | Path | bytes,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = SECONDS,
+    runs: int | None = None,
+    warmup: int | None = None,
+) -> Latency:
+    """Latency of an ONNX file, or of its bytes, in ONNX Runtime on the processor; worker threads don't spin.
 
     Raises:
-        RequestError: threads, batch or seconds are not positive.
+        RequestError: a number is not positive (all problems at once), the file can't be loaded, or it does not take
+            such a batch.
     """
-    import onnxruntime as ort
+    check_positive(threads=threads, batch=batch, seconds=seconds, runs=runs, warmup=warmup)
+    model = load_onnx(source, threads=threads)
+    (timing,) = interleaved([onnx_call(model, batch=batch)], seconds=seconds, runs=runs, warmup=warmup)
+    return _latency(timing, threads, batch, "onnxruntime", model.version)
 
-    _check(threads, batch, seconds)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+def torch_call(graph: ModelGraph, *, batch: int = 1) -> Callable[[], object]:
+    """A function that runs a graph once in eager PyTorch, on the same random batch each time."""
+    module = graph.module()
+    inputs = tuple(
+        torch.from_numpy(_filled(size_at(entry.shape, batch), np.float32)).to(getattr(torch, entry.dtype))
+        for entry in graph.inputs
+    )
+
+    def call() -> object:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    return call
+
+
+def onnx_call(model: OnnxModel, *, batch: int = 1) -> Callable[[], object]:
+    """A function that runs an opened ONNX model once, on the same random batch each time.
+
+    Raises:
+        RequestError: a size besides the first is free, or the first is fixed to another batch.
+    """
+    problems = []
+    for name, shape in zip(model.names, model.shapes, strict=True):
+        first, *rest = shape or (batch,)
+        if any(isinstance(size, str) for size in rest) or (isinstance(first, int) and first != batch):
+            problems.append(
+                f"input {name!r} of shape ({', '.join(map(str, shape))}) takes no batch of {batch}: the first size "
+                "must be free or that batch, the others fixed"
+            )
+    if problems:
+        raise RequestError(problems[0], problems=problems)
     feed = {
-        entry.name: np.zeros(
-            [batch if isinstance(d, str) or d is None else d for d in entry.shape], _dtype(entry.type)
-        )
-        for entry in session.get_inputs()
+        name: _filled(tuple(map(int, (batch, *shape[1:]))) if shape else (), dtype)
+        for name, shape, dtype in zip(model.names, model.shapes, model.dtypes, strict=True)
     }
-    times, warmup = _time(lambda: session.run(None, feed), seconds)
-    return _latency(times, warmup, threads, batch, "onnxruntime", ort.__version__)
+    return lambda: model.session.run(None, feed)
 
 
 def peak_flops_per_ms(threads: int) -> float:
-    """FLOPs in a millisecond of a large matrix product: more than any model reaches, so a floor for its latency."""
-    _check(threads, 1, 1.0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        one, two = torch.ones(PEAK_SIZE, PEAK_SIZE), torch.ones(PEAK_SIZE, PEAK_SIZE)
+    """FLOPs in a millisecond of a large matrix product: more than any model reaches, so a floor for its latency.
+
+    Raises:
+        RequestError: threads is not positive.
+    """
+    check_positive(threads=threads)
+    one, two = torch.ones(PEAK_SIZE, PEAK_SIZE), torch.ones(PEAK_SIZE, PEAK_SIZE)
+    with torch_threads(threads):
         times = []
         for _ in range(PEAK_RUNS):
             begun = time.perf_counter()
             torch.mm(one, two)
             times.append(1e3 * (time.perf_counter() - begun))
-    finally:
-        torch.set_num_threads(before)
     return 2.0 * PEAK_SIZE**3 / min(times)
 
 
-def _time(call: Callable[[], object], seconds: float) -> tuple[list[float], int]:
-    warmup, begun = 0, time.perf_counter()
-    while warmup < 3 or (time.perf_counter() - begun < WARM_SECONDS and warmup < MAX_RUNS):
-        call()
-        warmup += 1
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < MIN_RUNS or (time.perf_counter() - begun < seconds and len(times) < MAX_RUNS):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times, warmup
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """So many threads for PyTorch inside; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _latency(
-    times: list[float], warmup: int, threads: int, batch: int, runtime: str, version: str
-) -> Latency:
-    low, _, high = statistics.quantiles(times, n=4)
-    return Latency(statistics.median(times), low, high, len(times), warmup, threads, batch, runtime, version)
+@cache
+def processor() -> str:
+    """Name of this machine's processor, as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine() or "unknown processor"
 
 
-def _check(threads: int, batch: int, seconds: float) -> None:
-    problems = [
-        f"{name} must be above 0, got {value}"
-        for name, value in (("threads", threads), ("batch", batch), ("seconds", seconds))
-        if not value > 0
-    ]
-    if problems:
-        raise RequestError("latency can't be measured", problems=problems)
+def _latency(timing: Timing, threads: int, batch: int, runtime: str, version: str) -> Latency:
+    return Latency(
+        **asdict(timing),
+        threads=threads,
+        batch=batch,
+        runtime=runtime,
+        version=version,
+        processor=processor(),
+    )
 
 
-def _dtype(kind: str) -> type[Any]:
-    known: dict[str, type[Any]] = {
-        "tensor(float)": np.float32,
-        "tensor(double)": np.float64,
-        "tensor(float16)": np.float16,
-    }
-    return known.get(kind, np.int64)
+def _filled(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """The same numbers in [0, 1) each time; whole ones are 0."""
+    return np.random.default_rng(0).random(shape).astype(dtype)
