@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sarto.devices import OnnxModel, load_onnx
 from sarto.export.onnx import OnnxExport, export_onnx, to_onnx
 
-__all__ = ["OnnxExport", "export_onnx", "to_onnx"]
+__all__ = ["OnnxExport", "OnnxModel", "export_onnx", "load_onnx", "to_onnx"]
