@@ -104,7 +104,10 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         RequestError: says how to convert the file safely.
     """
-    head = path.open("rb").read(4) if path.is_file() else b""
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
     zipped = head[:2] == b"PK" and path.suffix not in (".npz", ".whl")
     if path.suffix.lower() in _PICKLES or zipped or head[:1] == b"\x80":
         raise RequestError(f"{path.name} is not read: {_SAFE_WAY.format(path=path.name)}", where=str(path))
