@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sarto.errors import RequestError, VerifyError
 from sarto.graph.file import write_graph
-from sarto.market import Samples, Store, read_samples
+from sarto.market import Samples, Store, read_samples, to_tensor
 from sarto.pipeline.artifact import GRAPH, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder, pack_preprocessing
 from sarto.pipeline.choose import Plans, infeasible, propose, to_build
@@ -176,6 +176,8 @@ def _heldout(order: Order) -> Samples | None:
     missing = [cls for cls in order.classes if cls not in found.classes]
     if missing:
         raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
+    # Refuse images that the model can't read now, not after everything is built.
+    to_tensor(found.images[:1], order.donors[0].preprocessing)
     return found.only(order.classes)
 
 
