@@ -238,21 +238,38 @@ class Builder:
     def _parts(
         self, plan: Plan, graph: ModelGraph, keys: Mapping[str, str]
     ) -> tuple[tuple[str, str | None, tuple[str, ...], int], ...]:
-        total = sum(graph.tensors[name].numel() for name in graph.parameters)
+        total = count_params(graph)
         parts: list[tuple[str, str | None, tuple[str, ...], int]] = []
+        joined: list[ModelGraph] = []
+        before = 0
         for member, node in plan.nodes.items():
             if not isinstance(node, BlockNode):
                 continue
-            part = self._graph(plan, member, keys)
+            # What donors share is stored once: it counts for the first part that brings it.
+            joined.append(self._graph(plan, member, keys))
+            together = count_params(branch(joined))
             learnware = self._source_below(plan, node)
             below = plan.nodes[node.of]
             classes = below.classes if isinstance(below, SliceNode) else ()
             name = f"{learnware.name}: {', '.join(classes) or 'whole extractor'}"
-            parts.append((name, learnware.id, classes, sum(part.tensors[n].numel() for n in part.parameters)))
+            parts.append((name, learnware.id, classes, together - before))
+            before = together
         if not parts:
             learnware = self.store.get(plan.learnwares[0])
             return ((f"{learnware.name}: whole model", learnware.id, (), total),)
-        return (*parts, ("head", None, (), total - sum(part[3] for part in parts)))
+        return (*parts, ("head", None, (), total - before))
+
+    def members_of(self, plan: Plan) -> tuple[ModelGraph, ...]:
+        """The extractors that a plan packs, each as it is alone."""
+        keys = plan.subkeys()
+        return tuple(
+            self._graph(plan, name, keys) for name, node in plan.nodes.items() if isinstance(node, BlockNode)
+        )
+
+
+def count_params(graph: ModelGraph) -> int:
+    """Trainable parameters of a graph."""
+    return sum(graph.tensors[name].numel() for name in graph.parameters)
 
 
 def resolve_keep(graph: ModelGraph, node: SliceNode) -> dict[str, int | tuple[int, ...]]:

@@ -87,16 +87,28 @@ def verify(
     known = {score.plan.key() for score in built if score.plan is not None}
     spare = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.key() not in known]
     tried: list[tuple[Score, Cost]] = []
+    if not queue and given is None:
+        # Counted exactly, everything that was built is over: go on from the one nearest to the budget.
+        counted = [score.row.cost for score in built if score.row.cost is not None]
+        nearest = min(counted, key=lambda cost: _excess(cost, plans.order), default=None)
+        queue = _smaller(builder, plans.order, spare, nearest) if nearest is not None else []
     while queue and len(tried) < TRIES:
         score = queue.pop(0)
         progress(f"verifying {score.row.name}", len(tried), TRIES)
         cost, difference, agreement = _measured(builder, plans.order, score, folder)
         if not cost.over(budget):
             return Verified(score, cost, difference, agreement, tuple(_told(*item) for item in tried))
-        tried.append((score, cost.replace()))
+        tried.append((score, cost))
         if given is None and not queue:
             queue = _smaller(builder, plans.order, spare, cost)
     raise _overrun(plans.order, tried)
+
+
+def _excess(cost: Cost, order: Order) -> float:
+    """The largest ratio of a known cost to its limit."""
+    limits = order.request.budget.limits()
+    known = {name: getattr(cost, name) for name in limits}
+    return max((value / limits[name] for name, value in known.items() if value is not None), default=0.0)
 
 
 def _in_rank(scores: list[Score]) -> list[Score]:
@@ -111,9 +123,7 @@ def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> l
     """The largest pack left that should fit when every cost shrinks like its FLOPs; the smallest where none should."""
     if not spare:
         return []
-    shrink = min(
-        limit / max(1e-9, float(getattr(cost, name))) for name, limit in order.request.budget.limits().items()
-    )
+    shrink = 1.0 / max(1e-9, _excess(cost, order))
     fitting = [p for p in spare if p.predicted is not None and p.predicted.flops <= shrink * cost.flops]
     plan = fitting[0] if fitting else spare[-1]
     del spare[: spare.index(plan) + 1]
