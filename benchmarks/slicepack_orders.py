@@ -21,7 +21,7 @@ from sarto.engines.slicepack import Readings, RepairSettings, allocate, make_fra
 from sarto.graph import ModelGraph, block, branch, features, normalise, uniform_counts, with_head
 from sarto.market import Samples, read_samples, to_tensor
 from sarto.pipeline.sources import load_source
-from sarto.training import logistic_head, logistic_loto
+from sarto.training import fit_head, logistic_head, logistic_loto
 from sarto.types import Preprocessing
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -91,11 +91,15 @@ def orders(
     for k, draw in itertools.product(ks, range(n_draws)):
         drawn = pool.take(k, seed=1000 * seed + draw)
         samples = {cls: _tensor(drawn.only([cls])) for cls in drawn.classes}
+        begun = time.perf_counter()
         readings = [_read(donor, samples) for donor in donors]
+        reading = (time.perf_counter() - begun) / sum(len(donor.classes) for donor in donors)
         bodies: dict[str, Callable[[str], ModelGraph]] = {"ensemble": _whole(donors)}
         for variant in VARIANTS:
             if variant.name in variants:
-                bodies[variant.name] = _sliced(variant, donors, readings, seconds["slice"], seed + draw)
+                bodies[variant.name] = _sliced(
+                    variant, donors, readings, reading, seconds["slice"], seed + draw
+                )
         for name, body in bodies.items():
             cache = _Cache(body, samples, heldout)
             scores = [
@@ -133,7 +137,7 @@ class _Cache:
 def _score(cache: _Cache, order: tuple[str, ...], k: int, seconds: list[float]) -> float:
     parts, labels = cache.matrix(order, "samples")
     begun = time.perf_counter()
-    head = logistic_head(torch.cat(parts, 1), labels, len(order), blocks=tuple(p.shape[1] for p in parts))
+    head = fit_head(torch.cat(parts, 1), labels, len(order), blocks=tuple(p.shape[1] for p in parts)).head
     with_head(branch([cache.body(of) for of in order]), head.weight, head.bias)
     seconds.append(time.perf_counter() - begun)
     tested, truth = cache.matrix(order, "heldout")
@@ -224,7 +228,12 @@ def _summary(rows: list[dict[str, Any]], ks: list[int], seconds: Mapping[str, li
 
 
 def _sliced(
-    variant: Variant, donors: list[Donor], readings: list[Readings], seconds: list[float], seed: int
+    variant: Variant,
+    donors: list[Donor],
+    readings: list[Readings],
+    reading: float,
+    seconds: list[float],
+    seed: int,
 ) -> Callable[[str], ModelGraph]:
     made: dict[str, ModelGraph] = {}
     for donor, reading in zip(donors, readings, strict=True):
@@ -243,7 +252,7 @@ def _sliced(
                 seed=seed,
             )
             if variant.name == "css_share_25":
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(reading + time.perf_counter() - begun)
             made[cls] = extractor(graph)
     return made.__getitem__
 
