@@ -93,12 +93,12 @@ def orders(
         samples = {cls: _tensor(drawn.only([cls])) for cls in drawn.classes}
         begun = time.perf_counter()
         readings = [_read(donor, samples) for donor in donors]
-        reading = (time.perf_counter() - begun) / sum(len(donor.classes) for donor in donors)
+        read_seconds = (time.perf_counter() - begun) / sum(len(donor.classes) for donor in donors)
         bodies: dict[str, Callable[[str], ModelGraph]] = {"ensemble": _whole(donors)}
         for variant in VARIANTS:
             if variant.name in variants:
                 bodies[variant.name] = _sliced(
-                    variant, donors, readings, reading, seconds["slice"], seed + draw
+                    variant, donors, readings, read_seconds, seconds["slice"], seed + draw
                 )
         for name, body in bodies.items():
             cache = _Cache(body, samples, heldout)
@@ -231,7 +231,7 @@ def _sliced(
     variant: Variant,
     donors: list[Donor],
     readings: list[Readings],
-    reading: float,
+    read_seconds: float,
     seconds: list[float],
     seed: int,
 ) -> Callable[[str], ModelGraph]:
@@ -252,7 +252,7 @@ def _sliced(
                 seed=seed,
             )
             if variant.name == "css_share_25":
-                seconds.append(reading + time.perf_counter() - begun)
+                seconds.append(read_seconds + time.perf_counter() - begun)
             made[cls] = extractor(graph)
     return made.__getitem__
 
