@@ -13,7 +13,8 @@ from sarto.errors import GraphError, ShapeError
 from sarto.graph.model import Arg, BatchDim, Constant, ModelGraph, Node, Ref, TensorRef
 from sarto.graph.operators import GETITEM, overload, signature, thaw_constant
 
-#: Changes an argument of a node just before the node runs: (node, argument name, value) -> value.
+#: Changes an argument of a node just before the node runs: (node, argument name, value) -> value. An entry of a list
+#: is named by its place: `params.3`.
 Edit = Callable[[Node, str, Tensor], Tensor]
 
 #: Which argument switches an operator between evaluation and training.
@@ -140,7 +141,7 @@ def run_node(
         if isinstance(arg, Constant):
             return thaw_constant(arg)
         if isinstance(arg, tuple):
-            return [value(inner, name) for inner in arg]
+            return [value(inner, f"{name}.{place}") for place, inner in enumerate(arg)]
         return arg
 
     if node.op == GETITEM:
