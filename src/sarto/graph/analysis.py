@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,9 +15,24 @@ from sarto.graph import axes
 from sarto.graph.axes import Atom, Axis
 from sarto.graph.model import ModelGraph, Node, Shape, leaves, shapes_of
 from sarto.graph.rules import RULES, Context, because, fresh_axes
-from sarto.graph.rules._context import BATCH, RawConsumption
+from sarto.graph.rules._context import BATCH, RawConsumption, RawProducer
 
 Kept = Mapping[str, tuple[int, ...]]
+
+#: What a channel group can be. `stream`: written to by several layers that are added up. `head dims`: positions inside
+#: heads that queries, keys and values share (a fused projection). `hidden units`: made by a linear layer or a product.
+KINDS = (
+    "filters",
+    "hidden units",
+    "heads",
+    "query-key pairs",
+    "value dims",
+    "head dims",
+    "recurrent units",
+    "stream",
+)
+#: Positions inside heads: sliced only when asked for, since whole heads are the unit that runtimes gain from.
+INSIDE_HEADS = frozenset(["query-key pairs", "value dims", "head dims"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +69,10 @@ AxisExpr = Fixed | Unit | Product | Sum
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """A linear operator sums over axis `axis` of argument `arg` of node `node`; `expr` says which units lie there."""
+    """A linear operator sums over axis `axis` of argument `arg` of node `node`; `expr` says which units lie there.
+
+    An entry of a list argument is named by its place: `params.3`.
+    """
 
     node: str
     arg: str
@@ -78,7 +96,9 @@ class ChannelGroup:
 
     Attributes:
         id: the stored tensor axis that first makes the units, e.g. `layer1.0.conv1.weight:0`.
+        kind: the part that the units play: one of `KINDS`.
         size: number of units.
+        granularity: positions that a unit takes where it is made: 1 for a filter, the head size for a head.
         pinned: why it can't be sliced; empty where it can.
         producers: nodes that make the units.
         consumptions: linear operators that read them.
@@ -86,7 +106,9 @@ class ChannelGroup:
     """
 
     id: str
+    kind: str
     size: int
+    granularity: int
     pinned: tuple[str, ...]
     producers: tuple[str, ...]
     consumptions: tuple[Consumption, ...]
@@ -132,38 +154,41 @@ class Analysis:
         return found
 
 
-def analyse(graph: ModelGraph) -> Analysis:
+def analyse(graph: ModelGraph, *, follow_statistics: bool = False) -> Analysis:
     """Channel groups and axis expressions of a graph, by one walk in topological order.
+
+    Args:
+        follow_statistics: let units through layer norm, RMS norm and means over them. Slicing these is no longer exact
+            (the statistics are then those of the kept units): only for operations that say so.
 
     Raises:
         GraphError: a rule contradicts a recorded shape (a defect of the rule, never of the model).
     """
-    context = Context(graph)
+    context = Context(graph, follow_statistics)
     for name, (stored, _) in shapes_of(graph.tensors).items():
         context.tensors[name] = tuple(axes.fresh(size) for size in stored)
     for entry in graph.inputs:
         context.values[entry.name] = fresh_axes(entry.shape, f"input {entry.name!r}")
-    outputs: dict[str, tuple[tuple[Axis, ...], ...]] = {}
     unruled: dict[str, list[str]] = {}
     for node in graph.nodes:
         rule = RULES.get(node.op)
         if rule is None:
             unruled.setdefault(node.op, []).append(node.name)
-            found = _pin_all(context, node)
+            found = tuple(tuple(result) for result in _pin_unruled(context, node))
         else:
             found = tuple(tuple(result) for result in rule(context, node))
         for shape, result in zip(node.shapes, found, strict=True):
             _check(node, shape, result)
-        outputs[node.name] = found
+        context.outputs[node.name] = found
         context.values[node.name] = found[0]
     for name in graph.outputs:
         for axis in context.values[name]:
             axes.pin(axis, f"output {name!r}")
     _pin_unread(context)
-    return _Compiler(context, outputs).compile({op: tuple(nodes) for op, nodes in unruled.items()})
+    return _Compiler(context).compile({op: tuple(nodes) for op, nodes in unruled.items()})
 
 
-def _pin_all(context: Context, node: Node) -> tuple[tuple[Axis, ...], ...]:
+def _pin_unruled(context: Context, node: Node) -> tuple[tuple[Axis, ...], ...]:
     """An operator without a rule: nothing that it touches can be sliced."""
     why = f"no rule for {because(node)}"
     for arg in leaves(node.args):
@@ -175,9 +200,7 @@ def _pin_all(context: Context, node: Node) -> tuple[tuple[Axis, ...], ...]:
 def _pin_unread(context: Context) -> None:
     """Units that nothing makes or nothing linear reads are no channel group."""
     read = {id(atom) for raw in context.consumptions for atom in _atoms(raw.atoms)}
-    made = {
-        id(atom) for _, tensor, axis in context.producers for atom in _atoms(context.tensors[tensor][axis])
-    }
+    made = {id(atom) for producer in context.producers for atom in _atoms(producer.atoms)}
     for found in context.tensors.values():
         for axis in found:
             for atom in _atoms(axis):
@@ -209,16 +232,15 @@ def _atoms(axis: Axis) -> Iterator[Atom]:
 class _Compiler:
     """Names the leaves that became channel groups and writes every axis in their terms."""
 
-    def __init__(self, context: Context, outputs: Mapping[str, tuple[tuple[Axis, ...], ...]]) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.outputs = outputs
         self.names: dict[int, str] = {}
         self.sizes: dict[str, Atom] = {}
         self.places: dict[str, list[tuple[str, int]]] = {}
 
     def compile(self, unruled: Mapping[str, tuple[str, ...]]) -> Analysis:
         context = self.context
-        made = [(tensor, axis) for _, tensor, axis in context.producers]
+        made = [(raw.tensor, raw.axis) for raw in context.producers if raw.tensor is not None]
         everywhere = [
             (tensor, axis) for tensor, found in context.tensors.items() for axis in range(len(found))
         ]
@@ -229,22 +251,31 @@ class _Compiler:
                 if id(atom) in self.names:
                     self.places[self.names[id(atom)]].append((tensor, axis))
         consumptions = tuple(self._consumption(raw) for raw in context.consumptions)
-        producers: dict[str, list[str]] = {}
-        for node, tensor, axis in context.producers:
-            for atom in _atoms(context.tensors[tensor][axis]):
-                if id(atom) in self.names:
-                    producers.setdefault(self.names[id(atom)], []).append(node)
+        makers: dict[str, list[RawProducer]] = {}
+        for raw in context.producers:
+            for name in self._named(raw.atoms):
+                makers.setdefault(name, []).append(raw)
+        readers: dict[str, list[Consumption]] = {}
+        for consumption in consumptions:
+            for name in units_in(consumption.expr):
+                readers.setdefault(name, []).append(consumption)
+        roles: dict[str, set[str]] = {}
+        for note in context.notes:
+            for name in self._named(note.atoms):
+                roles.setdefault(name, set()).add(note.role)
         groups = {
             name: ChannelGroup(
                 name,
+                self._kind(roles.get(name, set()), makers[name], atom),
                 atom.size,
+                max(axes.size(raw.atoms) // atom.size for raw in makers[name]),
                 self._pins(name, atom),
-                tuple(dict.fromkeys(producers.get(name, ()))),
-                tuple(c for c in consumptions if name in units_in(c.expr)),
+                tuple(dict.fromkeys(raw.node for raw in makers[name])),
+                tuple(readers.get(name, ())),
                 tuple(dict.fromkeys(self.places[name])),
             )
             for name, atom in self.sizes.items()
-            if any(tensor_axis in self.places[name] for tensor_axis in made)
+            if name in makers
         }
         dropped = (set(self.sizes) - set(groups)) | {name for name in groups if groups[name].pinned}
         self.names = {key: name for key, name in self.names.items() if name not in dropped}
@@ -258,13 +289,29 @@ class _Compiler:
                 },
                 **{
                     name: tuple(tuple(self._expr(axis) for axis in result) for result in found)
-                    for name, found in self.outputs.items()
+                    for name, found in context.outputs.items()
                 },
             },
             tuple(Rewrite(raw.node, raw.arg, raw.index, self._expr(raw.atoms)) for raw in context.rewrites),
             tuple(self._consumption(raw) for raw in context.consumptions),
             unruled,
         )
+
+    def _named(self, axis: Axis) -> set[str]:
+        return {self.names[id(atom)] for atom in _atoms(axis) if id(atom) in self.names}
+
+    def _kind(self, roles: set[str], makers: Sequence[RawProducer], atom: Atom) -> str:
+        if "recurrent units" in roles:
+            return "recurrent units"
+        if "heads" in roles:
+            return "heads"
+        inside = roles & {"query-key pairs", "value dims"}
+        if inside:
+            return "head dims" if len(inside) == 2 else inside.pop()
+        if "stream" in roles and len({raw.node for raw in makers}) > 1:
+            return "stream"
+        by_filter = any("conv" in self.context.graph.node(raw.node).op for raw in makers)
+        return "filters" if by_filter else "hidden units"
 
     def _pins(self, name: str, atom: Atom) -> tuple[str, ...]:
         refused = self.context.graph.refused.get(name)
@@ -292,9 +339,12 @@ class _Compiler:
                 parts.append(Unit(self.names[id(atom)], atom.size))
             else:
                 parts.append(Fixed(atom.size))
-        if all(isinstance(part, Fixed) for part in parts):
+        if len(parts) == 1:
+            return parts[0]
+        # A batch folded into an axis with others keeps its place, so that what is per sample can be repeated.
+        if all(isinstance(part, Fixed) and part.size != BATCH for part in parts):
             return Fixed(math.prod(part.size for part in parts if isinstance(part, Fixed)))
-        return parts[0] if len(parts) == 1 else Product(tuple(parts))
+        return Product(tuple(parts))
 
 
 def units_in(expr: AxisExpr) -> frozenset[str]:

@@ -79,6 +79,14 @@ def pin(axis: Sequence[Atom], why: str) -> None:
             atom.pins.append(why)
 
 
+def is_pinned(axis: Sequence[Atom]) -> bool:
+    """Whether no position of the axis can be sliced."""
+    return all(
+        all(is_pinned(term) for term in atom.terms) if atom.terms is not None else bool(atom.pins)
+        for atom in resolve(axis)
+    )
+
+
 def refine_product(atom: Atom, outer: int, inner: int, why: str) -> tuple[Axis, Axis] | None:
     """Write an atom as outer x inner; None (and pinned) where that is impossible.
 

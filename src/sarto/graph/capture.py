@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sarto.errors import GraphError, ShapeError
+from sarto.graph.folding import Folder
 from sarto.graph.model import (
     Arg,
     BatchDim,
+    Constant,
     Input,
     ModelGraph,
     Node,
@@ -49,7 +52,42 @@ _RESHAPES = frozenset(
     ]
 )
 #: Operators that hand their input on.
-_PASSES = frozenset(["aten.detach.default", "aten.lift_fresh_copy.default", "aten.alias.default"])
+_PASSES = frozenset(
+    [
+        "aten.detach.default",
+        "aten.detach_.default",
+        "aten.lift_fresh_copy.default",
+        "aten.alias.default",
+    ]
+)
+#: Other spellings of allowed operators, with the same arguments.
+_SYNONYMS: Mapping[str, str] = {
+    "aten.__and__.Tensor": "aten.bitwise_and.Tensor",
+    "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
+    "aten.min.other": "aten.minimum.default",
+    "aten.max.other": "aten.maximum.default",
+    "aten.special_expit.default": "aten.sigmoid.default",
+    "aten.arctan.default": "aten.atan.default",
+    "aten.concat.default": "aten.cat.default",
+    "aten.swapaxes.default": "aten.transpose.int",
+}
+#: Conversions: what matters of them is the type that comes out.
+_CONVERSIONS = frozenset(
+    f"aten.{name}"
+    for name in [
+        "to.dtype",
+        "to.dtype_layout",
+        "to.device",
+        "to.other",
+        "type_as.default",
+        "_to_copy.default",
+    ]
+)
+#: Moments with a yes or no for the correction.
+_MOMENTS: Mapping[str, str] = {
+    "aten.var.dim": "aten.var.correction",
+    "aten.std.dim": "aten.std.correction",
+}
 _DROPPED = frozenset(["aten._assert_tensor_metadata.default", "aten._assert_scalar.default"])
 _SPLITS = frozenset(
     [
@@ -57,6 +95,7 @@ _SPLITS = frozenset(
         "aten.split.Tensor",
         "aten.split_with_sizes.default",
         "aten.split.sizes",
+        "aten.unbind.int",
     ]
 )
 
@@ -88,7 +127,7 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, prove: bo
             program = torch.export.export(
                 model,
                 inputs,
-                dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),
+                dynamic_shapes=_dynamic_shapes(model, inputs),
             )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -127,6 +166,7 @@ class _Reader:
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
         self.unknown: list[str] = []
+        self.folder = Folder()
         self.specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         stored = {**program.state_dict, **program.constants}
         self.stored: Mapping[str, Any] = {name: value for name, value in stored.items()}
@@ -169,16 +209,22 @@ class _Reader:
             self.tensors[name] = self.stored[name].detach()
             if kind == "PARAMETER":
                 self.parameters.add(name)
+            else:
+                self.folder.hold(node.name, self.tensors[name])
             self.alias[node.name] = TensorRef(name)
         else:
             raise GraphError(f"input {node.name!r} is of kind {kind}; a graph takes tensors only")
 
     def _output(self, node: torch.fx.Node) -> None:
         names: list[str] = []
-        for result in node.args[0]:  # type: ignore[union-attr]
-            value = self.alias.get(getattr(result, "name", ""))
+        for place, result in enumerate(node.args[0]):  # type: ignore[arg-type]
+            if result is None:
+                continue
+            value = self._arg(result)
             if not isinstance(value, Ref):
-                raise GraphError("an output of the model is not a computed tensor")
+                raise GraphError(
+                    f"output {place} of the model does not depend on its input; return computed tensors only"
+                )
             names.append(value.name)
         self.outputs = tuple(names)
 
@@ -186,6 +232,8 @@ class _Reader:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
             self.alias[node.name] = _dim(value)
+            return
+        if self.folder.take(node):
             return
         if node.target is operator.getitem:
             self._getitem(node)
@@ -197,6 +245,7 @@ class _Reader:
             self.alias[node.name] = self._arg(node.args[0])
             return
         op = _functional(op)
+        op = _SYNONYMS.get(op, op)
         self.alias[node.name] = Ref(node.name)
         shapes, dtypes = _specs(value)
         if op in _RESHAPES:
@@ -205,15 +254,38 @@ class _Reader:
             self.nodes.append(Node(node.name, "aten.reshape.default", args, shapes, dtypes))
             return
         if op in _SPLITS:
-            self.alias[node.name] = (
-                "split",
-                self._arg(node.args[0]),
-                self._split_dim(node),
-            )
+            kind = "unbind" if op == "aten.unbind.int" else "split"
+            self.alias[node.name] = (kind, self._arg(node.args[0]), self._split_dim(node))
+            return
+        if op in _CONVERSIONS:
+            self._convert(node, shapes, dtypes)
             return
         if op == "aten.contiguous.default":
             op, args = "aten.clone.default", {"self": self._arg(node.args[0])}
             args["memory_format"] = freeze_constant(torch.contiguous_format)
+        elif op == "aten.expand_as.default":
+            op, args = "aten.expand.default", {"self": self._arg(node.args[0]), "size": shapes[0]}
+            args["implicit"] = False
+        elif op == "aten.cat.default":
+            filled = [part for part in node.args[0] if not _is_empty(part)]  # type: ignore[union-attr]
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            if len(filled) == 1:
+                self.alias[node.name] = self._arg(filled[0])
+                return
+            args = {"tensors": tuple(self._arg(part) for part in filled), "dim": self._arg(dim)}
+        elif op == "aten.glu.default":
+            self._glu(node, shapes, dtypes)
+            return
+        elif op in ("aten.numpy_T.default", "aten.mT.default"):
+            rank = len(shapes[0])
+            dims = tuple(reversed(range(rank))) if "numpy" in op else (*range(rank - 2), rank - 1, rank - 2)
+            op, args = "aten.permute.default", {"self": self._arg(node.args[0]), "dims": dims}
+        elif op in _MOMENTS:
+            unbiased = node.args[2] if len(node.args) > 2 else node.kwargs.get("unbiased", True)
+            keepdim = node.args[3] if len(node.args) > 3 else node.kwargs.get("keepdim", False)
+            args = {"self": self._arg(node.args[0]), "dim": self._arg(node.args[1])}
+            args |= {"correction": int(bool(unbiased)), "keepdim": bool(keepdim)}
+            op = _MOMENTS[op]
         else:
             if op not in ALLOWED:
                 self.unknown.append(op)
@@ -232,8 +304,37 @@ class _Reader:
             args["scale"] = float(width) ** -0.5
         self.nodes.append(Node(node.name, op, args, shapes, dtypes))
 
+    def _convert(self, node: torch.fx.Node, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> None:
+        """A conversion to the type that comes out; nothing where that is the type that goes in."""
+        source = node.args[0]
+        given = source.meta["val"] if isinstance(source, torch.fx.Node) else None
+        if isinstance(given, Tensor) and _dtype(given) == dtypes[0]:
+            self.alias[node.name] = self._arg(source)
+            return
+        args: dict[str, Arg] = {**default_args("aten.to.dtype"), "self": self._arg(source)}
+        args["dtype"] = Constant("dtype", dtypes[0])
+        names = signature("aten.to.dtype")
+        args = {name: args[name] for name in (*names.positional, *names.keyword)}
+        self.nodes.append(Node(node.name, "aten.to.dtype", args, shapes, dtypes))
+
+    def _glu(self, node: torch.fx.Node, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> None:
+        """`glu` as what it is: the first half of an axis times the sigmoid of the second."""
+        dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1))  # type: ignore[arg-type]
+        half = shapes[0][dim]
+        if not isinstance(half, int):
+            raise GraphError(f"node {node.name!r} halves the batch axis; that is not supported")
+        base, dim = self._arg(node.args[0]), dim % len(shapes[0])
+        names = [f"{node.name}_{part}" for part in ("value", "gate", "sigmoid")]
+        for name, start in zip(names, (0, half), strict=False):
+            args: dict[str, Arg] = {"self": base, "dim": dim, "start": start, "end": start + half, "step": 1}
+            self.nodes.append(Node(name, "aten.slice.Tensor", args, shapes, dtypes))
+        self.nodes.append(Node(names[2], "aten.sigmoid.default", {"self": Ref(names[1])}, shapes, dtypes))
+        product: dict[str, Arg] = {"self": Ref(names[0]), "other": Ref(names[2])}
+        self.nodes.append(Node(node.name, "aten.mul.Tensor", product, shapes, dtypes))
+
     def _split_dim(self, node: torch.fx.Node) -> int:
-        dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+        place = 1 if str(node.target) == "aten.unbind.int" else 2
+        dim = int(node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
         rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
         return dim % rank
 
@@ -255,6 +356,9 @@ class _Reader:
                 "self": base, "dim": dim, "start": start, "end": start + parts[index], "step": 1
             }  # fmt: skip
             self.nodes.append(Node(node.name, "aten.slice.Tensor", args, shapes, dtypes))
+        elif isinstance(split, tuple) and split and split[0] == "unbind":
+            picked: dict[str, Arg] = {"self": split[1], "dim": split[2], "index": index}
+            self.nodes.append(Node(node.name, "aten.select.int", picked, shapes, dtypes))
         else:
             self.nodes.append(
                 Node(
@@ -269,9 +373,9 @@ class _Reader:
 
     def _arg(self, value: Any) -> Arg:
         if isinstance(value, torch.fx.Node):
-            if value.name not in self.alias:
-                return Ref(value.name)
-            return self.alias[value.name]
+            if value.name not in self.alias and self.folder.knows(value):
+                return self._lifted(value.name)
+            return self.alias.get(value.name, Ref(value.name))
         if isinstance(value, list | tuple):
             return tuple(self._arg(inner) for inner in value)
         if isinstance(value, torch.SymInt):
@@ -282,6 +386,13 @@ class _Reader:
         if constant is None:
             raise GraphError(f"an argument of type {type(value).__name__} can't stand in a graph")
         return constant
+
+    def _lifted(self, name: str) -> TensorRef:
+        """A constant that was computed at capture, stored beside the weights."""
+        stored = f"constant_{name}"
+        self.tensors[stored] = self.folder.tensor(name)
+        self.alias[name] = TensorRef(stored)
+        return TensorRef(stored)
 
 
 def _functional(op: str) -> str:
@@ -309,6 +420,12 @@ def _dim(value: int | torch.SymInt) -> int | BatchDim:
     raise GraphError(f"a size of the model is {expression}: only multiples of the batch size are supported")
 
 
+def _is_empty(part: Any) -> bool:
+    """Whether an operand holds nothing (a placeholder of size 0, which a cat passes over)."""
+    found = part.meta["val"] if isinstance(part, torch.fx.Node) else part
+    return any(isinstance(size, int) and size == 0 for size in found.shape)
+
+
 def _shape(value: Tensor) -> Shape:
     return tuple(_dim(size) for size in value.shape)
 
@@ -322,6 +439,16 @@ def _specs(value: Any) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
         v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, torch.Tensor)
     ]
     return tuple(_shape(v) for v in values), tuple(_dtype(v) for v in values)
+
+
+def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """A dynamic first axis for every input, in the form that a `forward(a, b, *rest)` asks for."""
+    each = [{0: torch.export.Dim.DYNAMIC} for _ in inputs]
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(each)
+    named = min(kinds.index(inspect.Parameter.VAR_POSITIONAL), len(each))
+    return (*each[:named], tuple(each[named:]))
 
 
 def _widen(tensor: Tensor) -> Tensor:

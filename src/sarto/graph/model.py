@@ -145,20 +145,39 @@ class ModelGraph:
             },
         )
 
+    @cached_property
+    def floating_dtype(self) -> str:
+        """Precision of the graph: that of its first floating-point parameter, else stored tensor, else input."""
+        known = shapes_of(self.tensors)
+        learned = [str(known[name][1])[6:] for name in known if name in self.parameters]
+        stored = [str(dtype)[6:] for _, dtype in known.values()]
+        given = [entry.dtype for entry in self.inputs]
+        return next((dtype for dtype in (*learned, *stored, *given) if is_floating(dtype)), "float32")
+
     def to(self, dtype: torch.dtype) -> ModelGraph:
-        """The same graph with its floating-point tensors and inputs in another precision."""
+        """The same graph in another floating-point precision: tensors, inputs and the conversions inside.
+
+        Values that were kept in a precision of their own (a half-precision model's float32 statistics) stay so.
+        """
         tensors = {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in self.tensors.items()
         }
-        name_of = str(dtype).removeprefix("torch.")
+        old, new = self.floating_dtype, str(dtype).removeprefix("torch.")
+
+        def converted(arg: Arg) -> Arg:
+            if isinstance(arg, tuple):
+                return tuple(converted(inner) for inner in arg)
+            return Constant("dtype", new) if arg == Constant("dtype", old) else arg
+
         inputs = tuple(
-            replace(entry, dtype=name_of) if is_floating(entry.dtype) else entry for entry in self.inputs
+            replace(entry, dtype=new) if is_floating(entry.dtype) else entry for entry in self.inputs
         )
         nodes = tuple(
             replace(
                 node,
-                dtypes=tuple(name_of if is_floating(d) else d for d in node.dtypes),
+                args={name: converted(arg) for name, arg in node.args.items()},
+                dtypes=tuple(new if d == old else d for d in node.dtypes),
             )
             for node in self.nodes
         )

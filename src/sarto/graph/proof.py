@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sarto.errors import GraphError
 from sarto.graph.analysis import ChannelGroup, kept_positions
 from sarto.graph.cuts import chain, cut_points, dissect
-from sarto.graph.model import Input, ModelGraph, Node, TensorRef, is_floating, size_at
+from sarto.graph.model import ModelGraph, Node, TensorRef, is_floating, leaves, size_at
 from sarto.graph.run import evaluate
 from sarto.graph.selection import Selection
 from sarto.graph.slice import slice
@@ -120,15 +120,20 @@ def zeroed(graph: ModelGraph, selection: Selection, inputs: tuple[Tensor, ...]) 
 
 def random_twin(graph: ModelGraph, generator: torch.Generator) -> ModelGraph:
     """The graph in float64 with weights redrawn so that signals keep their size: no check on it is vacuous."""
-    tensors = {
-        name: tensor.to(torch.float64) if tensor.is_floating_point() else tensor
-        for name, tensor in graph.tensors.items()
-    }
+    twin = graph.to(torch.float64)
+    tensors = dict(twin.tensors.items())
     for node in graph.nodes:
         for arg, value in node.args.items():
-            if isinstance(value, TensorRef) and is_floating(str(graph.tensors[value.name].dtype)[6:]):
-                tensors[value.name] = _redrawn(node, arg, tensors[value.name], generator)
-    return replace(graph, tensors=tensors, inputs=tuple(_doubled(graph))) if tensors else graph
+            for leaf in leaves(value):
+                if isinstance(leaf, TensorRef) and leaf.name in graph.parameters | _statistics(node):
+                    tensors[leaf.name] = _redrawn(node, arg, tensors[leaf.name], generator)
+    return replace(twin, tensors=tensors)
+
+
+def _statistics(node: Node) -> frozenset[str]:
+    """Buffers that are redrawn with the weights: running statistics."""
+    found = (node.args.get(name) for name in ("running_mean", "running_var"))
+    return frozenset(arg.name for arg in found if isinstance(arg, TensorRef))
 
 
 def random_inputs(graph: ModelGraph, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -215,14 +220,12 @@ def _redrawn(node: Node, arg: str, tensor: Tensor, generator: torch.Generator) -
 
     if node.op == "aten.batch_norm.default":
         return between(0.5, 1.5) if arg in ("weight", "running_var") else normal(0.2)
-    if arg == "weight" and tensor.ndim > 1:
+    if not tensor.is_floating_point():
+        return tensor
+    if arg in ("weight", "params", "mat2", "other") and tensor.ndim > 1:
         fan_in = tensor[0].numel()
         return normal((2.0 / max(1, fan_in)) ** 0.5)
     return tensor + normal(0.1)
-
-
-def _doubled(graph: ModelGraph) -> Iterable[Input]:
-    return (replace(e, dtype="float64") if is_floating(e.dtype) else e for e in graph.inputs)
 
 
 def _torch(dtype: str) -> torch.dtype:

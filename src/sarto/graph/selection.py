@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sarto.errors import GraphError, suggest
+from sarto.graph.analysis import INSIDE_HEADS, Analysis
 from sarto.graph.model import ModelGraph
 
 
@@ -35,15 +36,22 @@ class Selection:
         return Selection(merged)
 
 
-def uniform_counts(graph: ModelGraph, ratio: float) -> dict[str, int]:
+def uniform_counts(graph: ModelGraph, ratio: float, *, inside_heads: bool = False) -> dict[str, int]:
     """Units kept per sliceable group at one ratio: max(1, round(ratio x size)).
+
+    Args:
+        inside_heads: also the positions inside attention heads; by default heads are kept or dropped whole.
 
     Raises:
         GraphError: the ratio is not in (0, 1].
     """
     if not 0 < ratio <= 1:
         raise GraphError(f"a ratio of kept units must lie in (0, 1], got {ratio}")
-    return {group.id: max(1, round(ratio * group.size)) for group in graph.analysis.sliceable}
+    return {
+        group.id: max(1, round(ratio * group.size))
+        for group in graph.analysis.sliceable
+        if inside_heads or group.kind not in INSIDE_HEADS
+    }
 
 
 def leading(counts: Mapping[str, int]) -> Selection:
@@ -51,14 +59,14 @@ def leading(counts: Mapping[str, int]) -> Selection:
     return Selection({group: tuple(range(count)) for group, count in counts.items()})
 
 
-def check_selection(graph: ModelGraph, selection: Selection) -> None:
+def check_selection(analysis: Analysis, selection: Selection) -> None:
     """Refuse a selection that this graph can't keep; all problems at once.
 
     Raises:
         GraphError: unknown or pinned group, index out of range, or nothing kept.
     """
     problems: list[str] = []
-    groups = graph.analysis.groups
+    groups = analysis.groups
     for name, units in selection.kept.items():
         group = groups.get(name)
         if group is None:

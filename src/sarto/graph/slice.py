@@ -8,23 +8,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sarto.graph.analysis import AxisExpr, kept_positions, kept_size, units_in
+from sarto.graph.analysis import Analysis, AxisExpr, kept_positions, kept_size, units_in
 from sarto.graph.model import Arg, BatchDim, ModelGraph, Node, Shape
 from sarto.graph.rules._context import BATCH
 from sarto.graph.selection import Selection, check_selection
 
 
-def slice(graph: ModelGraph, selection: Selection) -> ModelGraph:
+def slice(graph: ModelGraph, selection: Selection, *, analysis: Analysis | None = None) -> ModelGraph:
     """The graph that keeps only the selected units; the source does not change.
 
     It computes what the source computes when every linear operator that reads a dropped unit reads zero instead.
     Stored tensors shrink by `index_select`; integer arguments that follow a size are rewritten.
 
+    Args:
+        analysis: another reading of the graph than its own, for operations that are not exact and say so.
+
     Raises:
         GraphError: a group is unknown or pinned, an index is out of range, or nothing would be kept.
     """
-    check_selection(graph, selection)
-    analysis = graph.analysis
+    analysis = analysis or graph.analysis
+    check_selection(analysis, selection)
     counts = selection.counts
     tensors = {
         name: _cut(graph.tensors, name, exprs, selection) for name, exprs in analysis.tensor_axes.items()

@@ -7,24 +7,54 @@ pins every axis that it touches. To add one, write the function in the family's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sarto.graph.rules import elementwise, linear, norm, pool, shape
+from sarto.graph.model import Node
+from sarto.graph.operators import GETITEM
+from sarto.graph.rules import (
+    attention,
+    elementwise,
+    factory,
+    linear,
+    lookup,
+    norm,
+    pinning,
+    pool,
+    product,
+    recurrent,
+    shape,
+)
 from sarto.graph.rules._context import (
     Axes,
     Context,
     RawConsumption,
+    RawNote,
+    RawProducer,
     RawRewrite,
     Rule,
     because,
     fresh_axes,
 )
 
+
+def picked(context: Context, node: Node) -> Sequence[Axes]:
+    """One output of a node with several."""
+    source, place = node.args["source"], node.args["index"]
+    return (context.outputs[getattr(source, "name", "")][place if isinstance(place, int) else 0],)
+
+
 RULES: Mapping[str, Rule] = {
+    GETITEM: picked,
+    **attention.RULES,
     **elementwise.RULES,
+    **factory.RULES,
     **linear.RULES,
+    **lookup.RULES,
     **norm.RULES,
+    **pinning.RULES,
     **pool.RULES,
+    **product.RULES,
+    **recurrent.RULES,
     **shape.RULES,
 }
 
@@ -33,6 +63,8 @@ __all__ = [
     "Axes",
     "Context",
     "RawConsumption",
+    "RawNote",
+    "RawProducer",
     "RawRewrite",
     "Rule",
     "because",

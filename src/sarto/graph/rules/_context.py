@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sarto.errors import GraphError
 from sarto.graph import axes
 from sarto.graph.axes import Axis
 from sarto.graph.model import Arg, BatchDim, ModelGraph, Node, Ref, Shape, TensorRef
@@ -18,7 +19,10 @@ Axes = tuple[Axis, ...]
 
 @dataclass(frozen=True)
 class RawConsumption:
-    """A linear operator sums over this axis of this argument: the place where dropping equals zeroing."""
+    """A linear operator sums over this axis of this argument: the place where dropping equals zeroing.
+
+    An entry of a list argument is named by its place: `params.3`.
+    """
 
     node: str
     arg: str
@@ -36,16 +40,41 @@ class RawRewrite:
     atoms: Axis
 
 
+@dataclass(frozen=True)
+class RawProducer:
+    """Units are made here from learned numbers: this axis of this stored tensor, or of a computed weight."""
+
+    node: str
+    tensor: str | None
+    axis: int
+    atoms: Axis
+
+
+@dataclass(frozen=True)
+class RawNote:
+    """What a rule knows of the part that an axis plays: heads, value dims, recurrent units, a residual sum."""
+
+    role: str
+    atoms: Axis
+
+
 @dataclass
 class Context:
-    """State of one analysis. Rules read axes from it and write consumptions and rewrites to it."""
+    """State of one analysis. Rules read axes from it and write consumptions and rewrites to it.
+
+    `follow_statistics` lets an axis through operators that normalise by statistics over it (layer norm, a mean).
+    That is no longer exact, so only an operation that says it is approximate may ask for it.
+    """
 
     graph: ModelGraph
+    follow_statistics: bool = False
     values: dict[str, Axes] = field(default_factory=dict)
+    outputs: dict[str, tuple[Axes, ...]] = field(default_factory=dict)
     tensors: dict[str, Axes] = field(default_factory=dict)
     consumptions: list[RawConsumption] = field(default_factory=list)
     rewrites: list[RawRewrite] = field(default_factory=list)
-    producers: list[tuple[str, str, int]] = field(default_factory=list)
+    producers: list[RawProducer] = field(default_factory=list)
+    notes: list[RawNote] = field(default_factory=list)
 
     def axes(self, arg: Arg) -> Axes | None:
         """Axes of a value or a stored tensor; None for an argument that is neither."""
@@ -64,26 +93,73 @@ class Context:
         axes.pin(axis, because(node))
 
     def consume(self, node: Node, arg: str, axis: int) -> None:
-        """Note that the node sums over this axis of this argument."""
-        found = self.axes(node.args[arg])
+        """Note that the node sums over this axis of this argument (`tensors.1`: of this entry of a list)."""
+        name, _, place = arg.partition(".")
+        given = node.args[name]
+        found = self.axes(given[int(place)] if place and isinstance(given, tuple) else given)
         if found is not None:
             self.consumptions.append(RawConsumption(node.name, arg, axis, found[axis]))
 
-    def produce(self, node: Node, tensor: Arg, axis: int) -> None:
-        """Note that units are made here: rows of this stored tensor."""
-        if isinstance(tensor, TensorRef):
-            self.producers.append((node.name, tensor.name, axis))
+    def produce(self, node: Node, weight: Arg, axis: int) -> None:
+        """Note that units are made here: this axis of a stored or computed weight."""
+        found = self.axes(weight)
+        if found is not None:
+            tensor = weight.name if isinstance(weight, TensorRef) else None
+            self.producers.append(RawProducer(node.name, tensor, axis, found[axis]))
+
+    def normalised_over(self, axis: Axis, node: Node) -> None:
+        """Note that the node divides by statistics over the axis: dropping a unit is not zeroing it, so pin it."""
+        if not self.follow_statistics:
+            self.pin(axis, node)
+
+    def note(self, role: str, axis: Axis) -> None:
+        """Note the part that an axis plays, for the kind of its channel group."""
+        self.notes.append(RawNote(role, axis))
 
     def rewrite(self, node: Node, arg: str, atoms: Axis, index: int | None = None) -> None:
         """Note that an integer argument equals the size of an axis."""
         self.rewrites.append(RawRewrite(node.name, arg, index, atoms))
 
-    def outputs(self, node: Node, why: str | None = None) -> Axes:
-        """Fresh axes for the first output of a node, pinned where a reason is given."""
-        return fresh_axes(node.shape, why)
-
 
 Rule = Callable[[Context, Node], Sequence[Axes]]
+
+
+def integer(node: Node, arg: str) -> int:
+    """An integer argument of a node.
+
+    Raises:
+        GraphError: it is something else.
+    """
+    value = node.args[arg]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise GraphError(f"{arg} of {because(node)} must be an integer, found {value!r}", where=node.name)
+    return value
+
+
+def integers(node: Node, arg: str) -> tuple[int, ...]:
+    """A list of integers among the arguments of a node (one integer stands for a list of one).
+
+    Raises:
+        GraphError: it is something else.
+    """
+    value = node.args[arg]
+    listed = value if isinstance(value, tuple) else (value,)
+    found = tuple(entry for entry in listed if isinstance(entry, int) and not isinstance(entry, bool))
+    if len(found) != len(listed):
+        raise GraphError(f"{arg} of {because(node)} must be integers, found {value!r}", where=node.name)
+    return found
+
+
+def listed(node: Node, arg: str) -> tuple[Arg, ...]:
+    """A list among the arguments of a node.
+
+    Raises:
+        GraphError: it is something else.
+    """
+    value = node.args[arg]
+    if not isinstance(value, tuple):
+        raise GraphError(f"{arg} of {because(node)} must be a list, found {value!r}", where=node.name)
+    return value
 
 
 def because(node: Node) -> str:

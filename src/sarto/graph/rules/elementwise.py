@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sarto.graph.axes import Axis
-from sarto.graph.model import Node, leaves
+from sarto.graph.model import Node, Ref, leaves
 from sarto.graph.rules._context import Axes, Context, Rule
 
 
@@ -30,6 +30,18 @@ def elementwise(context: Context, node: Node) -> Sequence[Axes]:
     return (tuple(result),)
 
 
+def sum_of_two(context: Context, node: Node) -> Sequence[Axes]:
+    """As any elementwise operator; where two computed values meet, the axes they share are those of a stream."""
+    (made,) = elementwise(context, node)
+    one, two = node.args["self"], node.args["other"]
+    if isinstance(one, Ref) and isinstance(two, Ref) and one != two:
+        left, right = context.axes(one) or (), context.axes(two) or ()
+        for a, b in zip(reversed(left), reversed(right), strict=False):
+            if a and b:
+                context.note("stream", a)
+    return (made,)
+
+
 def prelu(context: Context, node: Node) -> Sequence[Axes]:
     """The slope vector, where it has more than one entry, runs along axis 1."""
     given = context.axes(node.args["self"]) or ()
@@ -40,69 +52,27 @@ def prelu(context: Context, node: Node) -> Sequence[Axes]:
 
 
 _NAMES = (
-    "relu.default",
-    "relu6.default",
-    "gelu.default",
-    "silu.default",
-    "sigmoid.default",
-    "tanh.default",
-    "elu.default",
-    "selu.default",
-    "celu.default",
-    "leaky_relu.default",
-    "hardswish.default",
-    "hardsigmoid.default",
-    "hardtanh.default",
-    "mish.default",
-    "softplus.default",
-    "softsign.default",
-    "clamp.default",
-    "clamp_min.default",
-    "clamp_max.default",
-    "abs.default",
-    "neg.default",
-    "exp.default",
-    "log.default",
-    "log1p.default",
-    "sqrt.default",
-    "rsqrt.default",
-    "square.default",
-    "reciprocal.default",
-    "erf.default",
-    "sin.default",
-    "cos.default",
-    "sign.default",
-    "floor.default",
-    "ceil.default",
-    "round.default",
-    "logical_not.default",
-    "log_sigmoid.default",
-    "dropout.default",
-    "alpha_dropout.default",
-    "feature_dropout.default",
-    "clone.default",
-    "to.dtype",
-    "_to_copy.default",
-    "add.Tensor",
-    "add.Scalar",
-    "sub.Tensor",
-    "sub.Scalar",
-    "mul.Tensor",
-    "mul.Scalar",
-    "div.Tensor",
-    "div.Scalar",
-    "rsub.Scalar",
-    "pow.Tensor_Scalar",
-    "pow.Tensor_Tensor",
-    "pow.Scalar",
-    "maximum.default",
-    "minimum.default",
-    "where.self",
-    "where.ScalarOther",
-    "masked_fill.Scalar",
+    # activations
+    "relu relu6 gelu silu sigmoid tanh elu selu celu leaky_relu hardswish hardsigmoid hardtanh mish softplus "
+    "softsign log_sigmoid hardshrink softshrink tanhshrink threshold "
+    # arithmetic of one
+    "clamp clamp_min clamp_max abs neg exp exp2 expm1 log log2 log1p sqrt rsqrt square reciprocal erf sin cos tan "
+    "atan sign floor ceil round trunc frac logical_not bitwise_not isnan isinf nan_to_num "
+    # arithmetic of two or more
+    "add.Scalar sub.Tensor sub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar div.Tensor_mode rsub.Scalar "
+    "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum minimum where.self where.ScalarOther where.ScalarSelf "
+    "where.Scalar masked_fill.Scalar masked_fill.Tensor remainder.Scalar remainder.Tensor fmod.Scalar "
+    "floor_divide floor_divide.Scalar clamp.Tensor atan2 lerp.Scalar lerp.Tensor addcmul addcdiv "
+    # comparisons and logic
+    "eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar "
+    "ge.Tensor ge.Scalar logical_and logical_or logical_xor bitwise_and.Tensor bitwise_and.Scalar "
+    "bitwise_or.Tensor bitwise_or.Scalar bitwise_xor.Tensor "
+    # the same numbers
+    "dropout alpha_dropout feature_dropout clone to.dtype _to_copy zeros_like ones_like full_like"
 )
 
 RULES: Mapping[str, Rule] = {
-    **{f"aten.{name}": elementwise for name in _NAMES},
+    **{f"aten.{name if '.' in name else name + '.default'}": elementwise for name in _NAMES.split()},
+    "aten.add.Tensor": sum_of_two,
     "aten.prelu.default": prelu,
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from sarto.graph import axes
 from sarto.graph.model import Node
-from sarto.graph.rules._context import Axes, Context, Rule, because, fresh_axes
+from sarto.graph.rules._context import Axes, Context, Rule, because, fresh_axes, integer
 
 
 def linear(context: Context, node: Node) -> Sequence[Axes]:
@@ -18,8 +18,10 @@ def linear(context: Context, node: Node) -> Sequence[Axes]:
     given = context.axes(node.args["input"]) or ()
     weight = context.axes(node.args["weight"]) or ()
     bias = context.axes(node.args["bias"])
-    context.unify(given[-1], weight[1], node)
+    context.unify(given[-1], weight[-1], node)
     context.consume(node, "input", len(given) - 1)
+    if len(weight) == 1:
+        return (given[:-1],)
     if bias is not None:
         context.unify(weight[0], bias[0], node)
     context.produce(node, node.args["weight"], 0)
@@ -35,7 +37,7 @@ def convolution(context: Context, node: Node) -> Sequence[Axes]:
     given = context.axes(node.args["input"]) or ()
     weight = context.axes(node.args["weight"]) or ()
     bias = context.axes(node.args["bias"])
-    groups = node.args["groups"]
+    groups = integer(node, "groups")
     why = because(node)
     for axis in (*weight[2:], *given[2:]):
         axes.pin(axis, why)
@@ -48,20 +50,45 @@ def convolution(context: Context, node: Node) -> Sequence[Axes]:
         context.unify(given[1], weight[1], node)
         context.consume(node, "input", 1)
         return ((given[0], out, *space),)
-    if not isinstance(groups, int):
-        raise TypeError(f"groups of {node.name} is not an integer")
     outer_in, inner_in = axes.carve(axes.resolve(given[1]), groups, why)
     outer_out, _ = axes.carve(axes.resolve(out), groups, why)
     if outer_in is None or outer_out is None:
-        axes.pin(given[1], why)
-        axes.pin(out, why)
-        axes.pin(weight[1], why)
+        for axis in (given[1], out, weight[1]):
+            axes.pin(axis, why)
         return ((given[0], out, *space),)
     context.unify(outer_in, outer_out, node)
     context.unify(inner_in, weight[1], node)
     if inner_in:
         context.consume(node, "input", 1)
     context.rewrite(node, "groups", outer_in)
+    return ((given[0], out, *space),)
+
+
+def transposed_convolution(context: Context, node: Node) -> Sequence[Axes]:
+    """x (batch, in, space) with weight (in, out / groups, kernel): the same with the weight's axes changed over."""
+    given = context.axes(node.args["input"]) or ()
+    weight = context.axes(node.args["weight"]) or ()
+    bias = context.axes(node.args["bias"])
+    groups = integer(node, "groups")
+    why = because(node)
+    for axis in (*weight[2:], *given[2:]):
+        axes.pin(axis, why)
+    space = fresh_axes(node.shape[2:], why)
+    context.unify(given[1], weight[0], node)
+    outer, inner = axes.carve(axes.resolve(weight[0]), groups, why)
+    if outer is None:
+        axes.pin(weight[0], why)
+        axes.pin(weight[1], why)
+        return ((given[0], fresh_axes((node.shape[1],), why)[0], *space),)
+    out = (*outer, *weight[1])
+    if bias is not None:
+        context.unify(out, bias[0], node)
+    if weight[1]:
+        context.produce(node, node.args["weight"], 1)
+    if inner:
+        context.consume(node, "input", 1)
+    if groups > 1:
+        context.rewrite(node, "groups", outer)
     return ((given[0], out, *space),)
 
 
@@ -72,4 +99,6 @@ RULES: Mapping[str, Rule] = {
     "aten.conv2d.default": convolution,
     "aten.conv2d.padding": convolution,
     "aten.conv3d.default": convolution,
+    "aten.conv_transpose1d.default": transposed_convolution,
+    "aten.conv_transpose2d.input": transposed_convolution,
 }

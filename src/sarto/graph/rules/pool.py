@@ -6,11 +6,13 @@ the channel axis itself divides by its size: that axis is pinned. A sum over it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+from sarto.graph import axes
 from sarto.graph.axes import Axis
-from sarto.graph.model import Node
-from sarto.graph.rules._context import Axes, Context, Rule, because, fresh_axes
+from sarto.graph.model import BatchDim, Node
+from sarto.graph.rules._context import Axes, Context, Rule, because, fresh_axes, integer, integers
 
 
 def pool(context: Context, node: Node) -> Sequence[Axes]:
@@ -18,20 +20,28 @@ def pool(context: Context, node: Node) -> Sequence[Axes]:
     given = context.axes(node.args["input"] if "input" in node.args else node.args["self"]) or ()
     for axis in given[2:]:
         context.pin(axis, node)
-    return ((*given[:2], *fresh_axes(node.shape[2:], because(node))),)
+    return ((*given[:2], *fresh_axes(node.shape[2:], because(node))),) * len(node.shapes)
 
 
 def pad(context: Context, node: Node) -> Sequence[Axes]:
-    """Axes that are padded by nothing pass; the others are pinned and renewed."""
+    """An axis that is padded with a constant lies between pinned new positions; with other paddings it is pinned."""
     given = list(context.axes(node.args["self"]) or ())
-    amounts = node.args["pad"]
-    if not isinstance(amounts, tuple):
-        raise TypeError(f"pad of {node.name} is not a list")
+    amounts = integers(node, "pad")
+    why = because(node)
+    constant = node.args.get("mode", "constant") == "constant"
     for place in range(len(amounts) // 2):
-        if amounts[2 * place] or amounts[2 * place + 1]:
-            axis = len(given) - 1 - place
+        before, after = amounts[2 * place], amounts[2 * place + 1]
+        axis = len(given) - 1 - place
+        if not before and not after:
+            continue
+        whole = isinstance(node.shape[axis], BatchDim) or axes.is_pinned(given[axis])
+        if whole or not constant or before < 0 or after < 0:
             context.pin(given[axis], node)
-            given[axis] = fresh_axes((node.shape[axis],), because(node))[0]
+            given[axis] = fresh_axes((node.shape[axis],), why)[0]
+            continue
+        parts = [axes.fresh(before, why), given[axis], axes.fresh(after, why)]
+        sizes = (before, 1, after)
+        given[axis] = axes.add([part for part, size in zip(parts, sizes, strict=True) if size])
     return (tuple(given),)
 
 
@@ -49,7 +59,7 @@ def _reduce(context: Context, node: Node, *, consumed: bool) -> Sequence[Axes]:
     given = context.axes(node.args["self"]) or ()
     dims = node.args.get("dim")
     listed = dims if isinstance(dims, tuple) else () if dims is None else (dims,)
-    places = {int(d) % len(given) for d in listed if isinstance(d, int)} or set(range(len(given)))
+    places = {d % len(given) for d in listed if isinstance(d, int)} or set(range(len(given)))
     result: list[Axis] = []
     for place, axis in enumerate(given):
         if place not in places:
@@ -58,10 +68,30 @@ def _reduce(context: Context, node: Node, *, consumed: bool) -> Sequence[Axes]:
         if consumed:
             context.consume(node, "self", place)
         else:
-            context.pin(axis, node)
+            context.normalised_over(axis, node)
         if node.args.get("keepdim"):
             result.append(())
-    return (tuple(result),)
+    return (tuple(result),) * len(node.shapes)
+
+
+def patches(context: Context, node: Node) -> Sequence[Axes]:
+    """`im2col`: (batch, channels x kernel, places); kernel positions and space are pinned."""
+    given = context.axes(node.args["self"]) or ()
+    why = because(node)
+    for axis in given[2:]:
+        axes.pin(axis, why)
+    kernel = math.prod(integers(node, "kernel_size"))
+    return ((given[0], (*given[1], *axes.fresh(kernel, why)), *fresh_axes(node.shape[2:], why)),)
+
+
+def windows(context: Context, node: Node) -> Sequence[Axes]:
+    """`unfold`: axis `dimension` is pinned; a new last axis holds each window."""
+    given = list(context.axes(node.args["self"]) or ())
+    why = because(node)
+    place = integer(node, "dimension") % len(given)
+    axes.pin(given[place], why)
+    given[place] = fresh_axes((node.shape[place],), why)[0]
+    return ((*given, *fresh_axes(node.shape[-1:], why)),)
 
 
 _POOLS = (
@@ -77,6 +107,14 @@ _POOLS = (
     "upsample_bicubic2d.vec",
     "upsample_nearest2d.default",
     "upsample_bilinear2d.default",
+    "max_pool3d.default",
+    "avg_pool3d.default",
+    "adaptive_avg_pool3d.default",
+    "adaptive_max_pool2d.default",
+    "upsample_nearest1d.vec",
+    "upsample_linear1d.vec",
+    "upsample_trilinear3d.vec",
+    "upsample_nearest3d.vec",
 )
 
 RULES: Mapping[str, Rule] = {
@@ -88,6 +126,16 @@ RULES: Mapping[str, Rule] = {
     "aten.amax.default": reduce,
     "aten.amin.default": reduce,
     "aten.var.correction": reduce,
+    "aten.std.correction": reduce,
+    "aten.prod.dim_int": reduce,
+    "aten.any.dim": reduce,
+    "aten.all.dim": reduce,
+    "aten.max.dim": reduce,
+    "aten.min.dim": reduce,
+    "aten.logsumexp.default": reduce,
+    "aten.linalg_vector_norm.default": reduce,
+    "aten.im2col.default": patches,
+    "aten.unfold.default": windows,
     "aten.sum.dim_IntList": sum_over,
     "aten.sum.default": sum_over,
 }

@@ -1,15 +1,15 @@
-"""Shape operators: reshape, permute, cat, slice, expand. They move, factor, join or part axes; nothing is computed.
+"""Shape operators: they move, factor, join, part or repeat axes; nothing is computed.
 
 Why it is right: the value at an output position is the value at one input position, and the axis expression says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sarto.graph import axes
 from sarto.graph.axes import Atom, Axis
-from sarto.graph.model import BatchDim, Node
+from sarto.graph.model import BatchDim, Node, Shape
 from sarto.graph.rules._context import (
     Axes,
     Context,
@@ -17,41 +17,76 @@ from sarto.graph.rules._context import (
     because,
     dim_size,
     fresh_axes,
+    integer,
+    integers,
+    listed,
 )
+from sarto.graph.rules.pinning import pin_all
 
 
 def reshape(context: Context, node: Node) -> Sequence[Axes]:
-    """All input atoms in one row, carved into the output sizes one after the other."""
+    """Atoms in one row, carved into the output sizes one after the other, stretch by stretch.
+
+    A stretch is the least run of input axes and output axes of one size in all; where it can't be carved, it alone is
+    pinned.
+    """
     given = context.axes(node.args["self"]) or ()
-    queue: list[Atom] = [atom for axis in given for atom in axes.resolve(axis)]
     result: list[Axis] = []
-    for dim in node.shape:
-        taken, rest = axes.carve(queue, dim_size(dim), because(node))
-        if taken is None:
-            for axis in given:
+    for first, last, dims in _stretches([axes.size(axis) for axis in given], node.shape):
+        found = _carved(context, node, given[first:last], dims)
+        if found is None:
+            for axis in given[first:last]:
                 context.pin(axis, node)
-            return (fresh_axes(node.shape, because(node)),)
-        result.append(taken)
-        queue = list(rest)
+            found = list(fresh_axes(dims, because(node)))
+        result.extend(found)
     for place, (dim, axis) in enumerate(zip(node.shape, result, strict=True)):
         if axis and not (isinstance(dim, BatchDim) and dim.times == 1):
             context.rewrite(node, "shape", axis, place)
     return (tuple(result),)
 
 
+def _carved(context: Context, node: Node, given: Sequence[Axis], dims: Shape) -> list[Axis] | None:
+    queue: list[Atom] = [atom for axis in given for atom in axes.resolve(axis)]
+    made: list[Axis] = []
+    for dim in dims:
+        taken, rest = axes.carve(queue, dim_size(dim), because(node))
+        if taken is None:
+            return None
+        made.append(taken)
+        queue = list(rest)
+    return made
+
+
+def _stretches(sizes: Sequence[int], shape: Shape) -> Iterator[tuple[int, int, Shape]]:
+    """Least runs of input axes (first, after the last) and of output sizes whose products agree."""
+    first = start = 0
+    while start < len(shape) or first < len(sizes):
+        last, stop = first, start
+        left = right = 1
+        while (last == first and stop == start) or left != right:
+            if left <= right and last < len(sizes):
+                left *= sizes[last]
+                last += 1
+            elif stop < len(shape):
+                right *= dim_size(shape[stop])
+                stop += 1
+            else:
+                left *= sizes[last]
+                last += 1
+        yield first, last, shape[start:stop]
+        first, start = last, stop
+
+
 def permute(context: Context, node: Node) -> Sequence[Axes]:
     """Axes change places."""
     given = context.axes(node.args["self"]) or ()
-    dims = node.args["dims"]
-    if not isinstance(dims, tuple):
-        raise TypeError(f"dims of {node.name} is not a list")
-    return (tuple(given[_int(dim) % len(given)] for dim in dims),)
+    return (tuple(given[dim % len(given)] for dim in integers(node, "dims")),)
 
 
 def transpose(context: Context, node: Node) -> Sequence[Axes]:
     """Two axes change places."""
     given = list(context.axes(node.args["self"]) or ())
-    one, two = _int(node.args["dim0"]), _int(node.args["dim1"])
+    one, two = integer(node, "dim0"), integer(node, "dim1")
     given[one], given[two] = given[two], given[one]
     return (tuple(given),)
 
@@ -63,11 +98,8 @@ def transpose_matrix(context: Context, node: Node) -> Sequence[Axes]:
 
 def cat(context: Context, node: Node) -> Sequence[Axes]:
     """The joined axis is the sum of the parts; the others are the same axes."""
-    tensors = node.args["tensors"]
-    if not isinstance(tensors, tuple):
-        raise TypeError(f"tensors of {node.name} is not a list")
-    parts = [context.axes(arg) or () for arg in tensors]
-    dim = _int(node.args["dim"]) % len(parts[0])
+    parts = [context.axes(arg) or () for arg in listed(node, "tensors")]
+    dim = integer(node, "dim") % len(node.shape)
     result: list[Axis] = []
     for place in range(len(parts[0])):
         if place == dim:
@@ -82,7 +114,7 @@ def cat(context: Context, node: Node) -> Sequence[Axes]:
 def narrow(context: Context, node: Node) -> Sequence[Axes]:
     """A unit-step slice takes a part of a sum; with another step the axis is pinned."""
     given = list(context.axes(node.args["self"]) or ())
-    dim = _int(node.args["dim"]) % len(given)
+    dim = integer(node, "dim") % len(given)
     axis = given[dim]
     if isinstance(node.shape[dim], BatchDim) or not axis:
         return (tuple(given),)
@@ -110,31 +142,87 @@ def narrow(context: Context, node: Node) -> Sequence[Axes]:
 
 
 def expand(context: Context, node: Node) -> Sequence[Axes]:
-    """New or size-1 axes become new pinned axes; the others pass and their size is rewritten."""
+    """New and size-1 axes become new axes of copies, whose number follows what they are unified with later."""
     given = context.axes(node.args["self"]) or ()
     shift = len(node.shape) - len(given)
     result: list[Axis] = []
     for place, dim in enumerate(node.shape):
-        axis = given[place - shift] if place >= shift else ()
-        if axis:
-            if not isinstance(dim, BatchDim):
-                context.rewrite(node, "size", axis, place)
-            result.append(axis)
-        else:
-            result.append(fresh_axes((dim,), because(node))[0])
+        axis = (given[place - shift] if place >= shift else ()) or fresh_axes((dim,))[0]
+        if axis and not isinstance(dim, BatchDim):
+            context.rewrite(node, "size", axis, place)
+        result.append(axis)
     return (tuple(result),)
 
 
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"expected an integer argument, found {value!r}")
-    return value
+def stack(context: Context, node: Node) -> Sequence[Axes]:
+    """The operands' axes are the same; the new axis, which counts operands, is pinned."""
+    parts = [context.axes(arg) or () for arg in listed(node, "tensors")]
+    for part in parts[1:]:
+        for one, two in zip(parts[0], part, strict=True):
+            context.unify(one, two, node)
+    place = integer(node, "dim") % len(node.shape)
+    new = fresh_axes((node.shape[place],), because(node))
+    return ((*parts[0][:place], *new, *parts[0][place:]),)
+
+
+def repeat(context: Context, node: Node) -> Sequence[Axes]:
+    """A repeated axis is (pinned number of repeats) x axis, the repeats outside."""
+    given = context.axes(node.args["self"]) or ()
+    repeats = listed(node, "repeats")
+    shift = len(repeats) - len(given)
+    result: list[Axis] = []
+    for place, times in enumerate(repeats):
+        axis = given[place - shift] if place >= shift else ()
+        if times == 1:
+            result.append(axis)
+        elif isinstance(times, int | BatchDim):
+            result.append((*fresh_axes((times,), because(node))[0], *axis))
+    return (tuple(result),)
+
+
+def repeat_interleave(context: Context, node: Node) -> Sequence[Axes]:
+    """A repeated axis is axis x repeats, the repeats inside; their number follows (queries per key head)."""
+    given = context.axes(node.args["self"]) or ()
+    dim = node.args["dim"]
+    repeats = node.args["repeats"]
+    if not isinstance(dim, int) or not isinstance(repeats, int):
+        return pin_all(context, node)
+    place = dim % len(given)
+    copies = axes.fresh(repeats)
+    if copies:
+        context.rewrite(node, "repeats", copies)
+    axis = (*given[place], *copies)
+    if node.args.get("output_size") is not None:
+        context.rewrite(node, "output_size", axis)
+    return ((*given[:place], axis, *given[place + 1 :]),)
+
+
+def pixel_shuffle(context: Context, node: Node) -> Sequence[Axes]:
+    """channels = made x (r x r): the made ones pass, the r x r inner positions become space and are pinned."""
+    given = context.axes(node.args["self"]) or ()
+    why = because(node)
+    made, inner = axes.carve(axes.resolve(given[-3]), dim_size(node.shape[-3]), why)
+    for axis in given[-2:]:
+        axes.pin(axis, why)
+    axes.pin(inner if made is not None else given[-3], why)
+    channels = made if made is not None else fresh_axes((node.shape[-3],), why)[0]
+    return ((*given[:-3], channels, *fresh_axes(node.shape[-2:], why)),)
+
+
+def pixel_unshuffle(context: Context, node: Node) -> Sequence[Axes]:
+    """channels x (r x r), the inner positions taken from space and pinned."""
+    given = context.axes(node.args["self"]) or ()
+    why = because(node)
+    for axis in given[-2:]:
+        axes.pin(axis, why)
+    factor = integer(node, "downscale_factor")
+    return ((*given[:-3], (*given[-3], *axes.fresh(factor**2, why)), *fresh_axes(node.shape[-2:], why)),)
 
 
 def _bound(value: object, default: int, total: int) -> int:
     if value is None:
         return default
-    bound = _int(value)
+    bound = value if isinstance(value, int) else default
     return min(max(bound + total if bound < 0 else bound, 0), total)
 
 
@@ -146,4 +234,9 @@ RULES: Mapping[str, Rule] = {
     "aten.cat.default": cat,
     "aten.slice.Tensor": narrow,
     "aten.expand.default": expand,
+    "aten.stack.default": stack,
+    "aten.repeat.default": repeat,
+    "aten.repeat_interleave.self_int": repeat_interleave,
+    "aten.pixel_shuffle.default": pixel_shuffle,
+    "aten.pixel_unshuffle.default": pixel_unshuffle,
 }
