@@ -37,9 +37,9 @@ _LISTED = (
     "add.Tensor add.Scalar sub.Tensor sub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar "
     "div.Tensor_mode rsub.Scalar pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum.default "
     "minimum.default where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar "
-    "masked_fill.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor "
-    "ge.Scalar logical_and.default logical_or.default bitwise_and.Tensor bitwise_or.Tensor "
-    "logical_xor.default bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Tensor remainder.Scalar remainder.Tensor "
+    "masked_fill.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar "
+    "gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default bitwise_and.Tensor "
+    "bitwise_or.Tensor logical_xor.default bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Tensor remainder.Scalar remainder.Tensor "
     "fmod.Scalar floor_divide.default floor_divide.Scalar clamp.Tensor atan2.default lerp.Scalar lerp.Tensor "
     "addcmul.default addcdiv.default "
     # reductions
