@@ -74,6 +74,9 @@ def form_of(op: str) -> Form:
     names = signature(op)
     declared = {argument.name: argument for argument in schema.arguments}
     kinds = {name: _kind(declared[name]) for name in (*names.positional, *names.keyword)}
+    if kinds.get("other") == Kind("tensor"):
+        # torch takes `x * 0.5` as a product of tensors, the second of them a number.
+        kinds["other"] = Kind(_TENSOR_OR_NUMBER)
     return Form(kinds, names.defaults, len(schema.returns))
 
 
@@ -138,7 +141,7 @@ def _leaf_problem(leaf: str, arg: Arg, scope: Scope) -> str | None:
             return f"reads {shown(arg.name)}, which is made here or later: the graph has a cycle"
         if count is None:
             return f"reads {shown(arg.name)}, which does not exist{suggest(arg.name, scope.made)}"
-        if (count == 1) != (leaf == "tensor"):
+        if (count == 1) == (leaf == "several tensors"):
             return f"reads {shown(arg.name)}, which is {count} tensors; getitem picks one of several"
     elif isinstance(arg, TensorRef):
         if arg.name not in scope.tensors:
@@ -164,10 +167,15 @@ def _is_int(arg: Arg) -> bool:
     return type(arg) is int and -(2**63) <= arg < 2**63
 
 
+def _is_number(arg: Arg) -> bool:
+    return type(arg) in (float, bool) or _is_int(arg)
+
+
 def _constant(kind: str) -> Callable[[Arg], bool]:
     return lambda arg: isinstance(arg, Constant) and arg.kind == kind
 
 
+_TENSOR_OR_NUMBER: Final = "tensor or number"
 #: Type in a torch schema -> what it is called here.
 _LEAVES: Mapping[str, str] = {
     "TensorType": "tensor",
@@ -185,9 +193,10 @@ _LEAVES: Mapping[str, str] = {
 _FITS: Mapping[str, Callable[[Arg], bool]] = {
     "several tensors": lambda arg: isinstance(arg, Ref),
     "tensor": lambda arg: isinstance(arg, Ref | TensorRef),
+    _TENSOR_OR_NUMBER: lambda arg: isinstance(arg, Ref | TensorRef) or _is_number(arg),
     "int": _is_int,
     "float": lambda arg: type(arg) is float or (type(arg) is int and _is_int(arg)),
-    "number": lambda arg: type(arg) in (float, bool) or _is_int(arg),
+    "number": _is_number,
     "bool": lambda arg: type(arg) is bool,
     "text": lambda arg: isinstance(arg, str) and is_text(arg, MAX_TEXT),
     "dtype": _constant("dtype"),

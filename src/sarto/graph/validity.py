@@ -46,7 +46,12 @@ MAX_ELEMENTS: Final = 2**36
 MAX_NAME: Final = 256
 
 #: Stands for the batch while shapes are checked: a prime that few axes have.
-_BATCH = 10_007
+SHADOW_BATCH = 10_007
+
+#: Operators with a step for each position of an axis: (input, state, parameters, ..., batch_first).
+_RECURRENT = frozenset(
+    f"aten.{name}" for name in ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 #: What a generated `forward` already uses; see `torch.fx.graph`.
@@ -79,7 +84,7 @@ def check_shapes(graph: ModelGraph) -> None:
         GraphError: torch refuses a node's arguments, or gives another shape or type than the graph records.
     """
     env: dict[str, Any] = {
-        entry.name: torch.empty(size_at(entry.shape, _BATCH), dtype=DTYPES[entry.dtype], device="meta")
+        entry.name: torch.empty(size_at(entry.shape, SHADOW_BATCH), dtype=DTYPES[entry.dtype], device="meta")
         for entry in graph.inputs
     }
     stored = graph.sketch().tensors
@@ -94,10 +99,10 @@ def check_shapes(graph: ModelGraph) -> None:
             ) from error
         results = made if isinstance(made, list | tuple) else (made,)
         have = [(tuple(r.shape), str(r.dtype).removeprefix("torch.")) for r in results]
-        want = [(size_at(s, _BATCH), d) for s, d in zip(node.shapes, node.dtypes, strict=True)]
+        want = [(size_at(s, SHADOW_BATCH), d) for s, d in zip(node.shapes, node.dtypes, strict=True)]
         if have != want:
             raise GraphError(
-                f"node {node.name!r} is recorded as {_batched(want)}, but {node.op} gives {_batched(have)}; "
+                f"node {node.name!r} is recorded as {batched(want)}, but {node.op} gives {batched(have)}; "
                 f"{_CURE}",
                 where=node.name,
             )
@@ -141,7 +146,7 @@ def _tensor_problems(
 ) -> Iterator[str]:
     total = 0
     for name, (shape, dtype) in shapes.items():
-        problem = _name_problem(name) or _place_problem(name, shapes) or _shape_problem(shape)
+        problem = _name_problem(name) or _place_problem(name, shapes) or shape_problem(shape)
         if problem is None and dtype not in DTYPES.values():
             problem = _dtype_problem(str(dtype).removeprefix("torch."))
         if problem is not None:
@@ -162,7 +167,7 @@ def _input_problems(inputs: tuple[Input, ...], made: dict[str, int]) -> Iterator
         yield f"input {shown(first.name)}: axis 0 must be the batch, the shape is {shown(first.shape)}"
     for entry in inputs:
         name = entry.name
-        problem = _name_problem(name) or _shape_problem(entry.shape) or _dtype_problem(entry.dtype)
+        problem = _name_problem(name) or shape_problem(entry.shape) or _dtype_problem(entry.dtype)
         if problem is None and (not name.isidentifier() or keyword.iskeyword(name) or name in _RESERVED):
             problem = "an input needs a plain Python name that torch.fx does not use itself"
         if problem is None and name in made:
@@ -178,7 +183,7 @@ def _node_problems(node: Node, scope: Scope) -> Iterator[str]:
         yield problem
     elif node.name in scope.made:
         yield "another value has this name"
-    for problem in (*map(_shape_problem, node.shapes), *map(_dtype_problem, node.dtypes)):
+    for problem in (*map(shape_problem, node.shapes), *map(_dtype_problem, node.dtypes)):
         if problem is not None:
             yield problem
     if len(node.op) > MAX_NAME:
@@ -219,7 +224,8 @@ def _dtype_problem(dtype: str) -> str | None:
     return None if dtype in DTYPES else f"the type {shown(dtype)} is not allowed{suggest(dtype, DTYPES)}"
 
 
-def _shape_problem(shape: Shape) -> str | None:
+def shape_problem(shape: Shape) -> str | None:
+    """What is wrong with a shape; None where it is within the limits."""
     if len(shape) > MAX_RANK:
         return f"the shape has {len(shape):,} axes, the limit is {MAX_RANK}"
     total = 1
@@ -242,7 +248,7 @@ def _run_without_data(node: Node, env: Mapping[str, Any], stored: Mapping[str, T
         if isinstance(arg, TensorRef):
             return stored[arg.name]
         if isinstance(arg, BatchDim):
-            return arg.times * _BATCH
+            return arg.times * SHADOW_BATCH
         if isinstance(arg, Constant):
             return thaw_constant(arg)
         return [value(inner) for inner in arg] if isinstance(arg, tuple) else arg
@@ -251,17 +257,43 @@ def _run_without_data(node: Node, env: Mapping[str, Any], stored: Mapping[str, T
         return value(node.args["source"])[node.args["index"]]
     names = signature(node.op)
     named = {name: value(node.args[name]) for name in names.keyword if node.args[name] is not None}
-    if "device" in names.keyword:
-        named["device"] = torch.device("meta")
-    return overload(node.op)(*(value(node.args[name]) for name in names.positional), **named)
+    return call_without_data(overload(node.op), [value(node.args[name]) for name in names.positional], named)
 
 
-def _batched(specs: list[tuple[tuple[int, ...], str]]) -> str:
+def call_without_data(op: torch._ops.OpOverload, positional: list[Any], named: dict[str, Any]) -> Any:
+    """What an operator gives on meta tensors. Factories make meta tensors too; recurrent layers do one step.
+
+    Raises:
+        RuntimeError, TypeError, ...: torch refuses the arguments.
+    """
+    arguments = op._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), positional, strict=False)) | named
+    for argument in arguments:
+        if argument.name == "device" and (argument.kwarg_only or "device" in given):
+            given["device"] = torch.device("meta")
+    axis = _step_axis(op, given)
+    if axis is None:
+        return op(**given)
+    steps = given["input"].shape[axis]
+    first, *states = op(**{**given, "input": given["input"].narrow(axis, 0, 1)})
+    sizes = [steps if place == axis else size for place, size in enumerate(first.shape)]
+    return (first.new_empty(sizes), *states)
+
+
+def _step_axis(op: torch._ops.OpOverload, given: Mapping[str, Any]) -> int | None:
+    """The axis that a recurrent layer walks along, where it is long: each step takes time even without data."""
+    if str(op) not in _RECURRENT or not isinstance(given.get("input"), Tensor):
+        return None
+    axis = 1 if given.get("batch_first") is True and given["input"].ndim == 3 else 0
+    return axis if given["input"].ndim > axis and given["input"].shape[axis] > 1 else None
+
+
+def batched(specs: list[tuple[tuple[int, ...], str]]) -> str:
     """Shapes and types as text, multiples of the stand-in batch written as such."""
 
     def size(dim: int) -> str:
-        if dim == 0 or dim % _BATCH:
+        if dim == 0 or dim % SHADOW_BATCH:
             return str(dim)
-        return "batch" if dim == _BATCH else f"{dim // _BATCH} x batch"
+        return "batch" if dim == SHADOW_BATCH else f"{dim // SHADOW_BATCH} x batch"
 
     return " and ".join(f"({', '.join(map(size, shape))}) {dtype}" for shape, dtype in specs)

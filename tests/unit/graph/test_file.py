@@ -231,10 +231,21 @@ def test_numbers_without_end_batches_and_constants_have_forms_of_their_own() -> 
     assert math.isnan(nan.nodes[0].args["other"])  # type: ignore[arg-type]
 
 
+def test_a_number_may_stand_for_the_second_tensor_of_an_operator_and_nowhere_else() -> None:
+    graph = one_node("aten.mul.Tensor", self=Ref("x"), other=0.5)
+    again = decode(encode(graph), {})
+    assert again.nodes == graph.nodes
+    x = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    assert torch.equal(again(x), x * 0.5)
+    with pytest.raises(GraphError, match="argument 'self' must be tensor, got 0.5"):
+        encode(one_node("aten.mul.Tensor", self=0.5, other=Ref("x")))
+
+
 @pytest.mark.parametrize("op", sorted(ALLOWED))
 def test_every_allowed_operator_can_be_stored_with_its_defaults(op: str) -> None:
     samples: dict[str, Arg] = {
         "tensor": Ref("x"),
+        "tensor or number": 0.5,
         "int": 1,
         "float": 0.5,
         "number": 1,
