@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sarto.errors import GraphError
-from sarto.graph.analysis import kept_size, units_in
 from sarto.graph.model import (
     Arg,
     BatchDim,
@@ -57,13 +56,9 @@ def hollow(graph: ModelGraph, groups: Iterable[str]) -> ModelGraph:
         GraphError: a group is unknown or pinned, or an operator other than a convolution or linear layer would be
             left with nothing to read.
     """
-    found = [graph.analysis.group(name) for name in groups]
-    problems = [
-        f"group {group.id!r} can't be sliced: {'; '.join(group.pinned)}" for group in found if group.pinned
-    ]
-    if problems:
-        raise GraphError(problems[0], problems=problems)
-    return drop_empty(_emptied(graph, Selection({group.id: () for group in found})))
+    from sarto.graph.slice import slice
+
+    return slice(graph, Selection({graph.analysis.group(name).id: () for name in groups}))
 
 
 def drop_empty(graph: ModelGraph) -> ModelGraph:
@@ -173,32 +168,6 @@ def _plain(arg: Arg) -> Arg:
     if isinstance(arg, tuple):
         return tuple(_plain(inner) for inner in arg)
     return 0 if arg == BatchDim(0) else arg
-
-
-def _emptied(graph: ModelGraph, selection: Selection) -> ModelGraph:
-    """The graph cut to a selection that leaves some groups without units; not valid by itself."""
-    from sarto.graph.slice import _cut, _dim, _rewritten, _shape
-
-    analysis, counts = graph.analysis, selection.counts
-    rewrites: dict[str, list[tuple[str, int | None, Arg]]] = {}
-    for rewrite in analysis.rewrites:
-        if units_in(rewrite.expr) & counts.keys():
-            value = _dim(kept_size(rewrite.expr, counts))
-            rewrites.setdefault(rewrite.node, []).append((rewrite.arg, rewrite.index, value))
-    nodes = tuple(
-        replace(
-            _rewritten(node, rewrites.get(node.name, ())),
-            shapes=tuple(
-                _shape(shape, exprs, counts)
-                for shape, exprs in zip(node.shapes, analysis.value_axes[node.name], strict=True)
-            ),
-        )
-        for node in graph.nodes
-    )
-    tensors = {
-        name: _cut(graph.tensors, name, exprs, selection) for name, exprs in analysis.tensor_axes.items()
-    }
-    return replace(graph, nodes=nodes, tensors=tensors)
 
 
 __all__ = ["drop_empty", "hollow"]

@@ -15,7 +15,8 @@ from sarto.graph.model import Arg, Constant
 _LISTED = (
     # linear operators
     "conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose1d.default "
-    "conv_transpose2d.input linear.default _weight_norm.default matmul.default mm.default bmm.default addmm.default "
+    "conv_transpose2d.input linear.default _weight_norm.default matmul.default mm.default bmm.default "
+    "addmm.default "
     "baddbmm.default einsum.default scaled_dot_product_attention.default embedding.default "
     # recurrent
     "lstm.input gru.input rnn_tanh.input rnn_relu.input "
@@ -30,8 +31,10 @@ _LISTED = (
     "rsqrt.default square.default reciprocal.default erf.default sin.default cos.default sign.default "
     "floor.default ceil.default round.default logical_not.default bitwise_not.default isnan.default "
     "log_sigmoid.default softsign.default hardshrink.default softshrink.default "
-    "threshold.default exp2.default expm1.default log2.default tan.default atan.default trunc.default frac.default "
-    "isinf.default nan_to_num.default dropout.default feature_dropout.default alpha_dropout.default clone.default "
+    "threshold.default exp2.default expm1.default log2.default tan.default atan.default trunc.default "
+    "frac.default "
+    "isinf.default nan_to_num.default dropout.default feature_dropout.default alpha_dropout.default "
+    "clone.default "
     "to.dtype _to_copy.default "
     # elementwise, binary and more
     "add.Tensor add.Scalar sub.Tensor sub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar "
@@ -39,8 +42,10 @@ _LISTED = (
     "minimum.default where.self where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Scalar "
     "masked_fill.Tensor eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar "
     "gt.Tensor gt.Scalar ge.Tensor ge.Scalar logical_and.default logical_or.default bitwise_and.Tensor "
-    "bitwise_or.Tensor logical_xor.default bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Tensor remainder.Scalar remainder.Tensor "
-    "fmod.Scalar floor_divide.default floor_divide.Scalar clamp.Tensor atan2.default lerp.Scalar lerp.Tensor "
+    "bitwise_or.Tensor logical_xor.default bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Tensor "
+    "remainder.Scalar "
+    "remainder.Tensor fmod.Scalar floor_divide.default floor_divide.Scalar clamp.Tensor atan2.default "
+    "lerp.Scalar lerp.Tensor "
     "addcmul.default addcdiv.default "
     # reductions
     "mean.dim mean.default sum.dim_IntList sum.default amax.default amin.default var.correction "
@@ -72,20 +77,25 @@ ALLOWED: frozenset[str] = frozenset(f"aten.{name}" for name in _LISTED.split())
 
 _FOLDED = (
     # views
-    "view.default _unsafe_view.default flatten.using_ints unflatten.int unsqueeze.default squeeze.default squeeze.dim "
-    "squeeze.dims view_as.default reshape_as.default expand_as.default detach.default detach_.default alias.default "
-    "lift_fresh_copy.default contiguous.default chunk.default split.Tensor split_with_sizes.default split.sizes "
+    "view.default _unsafe_view.default flatten.using_ints unflatten.int unsqueeze.default squeeze.default "
+    "squeeze.dim "
+    "squeeze.dims view_as.default reshape_as.default expand_as.default detach.default detach_.default "
+    "alias.default "
+    "lift_fresh_copy.default contiguous.default chunk.default split.Tensor split_with_sizes.default "
+    "split.sizes "
     "unbind.int numpy_T.default mT.default "
     # conversions
     "to.device to.dtype_layout to.other type_as.default "
     # grids
-    "meshgrid.indexing meshgrid.default linspace.default eye.default eye.m triu_indices.default tril_indices.default "
+    "meshgrid.indexing meshgrid.default linspace.default eye.default eye.m triu_indices.default "
+    "tril_indices.default "
     "outer.default diff.default "
     # arithmetic
     "min.other max.other min.default max.default __and__.Tensor __or__.Tensor bitwise_left_shift.Tensor "
     # in place
     "copy_.default fill_.Scalar fill_.Tensor zero_.default add_.Tensor add_.Scalar sub_.Tensor mul_.Tensor "
-    "mul_.Scalar div_.Tensor masked_fill_.Scalar index_put_.default ceil_.default floor_.default clamp_.default "
+    "mul_.Scalar div_.Tensor masked_fill_.Scalar index_put_.default ceil_.default floor_.default "
+    "clamp_.default "
     "abs_.default log_.default sign_.default"
 )
 

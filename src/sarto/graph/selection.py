@@ -12,7 +12,7 @@ from sarto.graph.model import ModelGraph
 
 @dataclass(frozen=True)
 class Selection:
-    """Group id -> sorted indices of the units kept. Groups that are not named keep all their units."""
+    """Group id -> sorted indices of the units kept (none: the group goes). Groups that are not named keep all units."""
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ def check_selection(analysis: Analysis, selection: Selection) -> None:
     """Refuse a selection that this graph can't keep; all problems at once.
 
     Raises:
-        GraphError: unknown or pinned group, index out of range, or nothing kept.
+        GraphError: unknown or pinned group, or index out of range.
     """
     problems: list[str] = []
     groups = analysis.groups
@@ -71,9 +71,7 @@ def check_selection(analysis: Analysis, selection: Selection) -> None:
         group = groups.get(name)
         if group is None:
             problems.append(f"no channel group {name!r}{suggest(name, list(groups))}")
-        elif not units:
-            problems.append(f"group {name!r}: nothing is kept; keep at least one of its {group.size} units")
-        elif units[0] < 0 or units[-1] >= group.size:
+        elif units and (units[0] < 0 or units[-1] >= group.size):
             problems.append(
                 f"group {name!r} has units 0..{group.size - 1}, asked for {_outside(units, group.size)}"
             )
