@@ -342,6 +342,13 @@ def test_a_gated_graph_is_stored_and_read_back(name: str, tmp_path: Path) -> Non
     assert torch.equal(read_graph(tmp_path / "gated")(x, rows), gated(x, rows))
 
 
+def test_shapes_alone_are_enough() -> None:
+    for name in ("dense", "grouped"):
+        graph, _ = graph_of(name)
+        one = [group.id for group in graph.analysis.sliceable][:1]
+        assert gate(graph.sketch(), one).nodes == gate(graph, one).nodes
+
+
 def test_a_gated_graph_is_exported_again() -> None:
     graph, x = graph_of("mobile")
     gated = gate(graph)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sarto.errors import GraphError
-from sarto.graph import ModelGraph, Selection, capture, relative_difference, zeroed
+from sarto.graph import ModelGraph, Selection, capture, relative_difference, slice, zeroed
 from sarto.graph.gate import gate, gate_layout
 from sarto.graph.hollow import hollow
 from sarto.graph.validity import check_graph, check_shapes
@@ -47,6 +47,19 @@ def test_hollow_equals_zeroing_all_units(name: str, dtype: torch.dtype) -> None:
         }
         assert sum(t.numel() for t in small.tensors.values()) < sum(t.numel() for t in before.values())
     assert all(torch.equal(before[key], tensor) for key, tensor in graph.tensors.items())
+
+
+@pytest.mark.parametrize("name", PICO)
+def test_slice_takes_a_selection_that_leaves_some_groups_empty(name: str) -> None:
+    graph, x = graph_of(name)
+    for place, empty in enumerate(graph.analysis.sliceable):
+        others = [group for group in graph.analysis.sliceable if group is not empty]
+        kept = {group.id: tuple(range(place % 2, group.size, 2)) for group in others}
+        selection = Selection({**kept, empty.id: ()})
+        small = slice(graph, selection)
+        check_graph(small)
+        check_shapes(small)
+        assert relative_difference((small(x),), zeroed(graph, selection, (x,))) <= EXACT[x.dtype]
 
 
 def test_a_padded_convolution_without_input_is_its_bias_everywhere() -> None:
@@ -91,8 +104,38 @@ def test_what_is_left_is_still_sliceable_and_gateable() -> None:
     assert relative_difference((hollow(small, ["b1"])(x),), (want,)) <= EXACT[x.dtype]
 
 
-class Attention(nn.Module):
-    """Two tokens attend by matrix products; a sum over units; one group each."""
+class Heads(nn.Module):
+    """Fused attention with a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.fc = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        batch, tokens, width = x.shape
+        q, k, v = (
+            layer(x).view(batch, tokens, 2, 4).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        return self.fc((x + self.out(mixed)).amax(1))
+
+
+def test_attention_without_heads_or_values_is_a_bias_and_without_keys_is_refused() -> None:
+    torch.manual_seed(0)
+    graph, x = capture(Heads().double().eval(), torch.randn(3, 4, 5).double()), torch.randn(3, 4, 5).double()
+    kinds = {group.kind: group.id for group in graph.analysis.sliceable}
+    for kind in ("heads", "value dims"):
+        small = hollow(graph, [kinds[kind]])
+        assert relative_difference((small(x),), (without(graph, (kinds[kind],), x),)) <= EXACT[x.dtype]
+        assert not any("attention" in node.op for node in small.nodes)
+    with pytest.raises(GraphError, match=r"scaled_dot_product_attention\.default at .* would read nothing"):
+        hollow(graph, [kinds["query-key pairs"]])
+
+
+class Summed(nn.Module):
+    """A product with a sum over units."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,11 +146,18 @@ class Attention(nn.Module):
 
 
 def test_other_readers_are_refused_by_name() -> None:
-    graph = capture(Attention().double().eval(), torch.randn(3, 2, 4).double())
+    graph = capture(Summed().double().eval(), torch.randn(3, 2, 4).double())
     with pytest.raises(
         GraphError, match=r"aten\.sum\.dim_IntList at sum_1 would read nothing.*Keep at least one"
     ):
         hollow(graph, ["up"])
+
+
+def test_shapes_alone_are_enough() -> None:
+    graph, _ = graph_of("mobile")
+    have, want = hollow(graph.sketch(), ["expand"]), hollow(graph, ["expand"])
+    assert have.nodes == want.nodes
+    assert {k: t.shape for k, t in have.tensors.items()} == {k: t.shape for k, t in want.tensors.items()}
 
 
 def test_pinned_and_unknown_groups_are_refused() -> None:

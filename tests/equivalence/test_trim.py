@@ -165,7 +165,7 @@ def test_the_first_fit_is_the_regression_of_each_channel() -> None:
         torch.testing.assert_close(small.tensors["blocks.0.norm1.bias"][channel], constant)
 
 
-@pytest.mark.parametrize("name", ["layer norm", "rms norm"])
+@pytest.mark.parametrize("name", NORMS)
 def test_a_trimmed_graph_is_one_that_can_be_stored(name: str, tmp_path: Path) -> None:
     _, x = graph_of(name)
     small = trimmed(name).graph

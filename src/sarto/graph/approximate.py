@@ -84,7 +84,7 @@ def trim(graph: ModelGraph, selection: Selection, samples: Tensor | tuple[Tensor
 
     Front to back, weight and bias of each norm that lost units are fitted so that its output in the trimmed graph is
     nearest to the source's on the samples: for each channel by itself, in closed form, with sums in float64. A norm
-    without a bias gets none.
+    without a bias gets none. The output mostly follows, but nothing forces it to: look at the distances.
 
     Args:
         selection: units kept, in the groups of `analyse(graph, follow_statistics=True)`.
