@@ -22,7 +22,7 @@ from sarto.errors import SPELT_OUT, GraphError, StoreError
 from sarto.graph.encoding import MAX_GRAPH_BYTES, decode, encode
 from sarto.graph.lazy import CODES, LazyTensors, open_plain
 from sarto.graph.model import ModelGraph, shapes_of
-from sarto.graph.validity import check_shapes
+from sarto.graph.validity import check_shapes, not_numbers
 
 GRAPH_NAME: Final = "graph.json"
 WEIGHTS_NAME: Final = "weights.safetensors"
@@ -96,8 +96,8 @@ def read_graph(
     Args:
         graph_hash: refuse the graph if its file has another hash.
         weights_hash: refuse the weights if their file has another hash; this reads all of it.
-        verify: also read every tensor and refuse NaN and infinity, and check the recorded shapes against what
-            the graph computes.
+        verify: also read every tensor and refuse NaN (and infinity in parameters), and check the recorded shapes
+            against what the graph computes.
 
     Raises:
         StoreError: a file is missing, damaged, a link out of the folder, of another hash or a newer version.
@@ -140,7 +140,7 @@ def read_graph_files(
         if verify:
             check_shapes(graph)
     if verify:
-        _check_numbers(tensors)
+        _check_numbers(graph, tensors.path)
     return graph
 
 
@@ -234,16 +234,13 @@ def _check_hash(path: Path, found: str, expected: str | None) -> None:
         )
 
 
-def _check_numbers(tensors: LazyTensors) -> None:
-    bad = [
-        name for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]  # fmt: skip
+def _check_numbers(graph: ModelGraph, path: Path) -> None:
+    bad = not_numbers(graph)
     if bad:
         raise StoreError(
-            f"{len(bad)} tensors of {str(tensors.path)!r} hold NaN or infinity: "
+            f"{len(bad)} tensors of {str(path)!r} hold NaN, or learned ones infinity: "
             f"{', '.join(bad[:SPELT_OUT])}; {_CURE}",
-            where=str(tensors.path),
+            where=str(path),
         )
 
 

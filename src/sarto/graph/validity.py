@@ -109,6 +109,19 @@ def check_shapes(graph: ModelGraph) -> None:
         env[node.name] = made
 
 
+def not_numbers(graph: ModelGraph) -> list[str]:
+    """Names of the tensors that hold NaN, or infinity where they are learned; constants may, as masks do.
+
+    Reads all floating-point tensors.
+    """
+    return [
+        name
+        for name, tensor in graph.tensors.items()
+        if tensor.is_floating_point()
+        and not bool((torch.isfinite(tensor) if name in graph.parameters else ~torch.isnan(tensor)).all())
+    ]
+
+
 def _problems(graph: ModelGraph) -> Iterator[str]:
     for what, count, limit in (
         ("nodes", len(graph.nodes), MAX_NODES),

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -411,8 +412,20 @@ def test_weights_that_are_no_numbers_are_refused_when_verified(value: float, tmp
     graph.tensors["fc.weight"][1, 2] = value
     write_graph(graph, tmp_path)
     read_graph(tmp_path)
-    with pytest.raises(StoreError, match=r"1 tensors of .* hold NaN or infinity: fc\.weight; fetch"):
+    with pytest.raises(StoreError, match=r"1 tensors of .* hold NaN, .* infinity: fc\.weight; fetch"):
         read_graph(tmp_path, verify=True)
+
+
+def test_infinity_in_a_constant_is_a_mask_and_nan_is_nothing(tmp_path: Path) -> None:
+    for value in (float("-inf"), float("nan")):
+        graph = replace(small(), parameters=frozenset(["fc.weight"]))
+        graph.tensors["fc.bias"][2] = value
+        write_graph(graph, tmp_path)
+        if value != value:
+            with pytest.raises(StoreError, match=r"hold NaN, .* infinity: fc\.bias; fetch"):
+                read_graph(tmp_path, verify=True)
+        else:
+            assert torch.isneginf(read_graph(tmp_path, verify=True).tensors["fc.bias"][2])
 
 
 def test_a_shape_that_the_graph_does_not_compute_is_refused_when_verified(written: GraphFile) -> None:
