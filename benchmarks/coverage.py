@@ -169,7 +169,10 @@ def structure(graph: ModelGraph) -> dict[str, Any]:
 def exactness(
     graph: ModelGraph, inputs: tuple[Tensor, ...], percents: Sequence[int], seed: int
 ) -> dict[str, Any]:
-    """Largest relative difference (float64) between slicing and zeroing, and the least that slicing moved."""
+    """Largest relative difference (float64) between slicing and zeroing, and the least that slicing moved.
+
+    A group that moves no output in any twin, sliced or zeroed, is counted as without effect: its check says nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
     given = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
     twins: list[tuple[ModelGraph, tuple[Tensor, ...]]] = []
@@ -195,12 +198,15 @@ def exactness(
         difference, moved = tried(groups, percent / 100)
         found |= {f"difference_{percent}": difference, f"moved_{percent}": moved}
     alone = [(group.id, *tried([group], 0.5)) for group in groups]
-    bad = [f"{name} ({_why(gap, moved)})" for name, gap, moved in alone if not _equal(gap, moved)]
+    same = [name for name, gap, moved in alone if gap <= EXACT[torch.float64] and moved <= MOVED]
+    bad = [f"{name} ({_why(gap, 1.0)})" for name, gap, _ in alone if gap > EXACT[torch.float64]]
     return found | {
-        "n_alone_equal": len(alone) - len(bad),
+        "n_alone_equal": len(alone) - len(bad) - len(same),
+        "n_without_effect": len(same),
         "difference_alone": max(gap for _, gap, _ in alone),
-        "moved_alone": min(moved for _, _, moved in alone),
+        "moved_alone": min((moved for _, _, moved in alone if moved > MOVED), default=0.0),
         "alone_unequal": "; ".join(bad[:5]),
+        "without_effect": "; ".join(same[:5]),
     }
 
 

@@ -48,6 +48,7 @@ class Architecture:
         part: submodule that is taken, e.g. `encoder`.
         picked: attributes of the output that count, joined by commas; "" takes the first entry.
         fixed: keyword arguments of every call.
+        listed: keyword that takes all inputs as one list.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Architecture:
     part: str = ""
     picked: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    listed: str = ""
 
     def module(self) -> nn.Module:
         """The model in evaluation mode, taking its inputs by position and returning tensors.
@@ -78,8 +80,8 @@ class Architecture:
             model = model.get_submodule(self.part)
         if self.source == "zoo":
             return model.eval()
-        wrapper = (_One, _Two)[len(self.inputs) - 1]
-        return wrapper(model, tuple(self.inputs), self.picked, dict(self.fixed)).eval()
+        wrapper = (_One, _Two, _Three)[len(self.inputs) - 1]
+        return wrapper(model, tuple(self.inputs), self.picked, dict(self.fixed), self.listed).eval()
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """A batch of every input."""
@@ -90,17 +92,22 @@ class Architecture:
 class _Wrapper(nn.Module):
     """Gives keyword inputs by position and picks tensors out of the output."""
 
-    def __init__(self, model: nn.Module, keys: tuple[str, ...], picked: str, fixed: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, keys: tuple[str, ...], picked: str, fixed: dict[str, Any], listed: str
+    ) -> None:
         super().__init__()
-        self.model, self.keys, self.fixed = model, keys, fixed
+        self.model, self.keys, self.fixed, self.listed = model, keys, fixed, listed
         self.picked = tuple(name for name in picked.split(",") if name)
 
     def answer(self, *given: Tensor) -> Any:
-        out = self.model(**dict(zip(self.keys, given, strict=True)), **self.fixed)
+        named = {self.listed: list(given)} if self.listed else dict(zip(self.keys, given, strict=True))
+        out = self.model(**named, **self.fixed)
         if not self.picked:
             return out if isinstance(out, Tensor) else out[0]
         found = tuple(getattr(out, name) for name in self.picked)
-        return found[0] if len(found) == 1 else found
+        if len(found) > 1:
+            return found
+        return tuple(found[0]) if isinstance(found[0], list) else found[0]
 
 
 class _One(_Wrapper):
@@ -111,6 +118,11 @@ class _One(_Wrapper):
 class _Two(_Wrapper):
     def forward(self, first: Tensor, second: Tensor) -> Any:
         return self.answer(first, second)
+
+
+class _Three(_Wrapper):
+    def forward(self, first: Tensor, second: Tensor, third: Tensor) -> Any:
+        return self.answer(first, second, third)
 
 
 def _named(package: Any, name: str) -> Any:
@@ -132,6 +144,7 @@ def _configuration(package: Any, name: str, settings: Mapping[str, Any]) -> Any:
 
 IMAGE = {"pixel_values": Given("image", (3, 32, 32))}
 IMAGE_64 = {"pixel_values": Given("image", (3, 64, 64))}
+IMAGE_128 = {"pixel_values": Given("image", (3, 128, 128))}
 TEXT = {"input_ids": Given("ids", (12,)), "attention_mask": Given("mask", (12,))}
 IDS = {"input_ids": Given("ids", (12,))}
 
@@ -222,20 +235,20 @@ TRANSFORMERS = (
     _images("mobilenetv2", "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.35}),
     _images(
         "mobilevit", "MobileViT",
-        {"image_size": 64, "hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 64],
-         "num_attention_heads": 4}, IMAGE_64,
+        {"image_size": 128, "hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 64],
+         "num_attention_heads": 4}, IMAGE_128,
     ),
     _images(
         "efficientnet", "EfficientNet",
         {"image_size": 32, "width_coefficient": 1.0, "hidden_dim": 1280, "num_block_repeats": [1] * 7},
     ),
-    _images("segformer", "Segformer", _SEGFORMER),
+    _images("segformer", "Segformer", _SEGFORMER, IMAGE_64),
     _hub("segformer-masks", "SegformerForSemanticSegmentation", "SegformerConfig", _SEGFORMER, IMAGE_64),
     _images("poolformer", "PoolFormer", _STAGES),
     _images(
         "levit", "Levit",
-        {"image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
-         "key_dim": [8, 8, 8]}, IMAGE_64,
+        {"image_size": 128, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
+         "key_dim": [8, 8, 8]}, IMAGE_128,
     ),
     _images("beit", "Beit", {**_PATCHES, "use_relative_position_bias": True}),
     _images(
@@ -278,6 +291,17 @@ TRANSFORMERS = (
     ),
     _hub("detr-backbone", "DetrForObjectDetection", "DetrConfig", _DETR, IMAGE_64, *_BACKBONE),
     _hub("rt-detr", "RTDetrForObjectDetection", "RTDetrConfig", _RTDETR, IMAGE_64, "logits,pred_boxes"),
+    Architecture(
+        "rt-detr-encoder", "transformers", "RTDetrForObjectDetection",
+        {f"map_{side}": Given("image", (32, side, side)) for side in (8, 4, 2)}, _RTDETR, "RTDetrConfig",
+        "model.encoder", "last_hidden_state", listed="inputs_embeds",
+    ),
+    _hub(
+        "rt-detr-decoder", "RTDetrForObjectDetection", "RTDetrConfig", _RTDETR,
+        {"inputs_embeds": Given("signal", (10, 32)), "encoder_hidden_states": Given("signal", (84, 32)),
+         "reference_points": Given("signal", (10, 4))}, "last_hidden_state", "model.decoder",
+        spatial_shapes_list=[(8, 8), (4, 4), (2, 2)],
+    ),
     _hub("rt-detr-backbone", "RTDetrForObjectDetection", "RTDetrConfig", _RTDETR, IMAGE_64, *_BACKBONE),
 )  # fmt: skip
 
@@ -287,12 +311,22 @@ def _zoo(name: str, build: str, given: Given, **settings: Any) -> Architecture:
 
 
 _CIFAR = Given("image", (3, 32, 32))
+_IMAGE_64 = Given("image", (3, 64, 64))
+_WORD_IDS = Given("ids", (12,))
+_READER: Mapping[str, Any] = {"n_classes": 5, "n_words": 100, "width": 16, "hidden": 20}
 
 ZOO = (
     _zoo("vgg", "vgg", _CIFAR, n_classes=10),
     _zoo("cifar-resnet20", "cifar_resnet", _CIFAR, n_classes=10),
     _zoo("cifar-resnet20-pad", "cifar_resnet", _CIFAR, n_classes=10, shortcut="pad"),
     _zoo("mobilenetv2", "mobilenet_v2", _CIFAR, n_classes=10),
+    _zoo("vit", "vit_cifar", _CIFAR, width=48, depth=2),
+    _zoo("swin", "swin_cifar", _CIFAR, width=24, heads=(3, 6, 12)),
+    _zoo("text-cnn", "text_cnn", _WORD_IDS, n_classes=5, n_words=100, width=16, filters=12),
+    _zoo("rnn", "recurrent", _WORD_IDS, cell="rnn", **_READER),
+    _zoo("gru", "recurrent", _WORD_IDS, cell="gru", layers=2, **_READER),
+    _zoo("lstm", "recurrent", _WORD_IDS, cell="lstm", **_READER),
+    _zoo("bilstm", "recurrent", _WORD_IDS, cell="lstm", layers=2, bidirectional=True, pool="mean", **_READER),
 )
 
 ARCHITECTURES: tuple[Architecture, ...] = (*ZOO, *TRANSFORMERS)
