@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sarto.graph.analysis import Analysis, ChannelGroup, Consumption, analyse
+from sarto.graph.analysis import INSIDE_HEADS, KINDS, Analysis, ChannelGroup, Consumption, analyse
+from sarto.graph.approximate import NormFit, Trimmed, trim
 from sarto.graph.capture import capture
 from sarto.graph.compose import (
     Features,
@@ -12,8 +13,10 @@ from sarto.graph.compose import (
     restrict,
     with_head,
 )
-from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect
+from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect, main_cuts
 from sarto.graph.file import GraphFile, read_graph, write_graph
+from sarto.graph.gate import gate, gate_layout, gateable
+from sarto.graph.hollow import hollow
 from sarto.graph.model import (
     BatchDim,
     Constant,
@@ -30,6 +33,8 @@ from sarto.graph.selection import Selection, leading, uniform_counts
 from sarto.graph.slice import slice
 
 __all__ = [
+    "INSIDE_HEADS",
+    "KINDS",
     "Analysis",
     "BatchDim",
     "ChannelGroup",
@@ -41,10 +46,12 @@ __all__ = [
     "Input",
     "ModelGraph",
     "Node",
+    "NormFit",
     "Proof",
     "Ref",
     "Selection",
     "TensorRef",
+    "Trimmed",
     "analyse",
     "block",
     "branch",
@@ -56,7 +63,12 @@ __all__ = [
     "expand_map",
     "features",
     "fold",
+    "gate",
+    "gate_layout",
+    "gateable",
+    "hollow",
     "leading",
+    "main_cuts",
     "normalise",
     "prove",
     "read_graph",
@@ -65,6 +77,7 @@ __all__ = [
     "repairable",
     "restrict",
     "slice",
+    "trim",
     "uniform_counts",
     "with_head",
     "write_graph",

@@ -60,12 +60,18 @@ def cut_points(graph: ModelGraph) -> tuple[CutPoint, ...]:
     for name in graph.outputs:
         last[name] = len(graph.nodes)
     live = {entry.name for entry in graph.inputs if entry.name in last and entry.name in data}
+    begins = [
+        place
+        for place, node in enumerate(graph.nodes)
+        if node.name in data and node.name in last and not data & set(_reads(node))
+    ]
     found: list[CutPoint] = []
     for place, node in enumerate(graph.nodes):
         if node.name in data and node.name in last:
             live.add(node.name)
         live = {name for name in live if last[name] > place}
         single = live == {node.name} and len(node.shapes) == 1 and node.name not in graph.outputs
+        single = single and place >= max(begins, default=0)
         if single and node.shape and node.shape[0] == BatchDim(1):
             found.append(CutPoint(node.name, node.shape, _layout(node.shape), _stride(graph, node.shape)))
     return tuple(found)

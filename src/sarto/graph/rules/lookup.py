@@ -75,7 +75,8 @@ def sample(context: Context, node: Node) -> Sequence[Axes]:
     """`grid_sampler`: batch and channels of the map pass, space is pinned and renewed."""
     given = context.axes(node.args["input"]) or ()
     grid = context.axes(node.args["grid"]) or ()
-    for axis in (*given[2:], *grid):
+    context.unify(given[0], grid[0], node)
+    for axis in (*given[2:], *grid[1:]):
         context.pin(axis, node)
     new: tuple[Axis, ...] = fresh_axes(node.shape[2:], because(node))
     return ((*given[:2], *new),)
