@@ -1,149 +1,199 @@
-"""`sarto inspect`: channel groups, what is pinned and why, cut points, costs."""
+"""`sarto inspect`: channel groups, what is pinned and why, cut points, blocks with cost, and a picture of it all."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sarto.cli.market import factory_arguments
-from sarto.cli.output import Debug, Json, MarketPath, console, emit, numbers, told
+from sarto.cli.output import Debug, Json, MarketPath, console, emit, told
 from sarto.errors import RequestError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sarto.graph import ModelGraph
-    from sarto.graph.analysis import AxisExpr
+    from sarto.pipeline.anatomy import Anatomy, Group
+
+#: Rows of a table where `--all` is not given.
+SHOWN = 16
 
 
 def inspect(
     source: Annotated[
-        str, typer.Argument(help="package.module:factory, a graph folder, a finished model, or a learnware.")
+        str,
+        typer.Argument(
+            help="package.module:factory, timm:NAME, torchvision:NAME, a transformers or graph folder, .pt2, .onnx, a "
+            "finished model, or a learnware."
+        ),
     ],
     arg: Annotated[
         list[str] | None, typer.Option(help="Argument of the factory, key=value (JSON values).")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights in a safetensors file.")] = None,
-    shape: Annotated[str, typer.Option("--input", help="Shape of one input, without the batch.")] = "3,32,32",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="An input without its batch: 3,32,32, int64:32, or ids=int64:32; again for each further input.",
+        ),
+    ] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with the picture and all tables.")] = None,
+    svg: Annotated[str | None, typer.Option(help="Write the picture alone.")] = None,
+    group: Annotated[str | None, typer.Option(help="Explain one channel group, by id or layer.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every row of the tables.")] = False,
     market: MarketPath = "market",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what can be sliced in a model, what can't and why, where it can be parted, and what it costs."""
     with told(as_json=as_json, debug=debug):
-        graph = _graph(
-            source, factory_arguments(arg or []), weights, [int(n) for n in numbers(shape, "--input")], market
-        )
+        graph = _graph(source, factory_arguments(arg or []), weights, inputs or [], market)
+        from sarto.pipeline.anatomy import describe, explain, group_named
+
         found = describe(graph)
+        chosen = group_named(found, group) if group is not None else None
+        written = _write(found, Path(source).name if Path(source).exists() else source, html, svg)
         if as_json:
-            emit(found)
-            return
-        from rich.table import Table
-
-        screen = console()
-        cost = found["cost"]
-        screen.print(
-            f"{found['n_nodes']} operators; {cost['params']:,} parameters; {cost['flops']:,} FLOPs, "
-            f"{cost['memory_bytes']:,} bytes of activations an input; {len(found['cut_points'])} cut points"
-        )
-        table = Table(
-            "channel group",
-            "units",
-            "positions a unit",
-            "made by",
-            "read by",
-            "parameters",
-            "a unit",
-            title="sliceable",
-        )
-        for group in found["groups"]:
-            if not group["pinned"]:
-                table.add_row(
-                    group["id"],
-                    str(group["size"]),
-                    str(group["positions_per_unit"]),
-                    ", ".join(group["producers"]),
-                    ", ".join(group["readers"]),
-                    f"{group['params']:,}",
-                    f"{group['params_per_unit']:,}",
-                )
-        screen.print(table)
-        pinned = Table("channel group", "units", "why", title="pinned")
-        for group in found["groups"]:
-            if group["pinned"]:
-                pinned.add_row(group["id"], str(group["size"]), "; ".join(group["pinned"]))
-        if pinned.row_count:
-            screen.print(pinned)
-        for op, nodes in found["unruled"].items():
-            screen.print(f"no rule for {op}, so it pins what it touches: {', '.join(nodes)}")
+            emit((chosen or found).model_dump(mode="json"))
+        elif chosen is not None:
+            for word, text in explain(graph, chosen):
+                typer.echo(f"{word:<10}{text}")
+        else:
+            _show(found, every=every)
+            if not written:
+                typer.echo("--html page.html draws it; --group ID explains one group")
+        if not as_json:
+            for path in written:
+                typer.echo(f"wrote {path}")
 
 
-def describe(graph: ModelGraph) -> dict[str, Any]:
-    """What `inspect` shows, as plain JSON values."""
-    from sarto.devices import count
-    from sarto.graph import cut_points
-    from sarto.graph.model import shapes_of
+def _write(found: Anatomy, name: str, html: str | None, svg: str | None) -> list[str]:
+    """The files that were asked for, written; their paths."""
+    from sarto.types.text import write_atomically
 
-    analysis = graph.analysis
-    shapes = shapes_of(graph.tensors)
-    groups = []
-    for group in analysis.groups.values():
-        touched = {name for name, _ in group.places if name in graph.parameters}
-        params = sum(math.prod(shapes[name][0]) for name in touched)
-        groups.append(
-            {
-                "id": group.id,
-                "size": group.size,
-                "pinned": list(group.pinned),
-                "producers": list(group.producers),
-                "readers": [consumption.node for consumption in group.consumptions],
-                "places": [f"{name}:{axis}" for name, axis in group.places],
-                "positions_per_unit": max(
-                    (_positions(analysis.tensor_axes[name][axis], group.id) for name, axis in group.places),
-                    default=0,
-                ),
-                "params": params,
-                "params_per_unit": round(params / group.size),
-            }
-        )
-    return {
-        "n_nodes": len(graph.nodes),
-        "groups": groups,
-        "unruled": {op: list(nodes) for op, nodes in analysis.unruled.items()},
-        "cut_points": [cut.value for cut in cut_points(graph)],
-        "cost": count(graph).model_dump(mode="json"),
-    }
+    if html is not None:
+        from sarto.pipeline.anatomy.html import render_page
+
+        write_atomically(html, render_page(found, name=name))
+    if svg is not None:
+        from sarto.pipeline.anatomy import draw
+
+        write_atomically(svg, draw(found, title=f"The layers of {name}"))
+    return [path for path in (html, svg) if path is not None]
 
 
-def _positions(expr: AxisExpr, group: str) -> int:
-    """Positions of an axis that one unit of a group takes, all its places there together."""
-    from sarto.graph.analysis import full_size, kept_size
+def _show(found: Anatomy, *, every: bool) -> None:
+    from sarto.pipeline.anatomy.words import counted, pin_sentence, shape_text, share_text
 
-    return full_size(expr) - kept_size(expr, {group: _size(expr, group) - 1}) if _size(expr, group) else 0
+    screen, cost = console(), found.cost
+    screen.print(
+        f"{counted(found.n_nodes, 'operator')}; {cost.params:,} parameters, "
+        f"{share_text(found.sliceable_share)} of them sliceable; {cost.flops:,} FLOPs "
+        f"and {cost.memory_bytes:,} bytes of activations a sample"
+    )
+    screen.print(
+        f"{len(found.sliceable)} of {counted(len(found.groups), 'channel group')} sliceable; "
+        f"{counted(len(found.cut_points), 'cut point')}, {counted(len(found.blocks), 'block')}"
+    )
+    hidden = _table(
+        screen,
+        "sliceable",
+        ("channel group", "units are", "units", "made by", "read by", "parameters a unit", "FLOPs a unit"),
+        (_sliceable(group) for group in found.sliceable),
+        numbers=(2, 5, 6),
+        every=every,
+    )
+    ends = {cut.value: cut for cut in found.cut_points}
+    hidden += _table(
+        screen,
+        "blocks between cut points",
+        ("block", "layers", "ends at", "shape there", "stride", "parameters", "FLOPs", "memory bytes"),
+        (
+            (
+                str(number),
+                block.name,
+                block.end or "the output",
+                shape_text(ends[block.end].shape) if block.end else "",
+                str(ends[block.end].stride or "") if block.end else "",
+                f"{block.params:,}",
+                f"{block.flops:,}",
+                f"{block.memory_bytes:,}",
+            )
+            for number, block in enumerate(found.blocks, 1)
+        ),
+        numbers=(0, 4, 5, 6, 7),
+        every=every,
+    )
+    if found.pins:
+        screen.print("pinned")
+    for pin in found.pins:
+        screen.print(f"  {pin_sentence(pin)}: {_few(pin.groups, 3)}")
+    for op, nodes in found.unruled.items():
+        screen.print(f"no rule for {op}, so it pins what it touches: {_few(nodes, 6)}")
+    if hidden:
+        screen.print(f"{counted(hidden, 'row')} left out; --all shows them")
 
 
-def _size(expr: AxisExpr, group: str) -> int:
-    from sarto.graph.analysis import Unit
+def _table(
+    screen: Console,
+    title: str,
+    heads: Sequence[str],
+    rows: Iterable[tuple[str, ...]],
+    *,
+    numbers: Sequence[int],
+    every: bool,
+) -> int:
+    """Print a table, shortened unless every row is wanted; how many rows were left out."""
+    from rich.table import Table
 
-    if isinstance(expr, Unit):
-        return expr.size if expr.group == group else 0
-    return max((_size(part, group) for part in getattr(expr, "parts", ())), default=0)
+    table, listed = Table(title=title, title_justify="left"), list(rows)
+    if not listed:
+        return 0
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place in numbers else "left", overflow="fold")
+    # A table that is hardly too long is shown whole.
+    shown = listed if every or len(listed) <= SHOWN + 3 else listed[:SHOWN]
+    for row in shown:
+        table.add_row(*row)
+    screen.print(table)
+    return len(listed) - len(shown)
+
+
+def _sliceable(group: Group) -> tuple[str, ...]:
+    return (
+        group.id,
+        group.kind,
+        f"{group.size:,}",
+        _few(group.producers, 2),
+        _few(group.readers, 2),
+        f"{group.params_per_unit:,}",
+        f"{group.flops_per_unit:,}",
+    )
+
+
+def _few(names: Sequence[str], most: int) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 def _graph(
-    source: str, arguments: dict[str, Any], weights: str | None, shape: list[int], market: str
+    source: str, arguments: dict[str, Any], weights: str | None, inputs: list[str], market: str
 ) -> ModelGraph:
-    from sarto.pipeline import Artifact, Market, load_source
+    from sarto.pipeline import Artifact, Market, load_source, read_input
 
     if (Path(source) / "manifest.json").is_file():
         return Artifact.read(source).graph
     if Path(source).exists() or (":" in source and not source.startswith("sha256:")):
-        return load_source(source, arguments=arguments, weights=weights, input_shape=shape).graph
+        specs = [read_input(text) for text in inputs]
+        return load_source(source, arguments=arguments, weights=weights, inputs=specs).graph
     if not Path(market).is_dir():
-        raise RequestError(
-            f"{source!r} is no model: give package.module:factory, a graph folder, or a learnware with --market"
-        )
+        from sarto.pipeline.sources import KINDS
+
+        raise RequestError(f"{source!r} is no model: give {KINDS}; or a learnware with --market")
     with Market.open(market) as opened:
         graph = opened.store.graph(source)
         return graph

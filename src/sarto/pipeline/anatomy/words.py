@@ -1,0 +1,106 @@
+"""An anatomy in sentences: for the page and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sarto.errors import RequestError, suggest
+from sarto.graph import ModelGraph
+from sarto.graph.analysis import INSIDE_HEADS
+from sarto.graph.model import shapes_of
+from sarto.pipeline.anatomy.values import Anatomy, Group, Pin
+
+_TIMES = " \N{MULTIPLICATION SIGN} "
+
+
+def shape_text(sizes: tuple[int, ...]) -> str:
+    """(16, 32, 32) -> "16 x 32 x 32"."""
+    return _TIMES.join(str(size) for size in sizes)
+
+
+def share_text(share: float) -> str:
+    """A share in percent that says 100% only where it is all, and 0% only where it is nothing."""
+    if share in (0.0, 1.0):
+        return f"{100 * share:.0f}%"
+    return f"{min(99.9, max(0.1, round(100 * share, 1))):.1f}%"
+
+
+def counted(number: int, noun: str) -> str:
+    """(1, "node") -> "1 node", (3, "node") -> "3 nodes"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def pin_sentence(pin: Pin) -> str:
+    """Why groups are pinned: "layer_norm at 25 nodes: 127 axes (1 channel group, 192 units)"."""
+    what = (
+        f"{counted(pin.axes, 'axis').replace('axiss', 'axes')} "
+        f"({counted(len(pin.groups), 'channel group')}, {counted(pin.units, 'unit')})"
+    )
+    if not pin.operator:
+        return f"{pin.reason}: {what}"
+    rule = f", {pin.reason}" if pin.reason else ""
+    return f"{pin.operator} at {counted(len(pin.nodes), 'node')}{rule}: {what}"
+
+
+def group_named(anatomy: Anatomy, name: str) -> Group:
+    """The channel group of that id, or of the layer of that name.
+
+    Raises:
+        RequestError: there is none; the nearest are suggested.
+    """
+    by_id = {group.id: group for group in anatomy.groups}
+    for wanted in (name, f"{name}.weight:0", f"{name}:0"):
+        if wanted in by_id:
+            return by_id[wanted]
+    held = [group for group in anatomy.groups if f"{name}.weight:0" in group.places]
+    if len(held) == 1:
+        return held[0]
+    layers = [group.removesuffix(".weight:0") for group in by_id]
+    near = suggest(name, list(by_id)) if ":" in name else suggest(name, layers)
+    raise RequestError(f"no channel group {name!r} in this model{near}; --all lists them", where="--group")
+
+
+def explain(graph: ModelGraph, group: Group) -> Iterator[tuple[str, str]]:
+    """Everything about one channel group as (word, text), a line each."""
+    shapes = shapes_of(graph.tensors)
+    held = (
+        f"; a unit takes {counted(group.granularity, 'position')} where it is made"
+        if group.granularity > 1
+        else ""
+    )
+    kind = "units of a stream" if group.kind == "stream" else group.kind
+    yield "group", f"{group.id}: {group.size:,} {kind}{held}"
+    if group.pinned:
+        for reason in group.pinned:
+            yield "pinned", _because(graph, reason)
+    else:
+        yield (
+            "sliceable",
+            f"one unit fewer is {group.params_per_unit:,} parameters and {group.flops_per_unit:,} FLOPs fewer",
+        )
+        if group.kind in INSIDE_HEADS:
+            yield "note", "positions inside heads: sliced only where a selection names this group"
+    for node in group.producers:
+        yield "made by", f"{node} ({_operator(graph, node)})"
+    for node in group.readers:
+        yield "read by", f"{node} ({_operator(graph, node)})"
+    for place in group.places:
+        tensor, _, axis = place.rpartition(":")
+        yield "lies in", f"{tensor}, axis {axis} of {shape_text(shapes[tensor][0])}"
+
+
+def _because(graph: ModelGraph, reason: str) -> str:
+    """A reason that names an operator says which tensors that operator reads."""
+    op, at, node = reason.rpartition(" at ")
+    if at and node in graph.index:
+        return f"by {op.removeprefix('no rule for ')} at node {node}" + (
+            ", for which there is no rule" if op.startswith("no rule for ") else ""
+        )
+    return reason
+
+
+def _operator(graph: ModelGraph, node: str) -> str:
+    found = graph.index.get(node)
+    if found is None:
+        return "input"
+    return found.op.split(".")[1] if "." in found.op else found.op
