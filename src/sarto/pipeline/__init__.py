@@ -9,12 +9,13 @@ from sarto.pipeline.choose import Plans
 from sarto.pipeline.loaded import Model, Prediction, load
 from sarto.pipeline.market import Market
 from sarto.pipeline.progress import Progress, silent
-from sarto.pipeline.sources import Source, load_source
+from sarto.pipeline.sources import InputSpec, Source, load_source, read_input
 
 __all__ = [
     "Artifact",
     "Assembly",
     "Builder",
+    "InputSpec",
     "Market",
     "Model",
     "Plans",
@@ -23,6 +24,7 @@ __all__ = [
     "Source",
     "load",
     "load_source",
+    "read_input",
     "silent",
     "verify_artifact",
 ]

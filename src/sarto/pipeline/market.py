@@ -7,8 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, capture
@@ -18,6 +17,7 @@ from sarto.pipeline.choose import Plans, infeasible, propose
 from sarto.pipeline.make import make
 from sarto.pipeline.order import check_order
 from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.sources import InputSpec
 from sarto.pipeline.stock import stock
 from sarto.types import Learnware, Plan, Preprocessing, Request
 
@@ -75,6 +75,7 @@ class Market:
         name: str,
         classes: Sequence[str],
         preprocessing: Preprocessing | Mapping[str, Any],
+        example: Tensor | tuple[Tensor, ...] | None = None,
         samples: Samples | str | Path | None = None,
         licence: str = "",
         notes: str = "",
@@ -84,8 +85,9 @@ class Market:
         """Stock a model: capture it, prove the graph, count its costs, measure its skill.
 
         Args:
-            model: a classifier whose last layer is linear; a module is captured at the preprocessing's size.
+            model: a classifier whose last layer is linear.
             classes: names of its outputs, in order.
+            example: what a module is captured with, batch first; else noise of the preprocessing's size.
             samples: a few labelled images, or where to read them; needed to slice it by class.
 
         Raises:
@@ -98,12 +100,12 @@ class Market:
         )
         held = read_samples(samples) if isinstance(samples, str | Path) else samples
         if isinstance(model, nn.Module):
-            if described.size is None:
+            if example is None and described.size is None:
                 raise RequestError(
-                    "a module is captured with images of a known size: give preprocessing a size"
+                    "a module is captured with images of a known size: give an example, or preprocessing a size"
                 )
             progress("capturing", 0, 1)
-            graph = capture(model, torch.zeros(2, described.channels, *described.size))
+            graph = capture(model, _images(described) if example is None else example)
         else:
             graph = model
         return stock(
@@ -170,3 +172,7 @@ class Market:
             VerifyError: the built model does not do what it must.
         """
         return make(self.store, request, Path(out), plan=plan, progress=progress)
+
+
+def _images(described: Preprocessing) -> Tensor:
+    return InputSpec((described.channels, *(described.size or ()))).example()

@@ -42,6 +42,7 @@ def stock(
         RequestError: classes, preprocessing, samples and the graph don't belong together; all problems at once.
         StoreError: the name is taken by other content, or writing failed.
     """
+    check_images(graph)
     own = _own_samples(samples, classes)
     problems = _problems(graph, classes, preprocessing)
     if problems:
@@ -69,6 +70,36 @@ def stock(
     )
     progress("writing", 3, 3)
     return learnware
+
+
+def check_images(graph: ModelGraph) -> None:
+    """Refuse a model that reads something else than one batch of images, or gives more than one output.
+
+    Raises:
+        RequestError: says what it reads and gives, and what can be done with it.
+    """
+    reads = [
+        f"{entry.name} ({entry.dtype}, [{', '.join(map(str, entry.shape[1:]))}])" for entry in graph.inputs
+    ]
+    problems = []
+    if (
+        len(reads) != 1
+        or len(graph.inputs[0].shape) != 4
+        or graph.inputs[0].dtype not in ("float32", "float64")
+    ):
+        problems.append(
+            f"the model reads {' and '.join(reads)}; a market stocks models with samples that measure them, and so far "
+            "samples are images (float32, [channels, height, width]) only"
+        )
+    if len(graph.outputs) != 1:
+        problems.append(
+            f"the model gives {len(graph.outputs)} outputs, a market stocks classifiers, which give one"
+        )
+    if problems:
+        raise RequestError(
+            f"{'; '.join(problems)}. `sarto inspect` and the functions of sarto.graph take this model",
+            problems=problems,
+        )
 
 
 def width_cost(ready: ModelGraph, share: float, keep: Mapping[str, int]) -> WidthCost:

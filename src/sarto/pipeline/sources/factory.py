@@ -1,21 +1,21 @@
-"""Where models come from: a factory in a module with weights in safetensors, or a graph folder. Never a pickle."""
+"""A factory in a module, with weights in safetensors. Never a pickle."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sarto.errors import RequestError, suggest
 from sarto.graph import ModelGraph, capture
-from sarto.graph.file import read_graph
+from sarto.pipeline.sources.calling import capture_called, check_names
+from sarto.pipeline.sources.inputs import InputSpec
+from sarto.pipeline.sources.source import Source
 
 _PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 _SAFE_WAY = (
@@ -25,48 +25,40 @@ _SAFE_WAY = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A captured model and where it came from, in words."""
-
-    graph: ModelGraph
-    origin: str
-
-
-def load_source(
+def load_factory(
     spec: str,
     *,
-    arguments: Mapping[str, Any] | None = None,
-    weights: str | Path | None = None,
-    input_shape: Sequence[int] = (3, 32, 32),
+    arguments: Mapping[str, Any],
+    weights: Path | None,
+    inputs: Sequence[InputSpec],
 ) -> Source:
-    """A model from `package.module:factory` (called with `arguments`), or from a folder with a graph file.
-
-    Args:
-        weights: a safetensors file with the names of the module's state; half precision is widened to single.
-        input_shape: of one sample, without the batch axis; needed for a factory.
+    """The model that `package.module:factory` makes, captured on examples of its inputs.
 
     Raises:
-        RequestError: the factory or its weights can't be found or don't fit, or the file is a pickle.
+        RequestError: the factory or its weights can't be found or don't fit, or the weights are a pickle.
         GraphError: the model can't be captured.
     """
-    path = Path(spec)
-    if ":" not in spec or path.exists():
-        refuse_pickle(path)
-        if (path / "graph.json").is_file():
-            return Source(read_graph(path), f"graph folder {path.name}")
-        raise RequestError(
-            f"{spec!r} is no model: give package.module:factory, or a folder with graph.json and weights.safetensors"
-        )
     if weights is not None:
-        refuse_pickle(Path(weights))
-    model = _call(spec, arguments or {})
+        refuse_pickle(weights)
+    model = call_factory(spec, arguments)
     if weights is not None:
-        load_weights(model, Path(weights))
-    example = torch.zeros(2, *input_shape)
-    return Source(
-        capture(model, example), f"{spec} with {Path(weights).name if weights else 'its own weights'}"
-    )
+        load_weights(model, weights)
+    said = weights.name if weights else "its own weights"
+    return Source(capture_module(model, inputs), f"{spec} with {said}")
+
+
+def capture_module(model: nn.Module, inputs: Sequence[InputSpec]) -> ModelGraph:
+    """The graph of a module on examples of its inputs, by place or (where they have names) by keyword.
+
+    Raises:
+        RequestError: `forward` has no input of that name.
+        GraphError: the model can't be captured.
+    """
+    example = tuple(entry.example() for entry in inputs)
+    if not any(entry.name for entry in inputs):
+        return capture(model, example)
+    check_names(model, inputs)
+    return capture_called(model, [entry.name for entry in inputs], example)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -113,7 +105,12 @@ def refuse_pickle(path: Path) -> None:
         raise RequestError(f"{path.name} is not read: {_SAFE_WAY.format(path=path.name)}", where=str(path))
 
 
-def _call(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+def call_factory(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The module that `package.module:factory(**arguments)` gives.
+
+    Raises:
+        RequestError: there is no such factory, it fails, or it gives something else.
+    """
     module_name, _, factory_name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
