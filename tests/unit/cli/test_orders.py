@@ -59,6 +59,10 @@ def test_a_model_is_verified_inspected_and_exported(made: tuple[Path, str], tmp_
     exported = run("export", out, "-o", tmp_path / "model.onnx", "--json")
     assert exported.exit_code == 0, exported.output
     assert (tmp_path / "model.onnx").stat().st_size == json.loads(exported.stdout)["size_bytes"]
+    program = run("export", out, "--to", "pt2", "-o", tmp_path / "model.pt2")
+    assert program.exit_code == 0, program.output
+    costs = [json.loads(run("inspect", it, "--json").stdout)["cost"] for it in (out, tmp_path / "model.pt2")]
+    assert costs[0]["params"] == costs[1]["params"] and costs[0]["flops"] == costs[1]["flops"]
     assert run("export", out, "--to", "tflite").exit_code == 2
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sarto.errors import GraphError, RequestError, StoreError
 from sarto.graph import write_graph
+from sarto.graph.pt2 import write_pt2
 from sarto.pipeline import InputSpec, load_source, read_input
 from sarto.pipeline.sources.calling import Called, capture_called
 from sarto.pipeline.sources.named import load_named
@@ -310,3 +311,12 @@ def test_torchvision_itself_gives_its_models() -> None:
 def test_a_factory_that_can_not_be_captured_is_told_as_it_was(library: types.ModuleType) -> None:
     with pytest.raises(GraphError, match="could not capture Tokens"):
         load_source("my_models:tokens", input_shape=(3, 4, 4))
+
+
+def test_a_pt2_file_gives_the_graph_that_was_written(library: types.ModuleType, tmp_path: Path) -> None:
+    source = load_source("my_models:tokens", inputs=[InputSpec((5,), "int64")])
+    write_pt2(source.graph, tmp_path / "model.pt2")
+    again = load_source(str(tmp_path / "model.pt2"))
+    ids = torch.randint(0, 11, (3, 5))
+    assert torch.equal(again.graph(ids), source.graph(ids))  # type: ignore[arg-type]
+    assert again.origin == "exported program model.pt2"
