@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -30,6 +31,8 @@ CODES: Final[Mapping[str, torch.dtype]] = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
+#: Rows shorter than this share pages with their neighbours.
+_PAGE_BYTES: Final = 4096
 _CURE = "fetch the file again, or build it again from its source"
 
 
@@ -55,6 +58,8 @@ class LazyTensors(Mapping[str, Tensor]):
         self.path = Path(path)
         head = _read_head(self.path)
         self.shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = head.shapes
+        self._starts = head.starts
+        self._identity = head.identity
         self._read: dict[str, Tensor] = {}
         self._file: Any = None
         self._damage: str | None = None
@@ -105,19 +110,50 @@ class LazyTensors(Mapping[str, Tensor]):
     def select(self, name: str, axis: int, positions: Tensor | Sequence[int]) -> Tensor:
         """The tensor with only some positions of one axis, shape (..., len(positions), ...).
 
-        Only the pages that hold them are read. Neighbours on axis 0 are a view, which reads nothing yet.
+        Neighbours on axis 0 are a view, which reads nothing yet. Scattered rows of a page or more are read from the
+        file one by one, without what the system would read around them. Else the mapped pages that hold the
+        positions are used.
 
         Args:
             positions: indices along the axis, in the wanted order.
         """
         tensor = self[name]
         wanted = torch.as_tensor(positions, dtype=torch.int64)
-        if axis == 0 and wanted.numel():
-            first, last = int(wanted[0]), int(wanted[-1])
-            run = last - first == wanted.numel() - 1 and bool((wanted.diff() == 1).all())
-            if run and first >= 0 and last < tensor.shape[0]:
-                return tensor.narrow(0, first, wanted.numel())
+        if axis == 0 and wanted.numel() and int(wanted.min()) >= 0 and int(wanted.max()) < tensor.shape[0]:
+            if bool((wanted.diff() == 1).all()):
+                return tensor.narrow(0, int(wanted[0]), wanted.numel())
+            rows = self._rows(name, wanted)
+            if rows is not None:
+                return rows
         return tensor.index_select(axis, wanted)
+
+    def _rows(self, name: str, wanted: Tensor) -> Tensor | None:
+        """Rows read from the file by themselves; None where that saves nothing, or the name holds another file now."""
+        shape, dtype = self.shapes[name]
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        if row_bytes < _PAGE_BYTES or not hasattr(os, "preadv"):
+            return None
+        made = torch.empty((wanted.numel(), *shape[1:]), dtype=dtype)
+        target = memoryview(made.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        index = wanted.numpy()
+        firsts = np.flatnonzero(np.diff(index, prepend=index[0] - 2) != 1)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if _identity(file) != self._identity:
+                    return None
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for first, last in zip(firsts, [*firsts[1:], index.size], strict=True):
+                    at = self._starts[name] + int(index[first]) * row_bytes
+                    rest = target[first * row_bytes : last * row_bytes]
+                    while rest:
+                        count = os.preadv(file.fileno(), [rest], at)
+                        if count == 0:
+                            return None
+                        rest, at = rest[count:], at + count
+        except OSError:
+            return None
+        return made
 
 
 def open_plain(path: Path) -> BufferedReader:
@@ -136,9 +172,17 @@ def open_plain(path: Path) -> BufferedReader:
     return open(handle, "rb")
 
 
+def _identity(file: IO[bytes]) -> tuple[int, ...]:
+    """What tells a file from another one that got its name later."""
+    found = os.fstat(file.fileno())
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class _Head:
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    starts: dict[str, int]
+    identity: tuple[int, ...]
     needed_bytes: int
     found_bytes: int
 
@@ -146,6 +190,7 @@ class _Head:
 def _read_head(path: Path) -> _Head:
     """Names, shapes and types of a weights file, and how long it has to be."""
     with open_plain(path) as file:
+        identity = _identity(file)
         found = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if found < 8 or length > min(MAX_HEADER_BYTES, found - 8):
@@ -161,16 +206,18 @@ def _read_head(path: Path) -> _Head:
             raise StoreError(f"it must be an object of at most {MAX_TENSORS:,} tensors")
         table.pop("__metadata__", None)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        starts: dict[str, int] = {}
         end = 0
         for name, entry in table.items():
             shape, dtype, stop = _read_entry(name, entry)
             shapes[name] = (shape, dtype)
+            starts[name] = 8 + length + stop - math.prod(shape) * dtype.itemsize
             end = max(end, stop)
     except StoreError as error:
         raise StoreError(
             f"the head of {str(path)!r} is no safetensors head: {error.detail}; {_CURE}", where=str(path)
         ) from error
-    return _Head(shapes, 8 + length + end, found)
+    return _Head(shapes, starts, identity, 8 + length + end, found)
 
 
 def _read_entry(name: str, entry: object) -> tuple[tuple[int, ...], torch.dtype, int]:
