@@ -23,7 +23,7 @@ from sarto.testing.random_nets import MOVES, random_net
 from sarto.testing.tolerances import EXACT
 
 recipes = st.tuples(
-    st.lists(st.sampled_from(MOVES), min_size=1, max_size=6), st.integers(0, 2**16), st.booleans()
+    st.lists(st.sampled_from(MOVES), min_size=1, max_size=4), st.integers(0, 2**16), st.booleans()
 )
 
 
@@ -37,13 +37,14 @@ def some_units(graph: ModelGraph, seed: int, least: int) -> Selection:
     return Selection(kept)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(recipes)
 def test_the_laws_of_surgery(recipe: tuple[list[str], int, bool]) -> None:
     moves, seed, flatten = recipe
     model, x = random_net(moves, seed, flatten=flatten)
     graph = capture(model, x, prove=False)
-    assert torch.equal(graph(x), model(x))
+    with torch.no_grad():
+        assert relative_difference((graph(x),), (model(x),)) <= EXACT[torch.float64]
     before = {name: tensor.clone() for name, tensor in graph.tensors.items()}
 
     selection = some_units(graph, seed, least=1)
@@ -56,11 +57,12 @@ def test_the_laws_of_surgery(recipe: tuple[list[str], int, bool]) -> None:
         torch.testing.assert_close(small(wide), small(x[:1]).expand(batch, -1))
 
     cuts = [cut.value for cut in cut_points(graph)]
-    assert torch.equal(chain(dissect(graph, cuts))(x), graph(x)) if cuts else True
+    if cuts:
+        assert torch.equal(chain(dissect(graph, cuts))(x), graph(x))
     assert all(torch.equal(before[name], tensor) for name, tensor in graph.tensors.items())
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(recipes)
 def test_slicing_composes(recipe: tuple[list[str], int, bool]) -> None:
     """Groups keep their names as long as none on the same axis is cut to one unit, so selections compose."""
@@ -79,7 +81,7 @@ def test_slicing_composes(recipe: tuple[list[str], int, bool]) -> None:
     assert [node.args for node in twice.nodes] == [node.args for node in direct.nodes]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(recipes)
 def test_groups_are_closed_and_sizes_follow(recipe: tuple[list[str], int, bool]) -> None:
     moves, seed, flatten = recipe

@@ -18,6 +18,7 @@ from sarto.devices.memory import Moment, peak_bytes, timeline
 from sarto.devices.predict import LatencyModel, calibrate, predict
 from sarto.devices.session import OnnxModel, load_onnx
 from sarto.devices.timing import Timing, interleaved
+from sarto.devices.units import UnitCost, unit_costs
 
 __all__ = [
     "Latency",
@@ -25,6 +26,7 @@ __all__ = [
     "Moment",
     "OnnxModel",
     "Timing",
+    "UnitCost",
     "calibrate",
     "count",
     "flops_by_node",
@@ -42,4 +44,5 @@ __all__ = [
     "timeline",
     "torch_call",
     "torch_threads",
+    "unit_costs",
 ]

@@ -1,123 +1,74 @@
-"""Random small convolutional networks: every structure that the rules know, in every order."""
+"""Random small networks: every structure that the rules know, in every order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sarto.testing import random_layers as layers
+
+#: Move of a random network -> its layer for a width and an activation, and the width that it gives.
+LAYERS: Mapping[str, Callable[[int, layers.Activation], tuple[nn.Module, int]]] = {
+    "conv": layers.convolve,
+    "transposed": layers.transposed,
+    "depthwise": layers.depthwise,
+    "grouped": layers.grouped,
+    "residual": layers.residual,
+    "project": layers.project,
+    "dense": layers.dense,
+    "excite": layers.excite,
+    "batch_norm": layers.batch_norm,
+    "group_norm": layers.group_norm,
+    "instance_norm": layers.instance_norm,
+    "layer_norm": layers.layer_norm,
+    "pool": layers.pooled,
+    "fold": layers.folded,
+    "split": layers.split,
+    "shuffle": layers.shuffle,
+    "pixels": layers.pixels,
+    "doubled": layers.doubled,
+    "padded": layers.padded,
+    "attention": layers.attention,
+    "written_attention": layers.written_attention,
+    "grouped_queries": layers.grouped_queries,
+    "gated_units": layers.gated_units,
+    "gru": layers.gru,
+    "both_ways": layers.both_ways,
+}
 #: Moves that a random network is made of.
-MOVES = (
-    "conv",
-    "depthwise",
-    "grouped",
-    "residual",
-    "project",
-    "dense",
-    "gate",
-    "norm",
-    "pool",
-    "fold",
-    "split",
-)
+MOVES = tuple(LAYERS)
 _ACTIVATIONS = (F.relu, F.gelu, F.hardsigmoid, torch.tanh, F.silu)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a random network is made from; equal recipes make equal networks."""
-
-    moves: tuple[str, ...]
-    seed: int
-    flatten: bool = False
-
-
 class RandomNet(nn.Module):
-    """A network that plays the moves of a recipe on (batch, 3, 8, 8) and ends in a linear layer."""
+    """A network that plays moves on (batch, 3, 4, 4) and ends in a linear layer."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, moves: Sequence[str], seed: int, *, flatten: bool) -> None:
         super().__init__()
-        self.recipe = recipe
-        self.layers = nn.ModuleDict()
-        width = self._conv("stem", 3, 8)
-        for place, move in enumerate(recipe.moves):
-            width = self._build(f"{move}{place}", move, width)
-        self.size = 2 if recipe.flatten else 1
+        self.stem = layers.conv(3, 8)
+        self.body, width = nn.Sequential(), 8
+        for place, move in enumerate(moves):
+            layer, width = LAYERS[move](width, _ACTIVATIONS[(place + seed) % len(_ACTIVATIONS)])
+            self.body.add_module(f"{move}{place}", layer)
+        self.size = 2 if flatten else 1
         self.head = nn.Linear(width * self.size**2, 3)
 
-    def _conv(self, name: str, given: int, made: int, kernel: int = 3, groups: int = 1) -> int:
-        self.layers[name] = nn.Conv2d(given, made, kernel, padding=kernel // 2, groups=groups)
-        return made
-
-    def _build(self, name: str, move: str, width: int) -> int:
-        if move == "conv":
-            return self._conv(name, width, 6)
-        if move == "depthwise":
-            return self._conv(name, width, width, groups=width)
-        if move == "grouped":
-            groups = 2 if width % 2 == 0 else 1
-            return self._conv(name, width, 4 * groups, groups=groups)
-        if move in ("residual", "dense"):
-            made = width if move == "residual" else 4
-            self._conv(name + "a", width, 5)
-            self._conv(name + "b", 5, made)
-            return width if move == "residual" else width + made
-        if move == "project":
-            self._conv(name + "a", width, 8, kernel=1)
-            self._conv(name + "b", width, 8)
-            return 8
-        if move == "gate":
-            self._conv(name + "a", width, 3, kernel=1)
-            self._conv(name + "b", 3, width, kernel=1)
-        if move == "norm":
-            self.layers[name] = nn.BatchNorm2d(width)
-        if move == "split":
-            self._conv(name, width, 8)
-            return 4
-        return width
-
-    def _play(self, name: str, move: str, x: Tensor, act: int) -> Tensor:
-        activation, layers = _ACTIVATIONS[act % len(_ACTIVATIONS)], self.layers
-        if move in ("conv", "depthwise", "grouped"):
-            return activation(layers[name](x))
-        if move == "residual":
-            return activation(x + layers[name + "b"](activation(layers[name + "a"](x))))
-        if move == "dense":
-            return torch.cat([x, layers[name + "b"](activation(layers[name + "a"](x)))], 1)
-        if move == "project":
-            return activation(layers[name + "a"](x) + layers[name + "b"](x))
-        if move == "gate":
-            squeezed = F.relu(layers[name + "a"](x.mean((2, 3), keepdim=True)))
-            return x * torch.sigmoid(layers[name + "b"](squeezed))
-        if move == "norm":
-            return layers[name](x)
-        if move == "pool":
-            return F.max_pool2d(x, 2) if x.shape[-1] > 2 else x
-        if move == "split":
-            one, two = layers[name](x).chunk(2, 1)
-            return one * torch.sigmoid(two)
-        n, c, h, w = x.shape
-        return x.reshape(n, c, h * w).permute(0, 2, 1).permute(0, 2, 1).view(n, c, h, w)
-
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layers["stem"](x)
-        for place, move in enumerate(self.recipe.moves):
-            x = self._play(f"{move}{place}", move, x, place + self.recipe.seed)
-        return self.head(F.adaptive_avg_pool2d(x, self.size).flatten(1))
+        return self.head(F.adaptive_avg_pool2d(self.body(self.stem(x)), self.size).flatten(1))
 
 
 def random_net(moves: Sequence[str], seed: int, *, flatten: bool = False) -> tuple[nn.Module, Tensor]:
     """A float64 network in evaluation mode with perturbed statistics, and a batch of two inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = RandomNet(Recipe(tuple(moves), seed, flatten)).double().eval()
+        model = RandomNet(moves, seed, flatten=flatten).double().eval()
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
                 layer.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
                 nn.init.normal_(layer.weight, 1.0, 0.2)
                 nn.init.normal_(layer.bias, 0.0, 0.2)
-        return model, torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        return model, torch.randn(2, 3, 4, 4, dtype=torch.float64)
