@@ -76,7 +76,7 @@ def test_one_group_is_explained() -> None:
     found = run(*SMALL, "--group", "linear")
     assert found.exit_code == 0, found.output
     assert "pinned    output 'linear'" in found.stdout
-    assert "made by   linear (linear)" in found.stdout
+    assert "made by   linear (linear at node linear)" in found.stdout
 
 
 def test_an_unknown_group_is_refused_with_a_suggestion() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +60,7 @@ def inspect(
         if as_json:
             emit((chosen or found).model_dump(mode="json"))
         elif chosen is not None:
-            for word, text in explain(graph, chosen):
+            for word, text in explain(graph, found, chosen):
                 typer.echo(f"{word:<10}{text}")
         else:
             _show(found, every=every)
@@ -89,7 +89,7 @@ def _write(found: Anatomy, name: str, html: str | None, svg: str | None) -> list
 def _show(found: Anatomy, *, every: bool) -> None:
     from sarto.pipeline.anatomy.words import counted, pin_sentence, shape_text, share_text
 
-    screen, cost = console(), found.cost
+    screen, cost, names = console(), found.cost, found.names
     screen.print(
         f"{counted(found.n_nodes, 'operator')}; {cost.params:,} parameters, "
         f"{share_text(found.sliceable_share)} of them sliceable; {cost.flops:,} FLOPs "
@@ -103,7 +103,7 @@ def _show(found: Anatomy, *, every: bool) -> None:
         screen,
         "sliceable",
         ("channel group", "units are", "units", "made by", "read by", "parameters a unit", "FLOPs a unit"),
-        (_sliceable(group) for group in found.sliceable),
+        (_sliceable(group, names) for group in found.sliceable),
         numbers=(2, 5, 6),
         every=every,
     )
@@ -163,13 +163,13 @@ def _table(
     return len(listed) - len(shown)
 
 
-def _sliceable(group: Group) -> tuple[str, ...]:
+def _sliceable(group: Group, names: Mapping[str, str]) -> tuple[str, ...]:
     return (
         group.id,
         group.kind,
         f"{group.size:,}",
-        _few(group.producers, 2),
-        _few(group.readers, 2),
+        _few([names.get(node, node) for node in group.producers], 2),
+        _few([names.get(node, node) for node in group.readers], 2),
         f"{group.params_per_unit:,}",
         f"{group.flops_per_unit:,}",
     )

@@ -11,6 +11,7 @@ from sarto.errors import RequestError
 from sarto.graph import ModelGraph, Selection, block, capture, cut_points, slice
 from sarto.graph.analysis import kept_positions, units_in
 from sarto.pipeline.anatomy import Anatomy, describe, explain, group_named
+from sarto.pipeline.anatomy.layout import stages_of
 from sarto.pipeline.anatomy.parting import block_names
 from sarto.testing.pico import PICO, pico
 
@@ -169,21 +170,23 @@ def test_attention_is_a_step_with_the_channels_of_all_heads(attention: tuple[Mod
     _, found = attention
     step = next(step for step in found.steps if step.op == "scaled_dot_product_attention")
     assert (step.channels, step.positions, step.kind) == (8, 6, "join")
+    assert len(set(stages_of(found.steps)[1:-1])) == 1
     by_id = {step.id: step.name for step in found.steps}
     assert [by_id[name] for name in step.reads] == ["q", "k", "v"]
 
 
 def test_a_group_is_explained(attention: tuple[ModelGraph, Anatomy]) -> None:
     graph, found = attention
-    lines = list(explain(graph, group_named(found, "enter")))
+    lines = list(explain(graph, found, group_named(found, "enter")))
     assert lines[0] == ("group", "enter.weight:0: 8 units of a stream")
-    assert ("pinned", "by layer_norm at node layer_norm") in lines
+    assert ("pinned", "by layer_norm at node layer_norm (norm)") in lines
     assert ("lies in", "head.weight, axis 1 of 3 \N{MULTIPLICATION SIGN} 8") in lines
-    free = dict(explain(graph, group_named(found, "gate.weight:0")))
+    assert ("made by", "proj (linear at node linear_4)") in lines
+    free = dict(explain(graph, found, group_named(found, "gate.weight:0")))
     params = 2 * (8 + 1) + 8
     assert free["sliceable"].startswith(f"one unit fewer is {params} parameters")
     inside = next(group for group in found.groups if group.kind == "query-key pairs")
-    assert "only where a selection names" in dict(explain(graph, inside))["note"]
+    assert "only where a selection names" in dict(explain(graph, found, inside))["note"]
 
 
 def test_an_unknown_group_is_refused_with_the_nearest(attention: tuple[ModelGraph, Anatomy]) -> None:

@@ -34,6 +34,7 @@ def render_page(anatomy: Anatomy, *, name: str) -> str:
             most_flops=max([1, *(block.flops for block in blocks)]),
             canonical={cut.value: cut for cut in anatomy.cut_points if cut.canonical},
             open=OPEN,
+            layers=lambda nodes: [anatomy.names.get(node, node) for node in nodes],
         )
     )
 

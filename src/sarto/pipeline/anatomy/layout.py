@@ -130,11 +130,13 @@ def columns(steps: Sequence[Step]) -> tuple[Column, ...]:
 def stages_of(steps: Sequence[Step]) -> tuple[int, ...]:
     """For each step, the place of the step that names its stage: neighbours with equally many positions in space.
 
-    What is pooled to one position and then spread over the space again (squeeze and excite) stays in its stage.
+    Where values meet no stage begins, so that a table of attention scores is none. What is pooled to one position and
+    then spread over the space again (squeeze and excite) stays in its stage.
     """
     runs: list[list[int]] = []
     for place, step in enumerate(steps):
-        if runs and steps[runs[-1][0]].positions == step.positions:
+        follows = step.kind in ("join", "weights")
+        if runs and (follows or steps[runs[-1][0]].positions == step.positions):
             runs[-1].append(place)
         else:
             runs.append([place])

@@ -12,8 +12,7 @@ import torch
 
 from sarto.devices import flops_by_node, timeline
 from sarto.devices.count import params_by_tensor
-from sarto.graph import ModelGraph, cut_points
-from sarto.graph.cuts import main_cuts
+from sarto.graph import ModelGraph, cut_points, main_cuts
 from sarto.graph.model import Shape, elements, size_at
 from sarto.graph.rules import elementwise, shape
 from sarto.pipeline.anatomy.reach import Reach

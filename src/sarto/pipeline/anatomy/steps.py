@@ -178,12 +178,12 @@ def _channel_axes(graph: ModelGraph, node: Node, before: Sequence[_Made]) -> tup
     if op in _LAST:
         return (rank - 1,)
     if op == "scaled_dot_product_attention":
-        return tuple(axis for axis in range(1, rank) if axis != rank - 2)
+        return (rank - 3, rank - 1) if rank > 3 else (rank - 1,)
     exprs = graph.analysis.value_axes[node.name][0]
     if op == "matmul" and rank > 3:
         # Heads, and what is inside them where the last axis holds that and not the tokens of a table of scores.
         inside = node.shape[-1] != node.shape[-2] or bool(units_in(exprs[-1]))
-        return (*range(1, rank - 2), *((rank - 1,) if inside else ()))
+        return (rank - 3, rank - 1) if inside else (rank - 3,)
     groups = frozenset[str]().union(*(made.groups for made in before))
     sizes = {made.channels for made in before}
     if op == "cat":

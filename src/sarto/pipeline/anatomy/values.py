@@ -181,6 +181,11 @@ class Anatomy(Value):
         return tuple(group for group in self.groups if group.pinned)
 
     @property
+    def names(self) -> dict[str, str]:
+        """Node -> name of the layer or norm that it is, for the nodes that own weights."""
+        return {step.id: step.name for step in self.steps if step.kind not in ("input", "join")}
+
+    @property
     def sliceable_share(self) -> float:
         """Share of the parameters that lie on at least one sliceable axis."""
         return self.sliceable_params / self.cost.params if self.cost.params else 0.0

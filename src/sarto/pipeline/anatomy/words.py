@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sarto.errors import RequestError, suggest
 from sarto.graph import ModelGraph
@@ -60,9 +60,9 @@ def group_named(anatomy: Anatomy, name: str) -> Group:
     raise RequestError(f"no channel group {name!r} in this model{near}; --all lists them", where="--group")
 
 
-def explain(graph: ModelGraph, group: Group) -> Iterator[tuple[str, str]]:
+def explain(graph: ModelGraph, found: Anatomy, group: Group) -> Iterator[tuple[str, str]]:
     """Everything about one channel group as (word, text), a line each."""
-    shapes = shapes_of(graph.tensors)
+    shapes, names = shapes_of(graph.tensors), found.names
     held = (
         f"; a unit takes {counted(group.granularity, 'position')} where it is made"
         if group.granularity > 1
@@ -72,7 +72,7 @@ def explain(graph: ModelGraph, group: Group) -> Iterator[tuple[str, str]]:
     yield "group", f"{group.id}: {group.size:,} {kind}{held}"
     if group.pinned:
         for reason in group.pinned:
-            yield "pinned", _because(graph, reason)
+            yield "pinned", _because(graph, reason, names)
     else:
         yield (
             "sliceable",
@@ -81,26 +81,27 @@ def explain(graph: ModelGraph, group: Group) -> Iterator[tuple[str, str]]:
         if group.kind in INSIDE_HEADS:
             yield "note", "positions inside heads: sliced only where a selection names this group"
     for node in group.producers:
-        yield "made by", f"{node} ({_operator(graph, node)})"
+        yield "made by", _told(graph, node, names)
     for node in group.readers:
-        yield "read by", f"{node} ({_operator(graph, node)})"
+        yield "read by", _told(graph, node, names)
     for place in group.places:
         tensor, _, axis = place.rpartition(":")
         yield "lies in", f"{tensor}, axis {axis} of {shape_text(shapes[tensor][0])}"
 
 
-def _because(graph: ModelGraph, reason: str) -> str:
-    """A reason that names an operator says which tensors that operator reads."""
+def _because(graph: ModelGraph, reason: str, names: Mapping[str, str]) -> str:
+    """A reason that names a node also names the layer."""
     op, at, node = reason.rpartition(" at ")
-    if at and node in graph.index:
-        return f"by {op.removeprefix('no rule for ')} at node {node}" + (
-            ", for which there is no rule" if op.startswith("no rule for ") else ""
-        )
-    return reason
+    if not at or node not in graph.index:
+        return reason
+    plain = op.removeprefix("no rule for ")
+    layer = f" ({names[node]})" if node in names else ""
+    return f"by {plain} at node {node}{layer}{', for which there is no rule' if plain != op else ''}"
 
 
-def _operator(graph: ModelGraph, node: str) -> str:
+def _told(graph: ModelGraph, node: str, names: Mapping[str, str]) -> str:
     found = graph.index.get(node)
     if found is None:
-        return "input"
-    return found.op.split(".")[1] if "." in found.op else found.op
+        return f"input {node}"
+    op = found.op.split(".")[1] if "." in found.op else found.op
+    return f"{names[node]} ({op} at node {node})" if node in names else f"{op} at node {node}"
