@@ -140,7 +140,7 @@ class Detections:
 
     Attributes:
         boxes: left, top, right, bottom as shares of the image's sides, shape (n, 4).
-        scores: probability of an object times the share of its class, shape (n,).
+        scores: as `decode` gives them, shape (n,).
         labels: class indices, int64, shape (n,).
     """
 
@@ -149,11 +149,12 @@ class Detections:
     labels: Tensor
 
 
-def decode(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decode(cells: Tensor, weighted: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, scores and labels of every cell of a detector's output, row by row.
 
     Args:
         cells: what `FastestDet` gives, shape (batch, 5 + n_classes, h, w).
+        weighted: a score is the probability of an object times the share of its class; if not, that probability.
 
     Returns:
         Boxes (batch, h * w, 4) as left, top, right, bottom in shares of the image's sides; scores and int64 labels
@@ -167,7 +168,8 @@ def decode(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, y = (place[:, 0].tanh() + columns) / w, (place[:, 1].tanh() + rows) / h
     half_w, half_h = place[:, 2].sigmoid() / 2, place[:, 3].sigmoid() / 2
     boxes = torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1)
-    return boxes.flatten(1, 2), (sure[:, 0] * share).flatten(1), labels.flatten(1)
+    scores = sure[:, 0] * share if weighted else sure[:, 0]
+    return boxes.flatten(1, 2), scores.flatten(1), labels.flatten(1)
 
 
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
@@ -207,15 +209,18 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float = 0.45) -> Tensor:
     return order[kept]
 
 
-def detect(cells: Tensor, score: float = 0.6, overlap: float = 0.45) -> list[Detections]:
+def detect(
+    cells: Tensor, score: float = 0.6, overlap: float = 0.45, weighted: bool = True
+) -> list[Detections]:
     """What each image of a batch shows: boxes above `score`, class by class without those that show the same thing.
 
     Args:
         cells: what `FastestDet` gives, shape (batch, 5 + n_classes, h, w).
         overlap: two boxes of one class that overlap more are one thing; the better one stays.
+        weighted: what a score is, as in `decode`.
     """
     found = []
-    for boxes, scores, labels in zip(*decode(cells), strict=True):
+    for boxes, scores, labels in zip(*decode(cells, weighted), strict=True):
         sure = scores > score
         boxes, scores, labels = boxes[sure], scores[sure], labels[sure]
         kept = [
