@@ -31,6 +31,7 @@ from sarto.graph.repair import expand_map, fold, repair, repairable
 from sarto.graph.run import evaluate
 from sarto.graph.selection import Selection, leading, uniform_counts
 from sarto.graph.slice import slice
+from sarto.graph.training_mode import with_state
 
 __all__ = [
     "INSIDE_HEADS",
@@ -80,6 +81,7 @@ __all__ = [
     "trim",
     "uniform_counts",
     "with_head",
+    "with_state",
     "write_graph",
     "zeroed",
 ]

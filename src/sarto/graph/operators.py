@@ -56,8 +56,8 @@ _LISTED = (
     "slice.Tensor select.int flip.default roll.default repeat.default repeat_interleave.self_int "
     "pad.default constant_pad_nd.default index.Tensor index_select.default gather.default "
     "pixel_shuffle.default pixel_unshuffle.default unfold.default im2col.default tril.default triu.default "
-    "masked_scatter.default scatter.value scatter.src one_hot.default bucketize.Tensor grid_sampler.default "
-    "grid_sampler_2d.default "
+    "diff.default masked_scatter.default scatter.value scatter.src one_hot.default bucketize.Tensor "
+    "grid_sampler.default grid_sampler_2d.default "
     # pools and resampling
     "max_pool1d.default max_pool2d.default avg_pool1d.default avg_pool2d.default "
     "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_max_pool1d.default "

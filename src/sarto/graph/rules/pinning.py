@@ -71,6 +71,7 @@ RULES: Mapping[str, Rule] = {
     "aten.argmin.default": pin_all,
     "aten.bucketize.Tensor": pin_all,
     "aten.one_hot.default": pin_all,
+    "aten.diff.default": pin_all,
     "aten.arange.default": pin_all,
     "aten.arange.start": pin_all,
     "aten.arange.start_step": pin_all,
