@@ -16,6 +16,8 @@ from sarto.graph.operators import GETITEM, overload, signature, thaw_constant
 MAX_DIM: Final = 2**31
 #: Characters of a text argument, or of a reason in `refused`.
 MAX_TEXT: Final = 10_000
+#: The graph's own floating-point type, and the device of its first input.
+MODEL_CONSTANTS: Final = frozenset([Constant("dtype", "model"), Constant("device", "model")])
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _leaf_problem(leaf: str, arg: Arg, scope: Scope) -> str | None:
             return (
                 f"reads the tensor {shown(arg.name)}, which is not stored{suggest(arg.name, scope.tensors)}"
             )
-    elif isinstance(arg, Constant):
+    elif isinstance(arg, Constant) and arg not in MODEL_CONSTANTS:
         try:
             thaw_constant(arg)
         except GraphError:

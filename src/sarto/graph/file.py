@@ -195,6 +195,22 @@ def weights_head(tensors: Mapping[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def graph_hash(graph: ModelGraph, *, weights: bool = True) -> str:
+    """What a graph is, in one line: "sha256:<64 hex>"; equal graphs have equal hashes in every process.
+
+    Args:
+        weights: False gives the hash of the structure alone, that of `graph.json`; no weight is read then.
+
+    Raises:
+        GraphError: the graph breaks a rule of the format, or a tensor has no data.
+    """
+    text = hash_of(encode(graph))
+    if not weights:
+        return text
+    with open(os.devnull, "wb") as nowhere:
+        return hash_of(f"{text}\n{write_weights(graph.tensors, nowhere)}\n".encode())
+
+
 def hash_of(data: bytes) -> str:
     """The hash of bytes as stores write it: "sha256:<64 hex>"."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

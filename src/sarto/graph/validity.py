@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sarto.errors import SPELT_OUT, GraphError, suggest
-from sarto.graph.arguments import MAX_DIM, MAX_TEXT, Scope, argument_problems, form_of
+from sarto.graph.arguments import MAX_DIM, MAX_TEXT, MODEL_CONSTANTS, Scope, argument_problems, form_of
 from sarto.graph.bounded import is_text, shown
 from sarto.graph.model import (
     Arg,
@@ -90,7 +90,7 @@ def check_shapes(graph: ModelGraph) -> None:
     stored = graph.sketch().tensors
     for node in graph.nodes:
         try:
-            made = _run_without_data(node, env, stored)
+            made = _run_without_data(node, env, stored, DTYPES[graph.floating_dtype])
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             raise GraphError(
@@ -252,7 +252,9 @@ def shape_problem(shape: Shape) -> str | None:
     return None
 
 
-def _run_without_data(node: Node, env: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Any:
+def _run_without_data(
+    node: Node, env: Mapping[str, Any], stored: Mapping[str, Tensor], floating: torch.dtype
+) -> Any:
     """What a node gives on meta tensors; factories are told to make meta tensors too."""
 
     def value(arg: Arg) -> Any:
@@ -262,6 +264,8 @@ def _run_without_data(node: Node, env: Mapping[str, Any], stored: Mapping[str, T
             return stored[arg.name]
         if isinstance(arg, BatchDim):
             return arg.times * SHADOW_BATCH
+        if isinstance(arg, Constant) and arg in MODEL_CONSTANTS:
+            return floating if arg.kind == "dtype" else torch.device("meta")
         if isinstance(arg, Constant):
             return thaw_constant(arg)
         return [value(inner) for inner in arg] if isinstance(arg, tuple) else arg

@@ -22,6 +22,7 @@ from sarto.graph.encoding import decode, encode
 from sarto.graph.file import (
     GRAPH_NAME,
     WEIGHTS_NAME,
+    graph_hash,
     hash_of,
     read_graph,
     read_graph_files,
@@ -83,6 +84,35 @@ def test_hashes_and_size_are_those_of_the_files(tmp_path: Path) -> None:
         assert expected == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     assert written.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH_NAME, WEIGHTS_NAME]
+
+
+def test_the_hash_of_a_graph_is_that_of_its_files_and_follows_every_weight(tmp_path: Path) -> None:
+    graph = captured("residual")
+    written = write_graph(graph, tmp_path)
+    assert graph_hash(graph, weights=False) == written.graph_hash == graph_hash(graph.sketch(), weights=False)
+    whole = graph_hash(graph)
+    assert whole == hash_of(f"{written.graph_hash}\n{written.weights_hash}\n".encode())
+    assert (
+        whole
+        == graph_hash(read_graph(tmp_path))
+        == graph_hash(replace(graph, tensors=dict(reversed(graph.tensors.items()))))
+    )
+    name = next(iter(graph.tensors))
+    nudged = {**graph.tensors, name: graph.tensors[name] + 1e-9}
+    assert graph_hash(replace(graph, tensors=nudged)) != whole
+    with pytest.raises(GraphError, match="has no data"):
+        graph_hash(graph.sketch())
+
+
+@pytest.mark.parametrize(("kind", "made"), [("model", "float64"), ("float16", "float16")])
+def test_a_type_may_be_the_graphs_own(kind: str, made: str) -> None:
+    own = {"dtype": Constant("dtype", kind), "device": Constant("device", "model")}
+    graph = one_node("aten.zeros_like.default", made, self=Ref("x"), **own)
+    again = decode(encode(graph), {})
+    assert again.nodes == graph.nodes
+    check_shapes(again)
+    with pytest.raises(GraphError, match="must be an allowed layout, got 'model'"):
+        encode(one_node("aten.zeros_like.default", self=Ref("x"), layout=Constant("layout", "model")))
 
 
 def test_the_order_of_tensors_and_arguments_does_not_change_the_bytes(tmp_path: Path) -> None:
