@@ -23,6 +23,8 @@ class ShuffleBlock(nn.Module):
 
     Reference:
         Ma et al., ShuffleNet V2, ECCV 2018, figure 3 (c) and (d).
+        Differs: the shuffle is at the start of the next block and deals channels out one by one, as in the authors'
+        published implementation, instead of interleaving both halves.
     """
 
     def __init__(self, given: int, made: int, stride: int) -> None:
