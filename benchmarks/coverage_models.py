@@ -315,11 +315,26 @@ _IMAGE_64 = Given("image", (3, 64, 64))
 _WORD_IDS = Given("ids", (12,))
 _READER: Mapping[str, Any] = {"n_classes": 5, "n_words": 100, "width": 16, "hidden": 20}
 
+_NARROW: Mapping[str, Any] = {"n_classes": 10, "width": 16, "stem": "cifar"}
+
 ZOO = (
     _zoo("vgg", "vgg", _CIFAR, n_classes=10),
+    _zoo("vgg16-bn", "vgg16_bn_cifar", _CIFAR),
     _zoo("cifar-resnet20", "cifar_resnet", _CIFAR, n_classes=10),
     _zoo("cifar-resnet20-pad", "cifar_resnet", _CIFAR, n_classes=10, shortcut="pad"),
+    _zoo("resnet18", "resnet18", _CIFAR, **_NARROW),
+    _zoo("resnet34", "resnet34", _CIFAR, **_NARROW),
+    _zoo("resnet50", "resnet50", _CIFAR, **_NARROW),
+    _zoo("resnext", "resnext_cifar", _CIFAR, groups=4, group_width=8, width=16),
+    _zoo("densenet", "densenet_cifar", _CIFAR, depth=40),
     _zoo("mobilenetv2", "mobilenet_v2", _CIFAR, n_classes=10),
+    _zoo("mobilenetv3", "mobilenet_v3_cifar", _CIFAR),
+    _zoo("efficientnet", "efficientnet_cifar", _CIFAR, width_ratio=0.25),
+    _zoo("efficientnet-lite0", "efficientnet_lite0", _IMAGE_64, n_classes=10),
+    _zoo("shufflenetv2", "shufflenet_v2_cifar", _CIFAR),
+    _zoo("convnext", "convnext_cifar", _CIFAR, depths=(1, 1, 2, 1), widths=(16, 32, 48, 64)),
+    _zoo("unet", "unet", _IMAGE_64, width=8),
+    _zoo("fastestdet", "fastestdet", Given("image", (3, 96, 96)), n_classes=5),
     _zoo("vit", "vit_cifar", _CIFAR, width=48, depth=2),
     _zoo("swin", "swin_cifar", _CIFAR, width=24, heads=(3, 6, 12)),
     _zoo("text-cnn", "text_cnn", _WORD_IDS, n_classes=5, n_words=100, width=16, filters=12),

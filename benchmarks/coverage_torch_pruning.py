@@ -48,8 +48,9 @@ _ALL_WIDTHS = ("all_head_size", "inner_dim", "hidden_size_all_heads")
 def prune_apart(name: str, *, limit_seconds: float, seed: int) -> dict[str, Any]:
     """Cells of the table for one architecture: outcome and reason of each way of use.
 
-    Outcomes: `works` (equal to the zeroed model), `wrong` (runs, but is another function), `nothing` (nothing was
-    pruned), `fails` (an exception), `hangs` (not done within the limit), `skipped` (not installed).
+    Outcomes: `works` (equal to the zeroed model), `wrong` (runs, but is another function), `runs` (could not be
+    compared), `nothing` (nothing was pruned), `fails` (an exception), `hangs` (not done within the limit), `skipped`
+    (not installed).
     """
     source = next(a.source for a in ARCHITECTURES if a.name == name)
     missing = [p for p in ("torch_pruning", PACKAGES[source]) if importlib.util.find_spec(p) is None]
@@ -114,9 +115,12 @@ def prune_half(name: str, way: str, seed: int) -> dict[str, Any]:
     if [t.shape for t in have] != [t.shape for t in whole]:
         shapes = f"{[list(t.shape) for t in whole]} became {[list(t.shape) for t in have]}"
         return {"outcome": "wrong", "reason": f"the output changed its shape: {shapes}", **share}
-    lost = _silence(source, read)
-    with torch.no_grad():
-        want = _tensors(source(*inputs))
+    try:
+        lost = _silence(source, read)
+        with torch.no_grad():
+            want = _tensors(source(*inputs))
+    except Exception as error:
+        return {"outcome": "runs", "reason": f"not compared: {type(error).__name__}: {error}"[:300], **share}
     gap, moved = _difference(have, want), _difference(have, whole)
     if gap <= EQUAL and moved > EQUAL:
         return {"outcome": "works", "reason": "", "difference": gap, **share}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -43,6 +44,8 @@ MODELS = {
 }  # fmt: skip
 #: Kinds of groups that are cut. Query-key pairs and value dims stay whole: Torch-Pruning has no groups for them.
 CUT = frozenset({"filters", "stream", "units", "hidden units", "heads"})
+#: Parameters of glibc's `mallopt`.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def surgery(
@@ -55,7 +58,7 @@ def surgery(
     prove: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """Medians over interleaved repeats, in one process.
+    """Medians of CPU time over interleaved repeats, in one process.
 
     Args:
         models: names of `MODELS`.
@@ -86,10 +89,9 @@ def surgery(
         found = loading(model, architecture, graph, n_loads)
         numbers |= {f"{key}_{what}": number for what, number in found.items()}
         _say({name: {k: v for k, v in numbers.items() if k.startswith(key)}})
-    for what, worst in (("slice_to_copy_ratio", max), ("torch_pruning_to_slice_ratio", min)):
-        values = [row[what] for row in rows if row.get(what) is not None]
-        if values:
-            numbers[f"{what}_{'max' if worst is max else 'min'}"] = worst(values)
+    for what in ("slice_to_copy", "torch_pruning_to_slice", "torch_pruning_with_groups_to_slice"):
+        if values := [row[f"{what}_ratio"] for row in rows if f"{what}_ratio" in row]:
+            numbers |= {f"{what}_ratio_min": min(values), f"{what}_ratio_max": max(values)}
     return {"n_models": len({row["model"] for row in rows if "slice_ms" in row}), **numbers, "rows": rows}
 
 
@@ -131,31 +133,41 @@ def cutting(
     n_repeats: int,
     torch_pruning: bool,
 ) -> dict[str, Any]:
-    """Milliseconds of one cut, three ways in turn, and whether the two cut models are the same function.
+    """CPU milliseconds of one cut, three ways in turn, and whether the two cut models are the same function.
 
     The plain copy is `clone()` of the tensors that slicing makes anew, in the shapes that it leaves: the kept bytes
-    alone, already gathered. Tensors that no group touches are shared with the source and are not in it.
+    alone, already gathered. Tensors that no group touches are shared with the source and are not in it. The ways take
+    turns in memory that the process already holds; the two `fresh_memory` times pay for new pages as well.
     """
     sliced = slice(graph, selection)
     made = [tensor for name, tensor in sliced.tensors.items() if tensor is not graph.tensors[name]]
     kept_bytes = sum(tensor.numel() * tensor.element_size() for tensor in made)
+    mallopt = keep_memory()
     rival = torch_pruning and importlib.util.find_spec("torch_pruning") is not None
-    times: dict[str, list[float]] = {"slice": [], "copy": [], "torch_pruning": []}
+    times: dict[str, list[float]] = {"slice": [], "copy": [], "torch_pruning": [], "grouping": []}
     pruned = None
-    for _ in range(n_repeats):
+    for _ in range(n_repeats + 1):
         pruned = None
         groups: list[Any] = []
         if rival:
             pruned = copy.deepcopy(model)
-            groups = _rival_groups(pruned, architecture, graph, selection)
+            make = _rival_grouping(pruned, architecture, graph, selection)
+            times["grouping"].append(_ms(lambda make=make, groups=groups: groups.extend(make())))  # type: ignore[misc]
         times["slice"].append(_ms(lambda: slice(graph, selection)))
         times["copy"].append(_ms(lambda: [tensor.clone() for tensor in made]))
         if rival:
             times["torch_pruning"].append(_ms(lambda groups=groups: [group.prune() for group in groups]))  # type: ignore[misc]
+    times = {way: found[1:] for way, found in times.items()}  # the first turn maps the memory
+    fresh, copied = [], []
+    for _ in range(n_repeats if mallopt else 0):
+        fresh.append(_ms(lambda: slice(graph, selection), fresh=True))
+        copied.append(_ms(lambda: [tensor.clone() for tensor in made], fresh=True))
     slice_ms, copy_ms = (statistics.median(times[way]) for way in ("slice", "copy"))
     row: dict[str, Any] = {
         "slice_ms": slice_ms,
         "slice_ms_max": max(times["slice"]),
+        "slice_fresh_memory_ms": statistics.median(fresh) if fresh else None,
+        "copy_fresh_memory_ms": statistics.median(copied) if fresh else None,
         "copy_ms": copy_ms,
         "slice_to_copy_ratio": slice_ms / copy_ms,
         "kept_mib": kept_bytes / 2**20,
@@ -166,6 +178,9 @@ def cutting(
     if not rival or pruned is None:
         return {**row, "note": "Torch-Pruning: extra not installed" if torch_pruning else ""}
     rival_ms = statistics.median(times["torch_pruning"])
+    whole_ms = statistics.median(
+        a + b for a, b in zip(times["grouping"], times["torch_pruning"], strict=True)
+    )
     inputs = architecture.example(1)
     with torch.no_grad():
         theirs = _fitted(pruned, graph, selection)(*inputs)
@@ -174,36 +189,35 @@ def cutting(
         **row,
         "torch_pruning_ms": rival_ms,
         "torch_pruning_to_slice_ratio": rival_ms / slice_ms,
+        "torch_pruning_with_groups_ms": whole_ms,
+        "torch_pruning_with_groups_to_slice_ratio": whole_ms / slice_ms,
         "torch_pruning_params": sum(parameter.numel() for parameter in pruned.parameters()),
         "difference": relative_difference((theirs,), (ours,)),
         "note": "",
     }
 
 
-def _rival_groups(
+def _rival_grouping(
     model: nn.Module, architecture: Architecture, graph: ModelGraph, selection: Selection
-) -> list[Any]:
-    """Torch-Pruning's groups of the same units, made before the clock starts."""
+) -> Callable[[], list[Any]]:
+    """What makes Torch-Pruning's groups of the same units; its tracing is done before the clock starts."""
     tp: Any = importlib.import_module("torch_pruning")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=architecture.example(1)[0])
-    groups = []
-    for tensor, axis, dropped in _dropped(graph, selection):
+    wanted = []
+    for tensor, dropped in _dropped(graph, selection):
         module = model.get_submodule(tensor.rpartition(".")[0])
-        prune = dependencies.get_pruner_of_module(module).prune_out_channels
-        if axis == 0:
-            groups.append(dependencies.get_pruning_group(module, prune, idxs=dropped))
-    return groups
+        wanted.append((module, dependencies.get_pruner_of_module(module).prune_out_channels, dropped))
+    return lambda: [dependencies.get_pruning_group(*entry) for entry in wanted]
 
 
-def _dropped(graph: ModelGraph, selection: Selection) -> Iterator[tuple[str, int, list[int]]]:
-    """For each selected group: the tensor and axis that name it, and the positions there that go."""
+def _dropped(graph: ModelGraph, selection: Selection) -> Iterator[tuple[str, list[int]]]:
+    """For each selected group: the weight that makes its units, and the rows that go."""
     for group in selection.kept:
-        tensor, _, place = group.rpartition(":")
-        axis = int(place.partition(".")[0])
-        kept = set(kept_positions(graph.analysis.tensor_axes[tensor][axis], selection.kept).tolist())
-        yield tensor, axis, [at for at in range(graph.tensors[tensor].shape[axis]) if at not in kept]
+        tensor = group.rpartition(":")[0]
+        kept = set(kept_positions(graph.analysis.tensor_axes[tensor][0], selection.kept).tolist())
+        yield tensor, [row for row in range(graph.tensors[tensor].shape[0]) if row not in kept]
 
 
 def _fitted(pruned: nn.Module, graph: ModelGraph, selection: Selection) -> nn.Module:
@@ -220,7 +234,7 @@ def _fitted(pruned: nn.Module, graph: ModelGraph, selection: Selection) -> nn.Mo
 def loading(
     model: nn.Module, architecture: Architecture, graph: ModelGraph, n_loads: int
 ) -> dict[str, float]:
-    """Milliseconds from files in the page cache to a module that runs, and to its first answer."""
+    """CPU milliseconds from files in the page cache to a module that runs, and to its first answer."""
     example = architecture.example(2)
     first = architecture.example(1)
     numbers: dict[str, float] = {}
@@ -252,18 +266,36 @@ def loading(
     return numbers
 
 
-def _ms(call: Callable[[], Any]) -> float:
-    """Milliseconds of one call, without the garbage collector; what it returns is dropped after the clock stops."""
+def _ms(call: Callable[[], Any], fresh: bool = False) -> float:
+    """CPU milliseconds of this process in one call; what it returns is dropped after the clock stops.
+
+    With one thread and warm caches that is the wall time of a quiet machine; others on the machine don't count.
+    """
     gc.collect()
+    if fresh:
+        ctypes.CDLL(None).malloc_trim(0)
     gc.disable()
     try:
-        begun = time.perf_counter()
+        begun = time.process_time()
         result = call()
-        taken = 1000 * (time.perf_counter() - begun)
+        taken = 1000 * (time.process_time() - begun)
     finally:
         gc.enable()
     del result
     return taken
+
+
+def keep_memory() -> bool:
+    """Tell the C library to keep what is freed; False where it can't be told (no glibc).
+
+    Else the pages of a large result come from the system in one call and from the heap in the next, and the
+    order of the measurements decides who pays for them.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        return bool(library.mallopt(_MMAP_THRESHOLD, 2**30) and library.mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    except (OSError, AttributeError):
+        return False
 
 
 def _say(what: Mapping[str, Any]) -> None:
