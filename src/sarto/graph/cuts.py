@@ -24,7 +24,7 @@ from sarto.graph.model import (
 from sarto.graph.rules import attention, elementwise, linear, lookup, product, recurrent, shape
 
 #: Operators that only move numbers or change each by itself: cuts on both sides of them are one cut.
-_LIGHT = frozenset([*elementwise.RULES, *shape.RULES])
+LIGHT = frozenset([*elementwise.RULES, *shape.RULES, "aten.batch_norm.default"])
 #: Operators where ids or masks that meet learned weights become data.
 _MEETING = frozenset(op for family in (attention, linear, lookup, product, recurrent) for op in family.RULES)
 
@@ -78,20 +78,20 @@ def cut_points(graph: ModelGraph) -> tuple[CutPoint, ...]:
 
 
 def main_cuts(graph: ModelGraph) -> tuple[CutPoint, ...]:
-    """One cut of each run that only elementwise and shape operators part: the smallest, of these the last.
+    """One cut of each run that only light operators part: the smallest, of these the last.
 
-    After an activation rather than before it, and before a repetition rather than after it.
+    After an activation rather than before it, and before a repetition rather than after it. A cut with nothing but
+    light operators before or behind it parts nothing and is none.
     """
-    order = {node.name: place for place, node in enumerate(graph.nodes)}
-    runs: list[list[CutPoint]] = []
+    heavy, count = {entry.name: 0 for entry in graph.inputs}, 0
+    for node in graph.nodes:
+        count += node.op not in LIGHT
+        heavy[node.name] = count
+    runs: dict[int, list[CutPoint]] = {}
     for cut in cut_points(graph):
-        before = order.get(runs[-1][-1].value, -1) if runs else -1
-        between = graph.nodes[before + 1 : order[cut.value] + 1]
-        if runs and all(node.op in _LIGHT for node in between):
-            runs[-1].append(cut)
-        else:
-            runs.append([cut])
-    return tuple(min(reversed(run), key=lambda cut: elements(cut.shape)) for run in runs)
+        if 0 < heavy[cut.value] < count:
+            runs.setdefault(heavy[cut.value], []).append(cut)
+    return tuple(min(reversed(run), key=lambda cut: elements(cut.shape)) for run in runs.values())
 
 
 def data_values(graph: ModelGraph) -> frozenset[str]:

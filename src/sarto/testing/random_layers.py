@@ -6,6 +6,7 @@ Each takes and gives a map (batch, channels, height, width) of unchanged space.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def project(width: int, act: Activation) -> tuple[nn.Module, int]:
 
 
 def excite(width: int, act: Activation) -> tuple[nn.Module, int]:
-    def forward(m: Apply, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         return x * torch.sigmoid(m.two(F.relu(m.one(x.mean((2, 3), keepdim=True)))))
 
     return Apply(forward, one=conv(width, 3, 1), two=conv(3, width, 1)), width
@@ -100,7 +101,7 @@ def pooled(width: int, act: Activation) -> tuple[nn.Module, int]:
 
 
 def split(width: int, act: Activation) -> tuple[nn.Module, int]:
-    def forward(m: Apply, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         one, two = m.one(x).chunk(2, 1)
         return one * torch.sigmoid(two)
 
@@ -108,7 +109,7 @@ def split(width: int, act: Activation) -> tuple[nn.Module, int]:
 
 
 def shuffle(width: int, act: Activation) -> tuple[nn.Module, int]:
-    def forward(m: Apply, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         return x.view(n, even(c), c // even(c), h, w).transpose(1, 2).reshape(n, c, h, w)
 
@@ -128,7 +129,7 @@ def padded(width: int, act: Activation) -> tuple[nn.Module, int]:
 
 
 def folded(width: int, act: Activation) -> tuple[nn.Module, int]:
-    def forward(m: Apply, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         return x.reshape(n, c, h * w).permute(0, 2, 1).permute(0, 2, 1).view(n, c, h, w)
 
@@ -164,7 +165,7 @@ class Attention(nn.Module):
 class Recurrence(nn.Module):
     """A bidirectional or plain recurrent layer over the positions of a map."""
 
-    def __init__(self, width: int, kind: type[nn.RNNBase], *, both: bool) -> None:
+    def __init__(self, width: int, kind: type[nn.GRU] | type[nn.LSTM], *, both: bool) -> None:
         super().__init__()
         self.core = kind(width, 3, batch_first=True, bidirectional=both)
 

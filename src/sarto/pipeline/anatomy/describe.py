@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable
 from itertools import chain
 
-from sarto.devices import params_by_tensor
+from sarto.devices import UnitCost, params_by_tensor, unit_costs
 from sarto.graph import ChannelGroup, ModelGraph
 from sarto.graph.model import shapes_of
 from sarto.pipeline.anatomy.parting import Costs, blocks_of, costs_of, cuts_of, ends_of
 from sarto.pipeline.anatomy.reach import reach
 from sarto.pipeline.anatomy.steps import steps_of
-from sarto.pipeline.anatomy.units import positions_per_unit, sliceable_elements, unit_costs
+from sarto.pipeline.anatomy.units import positions_per_unit, sliceable_elements
 from sarto.pipeline.anatomy.values import Anatomy, Group, Pin
 from sarto.types import Cost
 
@@ -94,7 +94,7 @@ def _groups(graph: ModelGraph) -> tuple[Group, ...]:
     found = []
     for group in analysis.groups.values():
         touched = {name for name, _ in group.places if name in graph.parameters}
-        params, flops = carried.get(group.id, (0, 0))
+        unit = carried.get(group.id, UnitCost(0, 0))
         found.append(
             Group(
                 id=group.id,
@@ -113,8 +113,8 @@ def _groups(graph: ModelGraph) -> tuple[Group, ...]:
                 readers=tuple(dict.fromkeys(consumption.node for consumption in group.consumptions)),
                 places=tuple(f"{name}:{axis}" for name, axis in group.places),
                 params=sum(math.prod(shapes[name][0]) for name in touched),
-                params_per_unit=params,
-                flops_per_unit=flops,
+                params_per_unit=unit.params,
+                flops_per_unit=unit.flops,
             )
         )
     return tuple(found)

@@ -13,13 +13,10 @@ import torch
 from sarto.devices import flops_by_node, timeline
 from sarto.devices.count import params_by_tensor
 from sarto.graph import ModelGraph, cut_points, main_cuts
+from sarto.graph.cuts import LIGHT
 from sarto.graph.model import Shape, elements, size_at
-from sarto.graph.rules import elementwise, shape
 from sarto.pipeline.anatomy.reach import Reach
 from sarto.pipeline.anatomy.values import Block, Cut, Layout
-
-#: Operators that a block is not worth parting for, beside those that `main_cuts` looks through.
-_LIGHT = frozenset([*elementwise.RULES, *shape.RULES, "aten.batch_norm.default"])
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,9 @@ def costs_of(graph: ModelGraph, found: Reach) -> Costs:
     )
 
 
-def canonical_cuts(graph: ModelGraph) -> frozenset[str]:
-    """The cuts that stand for their neighbours: main cuts, of a layer and its batch norm only the last.
-
-    A cut with nothing but light operators before or behind it parts nothing and is none.
-    """
-    places = {node.name: place for place, node in enumerate(graph.nodes, 1)}
-    heavy = list(accumulate((node.op not in _LIGHT for node in graph.nodes), initial=0))
-    kept = {heavy[places[cut.value]]: cut.value for cut in main_cuts(graph) if cut.value in places}
-    for end in (0, heavy[-1]):
-        kept.pop(end, None)
-    return frozenset(kept.values())
-
-
 def cuts_of(graph: ModelGraph, costs: Costs) -> tuple[Cut, ...]:
     """Every cut point and what lies before it, in order."""
-    canonical = canonical_cuts(graph)
+    canonical = {cut.value for cut in main_cuts(graph)}
     return tuple(
         Cut(
             value=cut.value,
@@ -144,7 +128,7 @@ def sample_shape(shape: Shape) -> tuple[int, ...]:
 
 def _operators(graph: ModelGraph, first: int, last: int) -> str:
     """Operators of a block without layers: what it does instead, such as `max_pool2d`."""
-    heavy = [node.op.split(".")[1] for node in graph.nodes[first:last] if node.op not in _LIGHT]
+    heavy = [node.op.split(".")[1] for node in graph.nodes[first:last] if node.op not in LIGHT]
     return " ".join(dict.fromkeys(heavy))
 
 
