@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.coverage_models import PACKAGES, Architecture, architectures
+from benchmarks.place import version
 from sarto.errors import SartoError
 from sarto.graph import (
     ModelGraph,
@@ -100,6 +101,7 @@ def measure(
     package = PACKAGES[architecture.source]
     if importlib.util.find_spec(package) is None:
         return row | {"outcome": "skipped", "reason": f"extra not installed: {package}"}
+    row["package"] = f"{package} {version(package)}"
     try:
         with limited(limit_seconds):
             _measure(row, architecture, percents, seed)
@@ -152,10 +154,12 @@ def structure(graph: ModelGraph) -> dict[str, Any]:
         axes = analysis.tensor_axes[name]
         total += math.prod(kept_size(axis, {}) for axis in axes)
         left += math.prod(kept_size(axis, gone) for axis in axes)
+    kinds = Counter(group.kind for group in analysis.sliceable)
     reasons = Counter(reason for group in analysis.groups.values() for reason in map(_pin, group.pinned))
     return {
         "n_nodes": len(graph.nodes),
         "n_groups": len(analysis.sliceable),
+        "kinds": ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
         "n_units": sum(group.size for group in analysis.sliceable),
         "n_groups_pinned": sum(bool(group.pinned) for group in analysis.groups.values()),
         "sliceable_params_share": round(1 - left / total, 4) if total else 0.0,
