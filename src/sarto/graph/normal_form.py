@@ -370,7 +370,8 @@ def _dim(value: int | torch.SymInt) -> int | BatchDim:
     if expression.is_Integer:
         return int(expression)
     factor, rest = expression.as_coeff_Mul()
-    if factor.is_Integer and rest.is_Symbol:
+    # Symbols named u0, u1, ... stand for sizes that depend on data.
+    if factor.is_Integer and rest.is_Symbol and not str(rest).startswith("u"):
         return BatchDim(int(factor))
     raise GraphError(f"a size of the model is {expression}: only multiples of the batch size are supported")
 
