@@ -82,7 +82,7 @@ def write_pt2(graph: ModelGraph, path: str | os.PathLike[str]) -> Path:
     try:
         # The name of the file becomes the name of the folder inside it.
         made = draft / f"{place.stem}.pt2"
-        torch.export.save(_program(graph), made, pickle_protocol=2)
+        torch.export.save(_program(graph), made)
         _compare(graph, read_pt2(made))
         os.replace(made, place)
     finally:

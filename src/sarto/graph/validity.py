@@ -117,9 +117,15 @@ def not_numbers(graph: ModelGraph) -> list[str]:
     return [
         name
         for name, tensor in graph.tensors.items()
-        if tensor.is_floating_point()
-        and not bool((torch.isfinite(tensor) if name in graph.parameters else ~torch.isnan(tensor)).all())
+        if tensor.is_floating_point() and not _are_numbers(tensor, learned=name in graph.parameters)
     ]
+
+
+def _are_numbers(tensor: Tensor, *, learned: bool) -> bool:
+    # A finite sum has finite terms; only where it is not, each number is looked at.
+    if math.isfinite(tensor.sum()):
+        return True
+    return bool((torch.isfinite(tensor) if learned else ~torch.isnan(tensor)).all())
 
 
 def _problems(graph: ModelGraph) -> Iterator[str]:

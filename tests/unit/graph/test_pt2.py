@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sarto import zoo
 from sarto.errors import GraphError, VerifyError
 from sarto.graph import BatchDim, ModelGraph, capture, slice, uniform_counts
 from sarto.graph import pt2 as pt2_room
@@ -74,6 +76,28 @@ def test_arguments_and_values_of_every_form_are_read(make: object, tmp_path: Pat
     assert_same(graph, from_program(program))
     with torch.no_grad():
         torch.testing.assert_close(graph(*inputs), model(*inputs), rtol=0, atol=0)
+
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "shufflenet": (
+        lambda: zoo.shufflenet_v2(4, widths=(8, 16, 32), depths=(1, 1, 1), first=4, last=8),
+        (3, 32, 32),
+    ),
+    "swin": (lambda: zoo.swin(4, 16, 2, 8, (2, 1), (2, 4), 4), (3, 16, 16)),
+    "convnext": (lambda: zoo.convnext(4, depths=(1, 1), widths=(8, 16)), (3, 16, 16)),
+    "unet": (lambda: zoo.unet(width=4, depth=2), (3, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_models_of_the_zoo_are_read_as_they_are_captured(name: str, tmp_path: Path) -> None:
+    make, shape = ZOO[name]
+    x = torch.randn(2, *shape)
+    program = export(make(), x)
+    torch.export.save(program, tmp_path / "model.pt2")
+    graph = from_program(program)
+    assert_same(read_pt2(tmp_path / "model.pt2"), graph)
+    assert torch.equal(read_pt2(write_pt2(graph, tmp_path / "again.pt2"))(x), graph(x))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("version", ["2.11", "2.12"])
