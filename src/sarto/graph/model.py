@@ -75,6 +75,12 @@ class Node:
         """Shape of the first output."""
         return self.shapes[0]
 
+    def argument(self, name: str) -> Arg:
+        """An argument by name; an entry of a list by its place (`params.3`)."""
+        head, _, place = name.partition(".")
+        found = self.args[head]
+        return found[int(place)] if place and isinstance(found, tuple) else found
+
     def with_args(self, **changed: Arg) -> Node:
         """The same node with some arguments replaced."""
         return replace(self, args={**self.args, **changed})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sarto.engines.slicepack.readings import Reader, Readings, stride_of, units_of, with_weights
+from sarto.engines.slicepack.readings import Reader, Readings, stride_of, units_read, with_weights
 from sarto.engines.slicepack.units import Criterion, choose_units, class_shares
 from sarto.graph import ModelGraph, Selection, expand_map, slice
 from sarto.graph.analysis import kept_positions, units_in
@@ -114,8 +114,17 @@ def _fit_reader(
     wanted = readings.values[reader.source]
     maps: dict[str, Tensor] = {}
     for group in sorted(units_in(consumption.expr) & selection.kept.keys()):
-        whole = units_of(wanted, consumption.axis, consumption.expr, group, {})
-        kept = units_of(given, consumption.axis, consumption.expr, group, counts)
+        # Other groups on the axis (dims inside heads) are positions here: those that they keep.
+        others = {name: units for name, units in selection.kept.items() if name != group}
+        left = torch.from_numpy(kept_positions(consumption.expr, others))
+        whole = units_read(
+            readings.graph,
+            reader,
+            wanted.index_select(consumption.axis, left),
+            group,
+            {name: len(units) for name, units in others.items()},
+        )
+        kept = units_read(readings.graph, reader, given, group, counts)
         stride = stride_of(whole)
         towards = selection_matrix(torch.tensor(selection.kept[group]), whole.shape[1])
         maps[group] = reconstruction_map(

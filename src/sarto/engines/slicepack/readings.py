@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sarto.errors import GraphError, RequestError
 from sarto.graph import Consumption, ModelGraph, evaluate, repairable
-from sarto.graph.analysis import AxisExpr, Fixed, Sum, Unit, kept_size, units_in
+from sarto.graph.analysis import AxisExpr, Fixed, Product, Sum, Unit, is_batch, kept_size, units_in
 from sarto.graph.model import Ref, TensorRef
 from sarto.training import class_grams, position_stride
 
@@ -70,15 +70,13 @@ def read_donor(graph: ModelGraph, inputs: Tensor, labels: Tensor, n_classes: int
     missing = sorted(set(range(n_classes)) - set(labels.tolist()))
     if missing:
         raise RequestError(f"every class of the donor needs at least one sample; classes {missing} have none")
-    readers = tuple(_reader(graph, c) for c in graph.analysis.consumptions if units_in(c.expr))
+    readers = tuple(_readers(graph))
     watch = {reader.source for reader in readers} | {reader.node for reader in readers if reader.repairable}
     _, values = evaluate(graph, inputs, watch=watch)
     grams: dict[tuple[str, str], Tensor] = {}
     for reader in readers:
         for group in sorted(units_in(reader.consumption.expr)):
-            units = units_of(
-                values[reader.source], reader.consumption.axis, reader.consumption.expr, group, {}
-            )
+            units = units_read(graph, reader, values[reader.source], group, {})
             grams[reader.node, group] = class_grams(units, labels, n_classes, stride=stride_of(units))
     return Readings(graph, inputs, labels, n_classes, readers, values, grams)
 
@@ -94,6 +92,44 @@ def units_of(x: Tensor, axis: int, expr: AxisExpr, group: str, counts: Mapping[s
         GraphError: the axis does not hold the group.
     """
     return _find(x.movedim(axis, 1), expr, group, counts)
+
+
+def units_read(graph: ModelGraph, reader: Reader, x: Tensor, group: str, counts: Mapping[str, int]) -> Tensor:
+    """The units of one channel group among what a reader reads, shape (samples, units, ...).
+
+    Args:
+        x: what it reads; the batch may be folded into an axis with others (windows), or stand behind tokens.
+        counts: units that are left of each sliced group; others are whole.
+
+    Raises:
+        GraphError: no axis holds the batch, or the axis does not hold the group.
+    """
+    axes = graph.analysis.value_axes[reader.source][0]
+    place = next((place for place, expr in enumerate(axes) if _batch_part(expr) is not None), None)
+    if place is None:
+        raise GraphError(f"what {reader.node!r} reads does not depend on the sample", where=reader.node)
+    within = _batch_part(axes[place]) or 0
+    axis = reader.consumption.axis
+    sizes = [kept_size(part, counts) for part in _parts(axes[place])]
+    sizes[within] = -1
+    x = x.reshape(*x.shape[:place], *sizes, *x.shape[place + 1 :])
+    axis += len(sizes) - 1 if axis > place else 0
+    batch = place + within
+    x = x.movedim(batch, 0)
+    axis += 1 if axis < batch else 0
+    return units_of(x, axis, reader.consumption.expr, group, counts)
+
+
+def _parts(expr: AxisExpr) -> tuple[AxisExpr, ...]:
+    return expr.parts if isinstance(expr, Product) else (expr,)
+
+
+def _batch_part(expr: AxisExpr) -> int | None:
+    """Place of the batch among the factors of an axis."""
+    found = [
+        place for place, part in enumerate(_parts(expr)) if isinstance(part, Fixed) and is_batch(part.size)
+    ]
+    return found[0] if found else None
 
 
 def reader_weights(readings: Readings, reader: Reader, group: str) -> Tensor:
@@ -118,13 +154,14 @@ def with_weights(graph: ModelGraph, tensors: Mapping[str, Tensor]) -> ModelGraph
     return replace(graph, tensors={**dict(graph.tensors.items()), **tensors})
 
 
-def _reader(graph: ModelGraph, consumption: Consumption) -> Reader:
-    node = graph.node(consumption.node)
-    source, weight = node.args[consumption.arg], node.args.get("weight")
-    if not isinstance(source, Ref):
-        raise GraphError(f"node {node.name!r} reads no computed value", where=node.name)
-    name = weight.name if isinstance(weight, TensorRef) else None
-    return Reader(consumption, source.name, name, repairable(graph, consumption) is None)
+def _readers(graph: ModelGraph) -> Iterator[Reader]:
+    """Readers of computed values. What a recurrent layer reads inside itself can't be watched; its output can."""
+    for consumption in graph.analysis.consumptions:
+        node = graph.node(consumption.node)
+        source, weight = node.argument(consumption.arg), node.args.get("weight")
+        if units_in(consumption.expr) and isinstance(source, Ref):
+            name = weight.name if isinstance(weight, TensorRef) else None
+            yield Reader(consumption, source.name, name, repairable(graph, consumption) is None)
 
 
 def _find(x: Tensor, expr: AxisExpr, group: str, counts: Mapping[str, int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from sarto.engines.slicepack.readings import Readings
 from sarto.engines.slicepack.units import group_moment
-from sarto.graph import ModelGraph, features
+from sarto.graph import INSIDE_HEADS, ModelGraph, features
 from sarto.graph.analysis import AxisExpr, kept_size, units_in
 from sarto.graph.model import TensorRef
 from sarto.training import column_subset
@@ -33,7 +33,12 @@ def allocate(readings: Readings, shares: tuple[float, ...]) -> dict[float, dict[
         share -> channel group -> units; a share below what `LEAST` allows gives the smallest there is.
     """
     graph = readings.graph
-    groups = {group.id: group for group in graph.analysis.sliceable}
+    read = {group for _, group in readings.grams}
+    groups = {
+        group.id: group
+        for group in graph.analysis.sliceable
+        if group.id in read and group.kind not in INSIDE_HEADS
+    }
     curves = {name: _left(readings, name) for name in groups}
     tensors = _extractor_tensors(graph)
     touched = {

@@ -94,9 +94,7 @@ class Context:
 
     def consume(self, node: Node, arg: str, axis: int) -> None:
         """Note that the node sums over this axis of this argument (`tensors.1`: of this entry of a list)."""
-        name, _, place = arg.partition(".")
-        given = node.args[name]
-        found = self.axes(given[int(place)] if place and isinstance(given, tuple) else given)
+        found = self.axes(node.argument(arg))
         if found is not None:
             self.consumptions.append(RawConsumption(node.name, arg, axis, found[axis]))
 
