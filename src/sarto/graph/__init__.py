@@ -14,7 +14,7 @@ from sarto.graph.compose import (
     with_head,
 )
 from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect, main_cuts
-from sarto.graph.file import GraphFile, read_graph, write_graph
+from sarto.graph.file import GraphFile, graph_hash, read_graph, write_graph
 from sarto.graph.gate import gate, gate_layout, gateable
 from sarto.graph.hollow import hollow
 from sarto.graph.model import (
@@ -26,7 +26,8 @@ from sarto.graph.model import (
     Ref,
     TensorRef,
 )
-from sarto.graph.proof import Proof, prove, relative_difference, zeroed
+from sarto.graph.proof import Proof, prove, proven, relative_difference, zeroed
+from sarto.graph.pt2 import read_pt2, write_pt2
 from sarto.graph.repair import expand_map, fold, repair, repairable
 from sarto.graph.run import evaluate
 from sarto.graph.selection import Selection, leading, uniform_counts
@@ -67,12 +68,15 @@ __all__ = [
     "gate",
     "gate_layout",
     "gateable",
+    "graph_hash",
     "hollow",
     "leading",
     "main_cuts",
     "normalise",
     "prove",
+    "proven",
     "read_graph",
+    "read_pt2",
     "relative_difference",
     "repair",
     "repairable",
@@ -83,5 +87,6 @@ __all__ = [
     "with_head",
     "with_state",
     "write_graph",
+    "write_pt2",
     "zeroed",
 ]

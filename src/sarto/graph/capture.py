@@ -93,12 +93,12 @@ def _widen(tensor: Tensor) -> Tensor:
 
 
 def _refuse_bad_numbers(model: nn.Module) -> None:
-    bad = [
+    """Parameters must be finite; buffers may hold infinity, as masks do, but no NaN."""
+    bad = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    bad += [
         name
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor)
-        and tensor.is_floating_point()
-        and not bool(torch.isfinite(tensor).all())
+        for name, tensor in model.named_buffers()
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any())
     ]
     if bad:
         raise GraphError(

@@ -13,6 +13,8 @@ from sarto.graph.operators import FOLDABLE
 
 #: Results with more elements than this are left to be computed when the model runs (a mask of 2048 x 2048 just fits).
 MAX_ELEMENTS = 1 << 22
+#: Elements that may be computed in all; what comes after is left to be computed when the model runs.
+MAX_WORK = 1 << 26
 
 
 class Folder:
@@ -24,6 +26,7 @@ class Folder:
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
+        self.work = 0
 
     def hold(self, name: str, tensor: Tensor) -> None:
         """Take a buffer or a lifted constant as known."""
@@ -63,7 +66,9 @@ class Folder:
         sizes = [size for tensor in tensors for size in tensor.shape]
         if not tensors or not all(isinstance(size, int) for size in sizes):
             return False
-        return all(math.prod(tensor.shape) <= MAX_ELEMENTS for tensor in tensors)
+        made_here = [math.prod(tensor.shape) for tensor in tensors]
+        self.work += sum(made_here)
+        return max(made_here) <= MAX_ELEMENTS and self.work <= MAX_WORK
 
     def _own(self, target: object) -> None:
         """Give every known value storage of its own before the first in-place change.

@@ -25,6 +25,7 @@ from sarto.graph.model import (
 )
 from sarto.graph.operators import (
     ALLOWED,
+    FOLDABLE,
     GETITEM,
     default_args,
     freeze_constant,
@@ -95,6 +96,26 @@ _SPLITS = frozenset(
         "aten.split.sizes",
         "aten.unbind.int",
     ]
+)
+
+#: Kept for what they say of their operands, written as other operators.
+_REWRITTEN = frozenset(
+    f"aten.{name}"
+    for name in ["contiguous.default", "expand_as.default", "glu.default", "numpy_T.default", "mT.default"]
+)
+#: Every operator that the normal form takes, besides in-place forms of allowed ones: those of a graph, other
+#: spellings, and those that may be computed once. A reader of foreign files looks up no other.
+READABLE: frozenset[str] = (
+    ALLOWED
+    | FOLDABLE
+    | _RESHAPES
+    | _PASSES
+    | _SPLITS
+    | _CONVERSIONS
+    | _DROPPED
+    | _REWRITTEN
+    | _SYNONYMS.keys()
+    | _MOMENTS.keys()
 )
 
 

@@ -94,8 +94,17 @@ def prove_capture(graph: ModelGraph, model: nn.Module, inputs: tuple[Tensor, ...
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
-    proof = prove(graph)
-    return replace(graph, refused=dict(proof.refused)) if proof.refused else graph
+    return proven(graph)
+
+
+def proven(graph: ModelGraph) -> ModelGraph:
+    """The graph with every group pinned that fails its proof; for graphs whose source module is not at hand.
+
+    Raises:
+        GraphError: cutting the graph at its cut points and chaining it back does not give the same bits.
+    """
+    refused = dict(prove(graph).refused)
+    return replace(graph, refused={**graph.refused, **refused}) if refused else graph
 
 
 def zeroed(graph: ModelGraph, selection: Selection, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -247,6 +256,7 @@ __all__ = [
     "Proof",
     "prove",
     "prove_capture",
+    "proven",
     "random_inputs",
     "random_twin",
     "relative_difference",

@@ -8,21 +8,10 @@ from typing import Final
 
 import torch
 
-from sarto.graph.operators import ALLOWED, FOLDABLE
+from sarto.graph.normal_form import READABLE
 
 _TARGET = re.compile(r"torch\.ops\.aten\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
 
-#: Spellings that the normal form does away with, besides in-place forms of allowed operators.
-_SPELLINGS: Final = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("_assert_tensor_metadata.default", "detach_.default", "concat.default", "swapaxes.default"),
-        *("arctan.default", "special_expit.default", "glu.default", "var.dim", "std.dim", "to.device"),
-        *("to.other", "to.dtype_layout", "type_as.default", "numpy_T.default", "mT.default"),
-        *("expand_as.default", "unbind.int", "split.sizes"),
-    )
-)
-_KNOWN: Final = ALLOWED | FOLDABLE | _SPELLINGS
 #: Operators that check symbols while the program runs; a graph's sizes are checked when it is read.
 SYMBOL_CHECKS: Final = frozenset(
     f"torch.ops.aten.{name}"
@@ -45,7 +34,9 @@ def readable(target: str) -> torch._ops.OpOverload | None:
         return None
     name, variant = found.groups()
     in_place = name.endswith("_") and not name.endswith("__")
-    if f"aten.{name}.{variant}" not in _KNOWN and not (in_place and f"aten.{name[:-1]}.{variant}" in _KNOWN):
+    if f"aten.{name}.{variant}" not in READABLE and not (
+        in_place and f"aten.{name[:-1]}.{variant}" in READABLE
+    ):
         return None
     packet = getattr(torch.ops.aten, name, None)
     made = getattr(packet, variant, None) if packet is not None else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from sarto.errors import RequestError
 from sarto.graph.file import read_graph
+from sarto.graph.proof import proven
 from sarto.pipeline.sources.factory import capture_module, load_factory, load_weights, refuse_pickle
 from sarto.pipeline.sources.inputs import InputSpec, given_inputs, read_input
 from sarto.pipeline.sources.named import LIBRARIES, load_named
@@ -65,7 +66,7 @@ def load_source(
     if whole and options and not is_transformers:
         raise RequestError(f"{path.name} is no factory: leave out the arguments {', '.join(options)}")
     if is_graph:
-        return Source(read_graph(path), f"graph folder {path.name}")
+        return Source(proven(read_graph(path)), f"graph folder {path.name}")
     if is_transformers:
         if len(inputs) == 1 and not inputs[0].name:
             input_shape, inputs = inputs[0].shape, ()
@@ -73,7 +74,7 @@ def load_source(
     if whole and path.suffix == ".pt2":
         from sarto.graph.pt2 import read_pt2
 
-        return Source(read_pt2(path), f"exported program {path.name}")
+        return Source(proven(read_pt2(path)), f"exported program {path.name}")
     if whole:
         return load_onnx(path, shape=input_shape, inputs=inputs)
     refuse_pickle(path)
