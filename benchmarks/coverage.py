@@ -40,7 +40,8 @@ from sarto.graph import (
     slice,
     zeroed,
 )
-from sarto.graph.analysis import ChannelGroup, kept_size
+from sarto.graph.analysis import ChannelGroup
+from sarto.graph.expressions import kept_size
 from sarto.graph.proof import EXACT, MOVED, prove_capture, random_twin
 
 #: What happened to an architecture, from best to worst.

@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.coverage_models import PACKAGES, Architecture, Given
 from sarto.graph import ModelGraph, Selection, capture, read_graph, relative_difference, slice, write_graph
-from sarto.graph.analysis import kept_positions
+from sarto.graph.expressions import kept_positions
 from sarto.graph.proof import prove_capture
 
 _IMAGENET = {"pixel_values": Given("image", (3, 224, 224))}

@@ -125,7 +125,7 @@ def test_fold_equals_the_explicit_map(name: str) -> None:
 
 
 def _units(consumption: object) -> list[str]:
-    from sarto.graph.analysis import units_in
+    from sarto.graph.expressions import units_in
 
     return list(units_in(consumption.expr))  # type: ignore[attr-defined]
 

@@ -30,7 +30,7 @@ from sarto.graph import (
     slice,
     zeroed,
 )
-from sarto.graph.analysis import units_in
+from sarto.graph.expressions import units_in
 from sarto.graph.gate import gate, gate_layout, gateable
 from sarto.graph.hollow import hollow
 from sarto.graph.validity import check_graph, check_shapes

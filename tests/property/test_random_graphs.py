@@ -18,7 +18,7 @@ from sarto.graph import (
     slice,
     zeroed,
 )
-from sarto.graph.analysis import full_size, kept_size, units_in
+from sarto.graph.expressions import full_size, kept_size, units_in
 from sarto.testing.random_nets import MOVES, random_net
 from sarto.testing.tolerances import EXACT
 

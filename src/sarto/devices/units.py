@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from sarto.devices.flops import RULES
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph, Node, Ref, TensorRef
-from sarto.graph.analysis import AxisExpr, is_batch, kept_size, units_in
+from sarto.graph.expressions import AxisExpr, is_batch, kept_size, units_in
 from sarto.graph.model import Arg, BatchDim, leaves
 from sarto.graph.rules._context import BATCH
 

@@ -7,17 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
 from sarto.errors import GraphError, suggest
 from sarto.graph import axes
 from sarto.graph.axes import Atom, Axis
+from sarto.graph.expressions import AxisExpr, Fixed, Product, Sum, Unit, units_in
 from sarto.graph.model import ModelGraph, Node, Shape, leaves, shapes_of
+from sarto.graph.places import Places, find_places
 from sarto.graph.rules import RULES, Context, because, fresh_axes
 from sarto.graph.rules._context import BATCH, RawConsumption, RawProducer
-
-Kept = Mapping[str, tuple[int, ...]]
 
 #: What a channel group can be. `stream`: written to by several layers that are added up. `head dims`: positions inside
 #: heads that queries, keys and values share (a fused projection). `hidden units`: made by a linear layer or a product.
@@ -33,38 +30,6 @@ KINDS = (
 )
 #: Positions inside heads: sliced only when asked for, since whole heads are the unit that runtimes gain from.
 INSIDE_HEADS = frozenset(["query-key pairs", "value dims", "head dims"])
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """Positions that belong to no channel group: space, batch, kernel, pinned channels."""
-
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The positions are the units of a channel group."""
-
-    group: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Positions are pairs (outer, inner, ...), outermost first."""
-
-    parts: tuple[AxisExpr, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """The parts lie end to end."""
-
-    parts: tuple[AxisExpr, ...]
-
-
-AxisExpr = Fixed | Unit | Product | Sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +98,11 @@ class Analysis:
     rewrites: tuple[Rewrite, ...]
     consumptions: tuple[Consumption, ...]
     unruled: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def places(self) -> Places:
+        """Every place that holds sliceable units, as one table."""
+        return find_places(self)
 
     @cached_property
     def sliceable(self) -> tuple[ChannelGroup, ...]:
@@ -345,51 +315,3 @@ class _Compiler:
         if all(isinstance(part, Fixed) and part.size != BATCH for part in parts):
             return Fixed(math.prod(part.size for part in parts if isinstance(part, Fixed)))
         return Product(tuple(parts))
-
-
-def units_in(expr: AxisExpr) -> frozenset[str]:
-    """Ids of the channel groups that an axis holds."""
-    if isinstance(expr, Unit):
-        return frozenset([expr.group])
-    if isinstance(expr, Fixed):
-        return frozenset()
-    return frozenset().union(*(units_in(part) for part in expr.parts))
-
-
-def full_size(expr: AxisExpr) -> int:
-    """Number of positions before any slicing."""
-    return kept_size(expr, {})
-
-
-def kept_size(expr: AxisExpr, counts: Mapping[str, int]) -> int:
-    """Number of positions when each group keeps that many units (all, where it is not named)."""
-    if isinstance(expr, Fixed):
-        return expr.size
-    if isinstance(expr, Unit):
-        return counts.get(expr.group, expr.size)
-    sizes = [kept_size(part, counts) for part in expr.parts]
-    return math.prod(sizes) if isinstance(expr, Product) else sum(sizes)
-
-
-def kept_positions(expr: AxisExpr, kept: Kept) -> npt.NDArray[np.int64]:
-    """Positions of an axis that stay when each group keeps those units (all, where it is not named)."""
-    if isinstance(expr, Fixed):
-        return np.arange(expr.size)
-    if isinstance(expr, Unit):
-        units = kept.get(expr.group)
-        return np.arange(expr.size) if units is None else np.asarray(units, dtype=np.int64)
-    if isinstance(expr, Sum):
-        found, offset = [], 0
-        for part in expr.parts:
-            found.append(kept_positions(part, kept) + offset)
-            offset += full_size(part)
-        return np.concatenate(found)
-    positions = np.zeros(1, dtype=np.int64)
-    for part in expr.parts:
-        positions = (positions[:, None] * full_size(part) + kept_positions(part, kept)[None, :]).reshape(-1)
-    return positions
-
-
-def is_batch(size: int) -> bool:
-    """Whether an analysed size holds the batch axis."""
-    return size % BATCH == 0

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sarto.errors import ShapeError
-from sarto.graph.analysis import Analysis, AxisExpr, analyse, kept_positions, units_in
+from sarto.graph.analysis import Analysis, analyse
+from sarto.graph.expressions import AxisExpr, kept_positions, units_in
 from sarto.graph.model import Arg, ModelGraph, Node, Ref, TensorRef, leaves
 from sarto.graph.run import check_inputs, evaluate, run_node
 from sarto.graph.selection import Selection

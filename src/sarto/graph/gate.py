@@ -15,19 +15,8 @@ import torch
 from torch import Tensor
 
 from sarto.errors import GraphError
-from sarto.graph.analysis import (
-    Analysis,
-    AxisExpr,
-    ChannelGroup,
-    Consumption,
-    Fixed,
-    Product,
-    Sum,
-    Unit,
-    full_size,
-    is_batch,
-    units_in,
-)
+from sarto.graph.analysis import Analysis, ChannelGroup, Consumption
+from sarto.graph.expressions import AxisExpr, Fixed, Product, Sum, Unit, full_size, is_batch, units_in
 from sarto.graph.model import (
     Arg,
     BatchDim,

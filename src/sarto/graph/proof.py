@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sarto.errors import GraphError
-from sarto.graph.analysis import ChannelGroup, kept_positions
+from sarto.graph.analysis import ChannelGroup
 from sarto.graph.cuts import chain, cut_points, dissect
+from sarto.graph.expressions import kept_positions
 from sarto.graph.model import ModelGraph, Node, TensorRef, is_floating, leaves, size_at
 from sarto.graph.run import evaluate
 from sarto.graph.selection import Selection

@@ -18,17 +18,8 @@ import torch
 from torch import Tensor
 
 from sarto.errors import GraphError, ShapeError
-from sarto.graph.analysis import (
-    AxisExpr,
-    Consumption,
-    Fixed,
-    Sum,
-    Unit,
-    full_size,
-    kept_positions,
-    kept_size,
-    units_in,
-)
+from sarto.graph.analysis import Consumption
+from sarto.graph.expressions import AxisExpr, Fixed, Sum, Unit, full_size, kept_positions, kept_size, units_in
 from sarto.graph.model import BatchDim, ModelGraph, Node, Ref, Shape, TensorRef
 from sarto.graph.operators import default_args
 from sarto.graph.selection import Selection

@@ -8,11 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sarto.graph.analysis import Analysis, AxisExpr, kept_positions, kept_size, units_in
+from sarto.graph.analysis import Analysis
+from sarto.graph.expressions import kept_positions, kept_size
 from sarto.graph.hollow import drop_empty
-from sarto.graph.model import Arg, BatchDim, ModelGraph, Node
+from sarto.graph.model import BatchDim, ModelGraph, Node
+from sarto.graph.places import NodePlaces, Places
 from sarto.graph.rules._context import BATCH
 from sarto.graph.selection import Selection, check_selection
+
+Size = int | BatchDim
 
 
 def slice(graph: ModelGraph, selection: Selection, *, analysis: Analysis | None = None) -> ModelGraph:
@@ -31,44 +35,35 @@ def slice(graph: ModelGraph, selection: Selection, *, analysis: Analysis | None 
     """
     analysis = analysis or graph.analysis
     check_selection(analysis, selection)
-    kept = _Kept(selection)
-    tensors = {name: _cut(graph.tensors, name, exprs, kept) for name, exprs in analysis.tensor_axes.items()}
-    rewrites: dict[str, list[tuple[str, int | None, Arg]]] = {}
-    for rewrite in analysis.rewrites:
-        size = kept.size(rewrite.expr)
+    places = analysis.places
+    sizes = _sizes(places, selection)
+    positions: dict[int, _Positions] = {}
+    for entry, size in enumerate(sizes):
         if size is not None:
-            rewrites.setdefault(rewrite.node, []).append((rewrite.arg, rewrite.index, size))
+            kept = kept_positions(places.exprs[entry], selection.kept)
+            positions[entry] = _Positions(torch.from_numpy(kept))
+    tensors: dict[str, Tensor] = {}
+    for name in graph.tensors:
+        cuts = [
+            (axis, positions[entry]) for axis, entry in places.tensors.get(name, ()) if entry in positions
+        ]
+        tensors[name] = _cut(graph.tensors, name, cuts) if cuts else graph.tensors[name]
     nodes = tuple(
-        _resized(node, rewrites.get(node.name, ()), analysis.value_axes[node.name], kept)
+        _resized(node, found, sizes) if (found := places.nodes.get(node.name)) is not None else node
         for node in graph.nodes
     )
     sliced = replace(graph, nodes=nodes, tensors=tensors)
     return sliced if all(selection.kept.values()) else drop_empty(sliced)
 
 
-class _Kept:
-    """Positions and sizes that a selection leaves, each computed once: many places hold the same units."""
-
-    def __init__(self, selection: Selection) -> None:
-        self.selection = selection
-        self.counts = selection.counts
-        self._sizes: dict[AxisExpr, int | BatchDim | None] = {}
-        self._positions: dict[AxisExpr, _Positions] = {}
-
-    def size(self, expr: AxisExpr) -> int | BatchDim | None:
-        """New size of an axis; None where nothing on it is selected."""
-        if expr not in self._sizes:
-            touched = units_in(expr) & self.counts.keys()
-            self._sizes[expr] = _dim(kept_size(expr, self.counts)) if touched else None
-        return self._sizes[expr]
-
-    def positions(self, expr: AxisExpr) -> _Positions | None:
-        """Kept positions of an axis; None where nothing on it is selected."""
-        if self.size(expr) is None:
-            return None
-        if expr not in self._positions:
-            self._positions[expr] = _Positions(torch.from_numpy(kept_positions(expr, self.selection.kept)))
-        return self._positions[expr]
+def _sizes(places: Places, selection: Selection) -> list[Size | None]:
+    """New size of each expression; None where nothing on it is selected."""
+    counts = selection.counts
+    named = counts.keys()
+    return [
+        _dim(kept_size(expr, counts)) if units & named else None
+        for expr, units in zip(places.exprs, places.units, strict=True)
+    ]
 
 
 class _Positions:
@@ -87,12 +82,8 @@ class _Positions:
         return tensor.index_select(axis, self.index.to(tensor.device))
 
 
-def _cut(tensors: Mapping[str, Tensor], name: str, exprs: tuple[AxisExpr, ...], kept: _Kept) -> Tensor:
-    """A stored tensor without the dropped positions: the source's own where nothing is dropped, else a copy."""
-    found = [(axis, kept.positions(expr)) for axis, expr in enumerate(exprs)]
-    cuts = [(axis, positions) for axis, positions in found if positions is not None]
-    if not cuts:
-        return tensors[name]
+def _cut(tensors: Mapping[str, Tensor], name: str, cuts: Sequence[tuple[int, _Positions]]) -> Tensor:
+    """A copy of a stored tensor without the dropped positions."""
     # Tensors that lie on disk are read row by row where their layout allows it.
     select = getattr(tensors, "select", None)
     tensor: Tensor
@@ -111,38 +102,33 @@ def _cut(tensors: Mapping[str, Tensor], name: str, exprs: tuple[AxisExpr, ...], 
 def _both(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Rows and columns of a convolution's weight at once, so that no dropped number is copied on the way."""
     height, width, *kernel = tensor.shape
-    if min(kernel) == max(kernel) == 1 or not tensor.is_contiguous():
+    if max(kernel) == 1 or not tensor.is_contiguous():
         return tensor.index_select(0, rows.to(tensor.device)).index_select(1, columns.to(tensor.device))
     index = (rows[:, None] * width + columns).reshape(-1).to(tensor.device)
     flat = tensor.reshape(height * width, *kernel).index_select(0, index)
     return flat.reshape(len(rows), len(columns), *kernel)
 
 
-def _resized(
-    node: Node,
-    changes: Sequence[tuple[str, int | None, Arg]],
-    axes: tuple[tuple[AxisExpr, ...], ...],
-    kept: _Kept,
-) -> Node:
-    """The node with its integer arguments and recorded shapes as the selection leaves them."""
-    shapes = tuple(
-        tuple(
-            dim if (size := kept.size(expr)) is None else size for dim, expr in zip(shape, exprs, strict=True)
-        )
-        for shape, exprs in zip(node.shapes, axes, strict=True)
-    )
-    if not changes and shapes == node.shapes:
-        return node
-    args = dict(node.args)
-    for name, index, value in changes:
+def _resized(node: Node, found: NodePlaces, sizes: Sequence[Size | None]) -> Node:
+    """The node with its recorded shapes and integer arguments as the selection leaves them."""
+    shapes = [list(shape) for shape in node.shapes]
+    for output, axis, entry in found.shapes:
+        size = sizes[entry]
+        if size is not None:
+            shapes[output][axis] = size
+    args = dict(node.args) if found.args else node.args
+    for name, index, entry in found.args:
+        size = sizes[entry]
+        if size is None:
+            continue
         if index is None:
-            args[name] = value
+            args[name] = size  # type: ignore[index]
         else:
             entries = list(args[name])  # type: ignore[arg-type]
-            entries[index] = value
-            args[name] = tuple(entries)
-    return replace(node, args=args, shapes=shapes)
+            entries[index] = size
+            args[name] = tuple(entries)  # type: ignore[index]
+    return Node(node.name, node.op, args, tuple(tuple(shape) for shape in shapes), node.dtypes)
 
 
-def _dim(size: int) -> int | BatchDim:
+def _dim(size: int) -> Size:
     return BatchDim(size // BATCH) if size % BATCH == 0 else size

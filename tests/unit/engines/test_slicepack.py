@@ -12,7 +12,7 @@ from sarto.engines.slicepack.readings import Readings, units_of
 from sarto.engines.slicepack.units import class_shares, group_moment
 from sarto.errors import GraphError, RequestError
 from sarto.graph import capture, relative_difference, slice, uniform_counts
-from sarto.graph.analysis import Fixed, Product, Sum, Unit
+from sarto.graph.expressions import Fixed, Product, Sum, Unit
 from sarto.testing.pico import pico
 from sarto.testing.tolerances import EXACT
 

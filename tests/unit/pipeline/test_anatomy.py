@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sarto.devices import count
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, Selection, block, capture, cut_points, slice
-from sarto.graph.analysis import kept_positions, units_in
+from sarto.graph.expressions import kept_positions, units_in
 from sarto.pipeline.anatomy import Anatomy, describe, explain, group_named
 from sarto.pipeline.anatomy.layout import stages_of
 from sarto.pipeline.anatomy.parting import block_names

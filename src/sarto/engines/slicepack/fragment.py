@@ -12,7 +12,7 @@ from torch import Tensor
 from sarto.engines.slicepack.readings import Reader, Readings, stride_of, units_read, with_weights
 from sarto.engines.slicepack.units import Criterion, choose_units, class_shares
 from sarto.graph import ModelGraph, Selection, expand_map, slice
-from sarto.graph.analysis import kept_positions, units_in
+from sarto.graph.expressions import kept_positions, units_in
 from sarto.graph.repair import fold_weight
 from sarto.graph.run import run_node
 from sarto.training import cross_moment, reconstruction_map, second_moment, selection_matrix

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sarto.errors import GraphError, RequestError
 from sarto.graph import Consumption, ModelGraph, evaluate, repairable
-from sarto.graph.analysis import AxisExpr, Fixed, Product, Sum, Unit, is_batch, kept_size, units_in
+from sarto.graph.expressions import AxisExpr, Fixed, Product, Sum, Unit, is_batch, kept_size, units_in
 from sarto.graph.model import Ref, TensorRef
 from sarto.training import class_grams, position_stride
 

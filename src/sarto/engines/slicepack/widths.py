@@ -10,7 +10,7 @@ import torch
 from sarto.engines.slicepack.readings import Readings
 from sarto.engines.slicepack.units import group_moment
 from sarto.graph import INSIDE_HEADS, ModelGraph, features
-from sarto.graph.analysis import AxisExpr, kept_size, units_in
+from sarto.graph.expressions import AxisExpr, kept_size, units_in
 from sarto.graph.model import TensorRef
 from sarto.training import column_subset
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sarto.graph import ModelGraph, Node
-from sarto.graph.analysis import full_size, units_in
+from sarto.graph.expressions import full_size, units_in
 from sarto.graph.model import BatchDim, Input, elements, is_floating, shapes_of
 from sarto.pipeline.anatomy.parting import Costs, block_at, sample_shape
 from sarto.pipeline.anatomy.reach import Reach, values_read

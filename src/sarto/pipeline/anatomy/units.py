@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sarto.graph.analysis import AxisExpr, Fixed, Product, Unit, full_size, kept_size
+from sarto.graph.expressions import AxisExpr, Fixed, Product, Unit, full_size, kept_size
 
 
 def sliceable_elements(axes: tuple[AxisExpr, ...]) -> int:
