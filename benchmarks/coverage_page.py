@@ -68,10 +68,11 @@ same parameters, and *difference* is how far their answers are apart.
 """
 
 
-_GAPS = """What keeps slicing above a plain copy: a random share of the columns of a matrix is gathered number by number,
-and at 10 % four fifths of the source's cache lines are read for it; units that lie in one run are copied as one. In
-the small models that are left, each of ResNet-50's 268 tensors costs some microseconds whatever its size. A cut ten
-times faster than `group.prune()` is not to be had: that call is itself only a few plain copies long.
+_GAPS = """
+What keeps slicing above a plain copy: a random share of the columns of a matrix is gathered number by number, and at
+10 % four fifths of the source's cache lines are read for it; units that lie in one run are copied as one. In the small
+models that are left, each of ResNet-50's 268 tensors costs some microseconds whatever its size. A cut ten times faster
+than `group.prune()` is not to be had: that call is itself only a few plain copies long.
 """
 
 _SPEED_CELLS = (
@@ -149,7 +150,9 @@ def _failures(run: Sequence[Mapping[str, Any]]) -> str:
 
 def _rival(coverage: Result, run: Sequence[Mapping[str, Any]]) -> str:
     limit = float(coverage.parameters["torch_pruning_limit_seconds"])
-    version = next((str(row["torch_pruning_version"]) for row in run if row.get("torch_pruning_version")), "")
+    version = next(
+        (str(row["torch_pruning_version"]) for row in run if row.get("torch_pruning_version")), "1.6.1"
+    )
     counts = Counter(str(row["torch_pruning"]) for row in run)
     best = Counter(_best(row) for row in run)
     lines = [

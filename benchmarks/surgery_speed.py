@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,8 @@ def cutting(
         groups: list[Any] = []
         if rival:
             traced: list[Any] = []
-            times["tracing"].append(
-                _ms(lambda traced=traced: traced.extend(_rival_traced(model, architecture)))
-            )  # type: ignore[misc]
+            tracing = partial(_rival_traced, traced, model, architecture)
+            times["tracing"].append(_ms(tracing))
             pruned, dependencies = traced
             make = _rival_grouping(pruned, dependencies, graph, selection)
             times["grouping"].append(_ms(lambda make=make, groups=groups: groups.extend(make())))  # type: ignore[misc]
@@ -203,8 +203,8 @@ def cutting(
     }
 
 
-def _rival_traced(model: nn.Module, architecture: Architecture) -> tuple[nn.Module, Any]:
-    """A copy of the model, which Torch-Pruning will cut in place, and its dependency graph."""
+def _rival_traced(traced: list[Any], model: nn.Module, architecture: Architecture) -> None:
+    """Puts in a copy of the model, which Torch-Pruning will cut in place, and its dependency graph."""
     tp: Any = importlib.import_module("torch_pruning")
     copied = copy.deepcopy(model)
     with warnings.catch_warnings():
