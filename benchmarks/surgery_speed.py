@@ -207,11 +207,10 @@ def _rival_traced(traced: list[Any], model: nn.Module, architecture: Architectur
     """Puts in a copy of the model, which Torch-Pruning will cut in place, and its dependency graph."""
     tp: Any = importlib.import_module("torch_pruning")
     copied = copy.deepcopy(model)
+    inputs = architecture.example(1)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return copied, tp.DependencyGraph().build_dependency(
-            copied, example_inputs=architecture.example(1)[0]
-        )
+        traced += [copied, tp.DependencyGraph().build_dependency(copied, example_inputs=inputs)]
 
 
 def _rival_grouping(
