@@ -39,8 +39,7 @@ MODELS = {
             "vit-b", "transformers", "ViTForImageClassification", _IMAGENET,
             {"num_labels": 1000}, "ViTConfig", picked="logits",
         ),
-        Architecture("cifar-resnet20", "zoo", "cifar_resnet", _CIFAR, {"n_classes": 10}),
-        Architecture("vit-cifar", "zoo", "vit_cifar", _CIFAR, {"n_classes": 10}),
+        Architecture("cifar-resnet8", "zoo", "cifar_resnet", _CIFAR, {"n_classes": 10, "depth": 8}),
     )
 }  # fmt: skip
 #: Kinds of groups that are cut. Query-key pairs and value dims stay whole: Torch-Pruning has no groups for them.
