@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,9 +13,13 @@ from sarto.testing.random_nets import MOVES, random_net
 from sarto.types import Cost
 
 
+#: Moves whose FLOPs the counter of torch sees: no fused attention or recurrent layer.
+COUNTED = tuple(move for move in MOVES if move not in ("attention", "grouped_queries", "gru", "both_ways"))
+
+
 @st.composite
-def graphs(draw: st.DrawFn) -> ModelGraph:
-    moves = draw(st.lists(st.sampled_from(MOVES), min_size=1, max_size=4))
+def graphs(draw: st.DrawFn, moves_from: tuple[str, ...] = MOVES) -> ModelGraph:
+    moves = draw(st.lists(st.sampled_from(moves_from), min_size=1, max_size=4))
     model, x = random_net(moves, draw(st.integers(0, 99)), flatten=draw(st.booleans()))
     return capture(model, x, prove=False)
 
@@ -28,13 +32,14 @@ def kept(counts: dict[str, int]) -> Selection:
     return Selection({group: tuple(range(number)) for group, number in counts.items()})
 
 
+@settings(max_examples=25)
 @given(st.data())
 def test_costs_of_a_random_slice_equal_torch(data: st.DataObject) -> None:
-    graph = data.draw(graphs())
+    graph = data.draw(graphs(COUNTED))
     selection = kept(shares(data.draw, graph))
     small = slice(graph, selection)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        small.module()(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+        small.module()(torch.zeros(1, 3, 4, 4, dtype=torch.float64))
     cost = count(small)
     assert cost.flops == counter.get_total_flops()
     assert cost.params == sum(small.tensors[name].numel() for name in small.parameters)
@@ -42,6 +47,7 @@ def test_costs_of_a_random_slice_equal_torch(data: st.DataObject) -> None:
     assert cost == count(slice(graph.sketch(), selection))
 
 
+@settings(max_examples=25)
 @given(st.data())
 def test_fewer_units_never_cost_more(data: st.DataObject) -> None:
     graph = data.draw(graphs()).sketch()
