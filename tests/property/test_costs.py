@@ -12,7 +12,6 @@ from sarto.graph import ModelGraph, Selection, capture, slice
 from sarto.testing.random_nets import MOVES, random_net
 from sarto.types import Cost
 
-
 #: Moves whose FLOPs the counter of torch sees: no fused attention or recurrent layer.
 COUNTED = tuple(move for move in MOVES if move not in ("attention", "grouped_queries", "gru", "both_ways"))
 
