@@ -54,7 +54,7 @@ def prelu(context: Context, node: Node) -> Sequence[Axes]:
 _NAMES = (
     # activations
     "relu relu6 gelu silu sigmoid tanh elu selu celu leaky_relu hardswish hardsigmoid hardtanh mish softplus "
-    "softsign log_sigmoid hardshrink softshrink tanhshrink threshold "
+    "softsign log_sigmoid hardshrink softshrink threshold "
     # arithmetic of one
     "clamp clamp_min clamp_max abs neg exp exp2 expm1 log log2 log1p sqrt rsqrt square reciprocal erf sin cos tan "
     "atan sign floor ceil round trunc frac logical_not bitwise_not isnan isinf nan_to_num "
