@@ -12,7 +12,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-data fmt lint types docs bench-smoke check clean
+.PHONY: help setup demo test test-all test-data test-models fmt lint types docs bench-smoke check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,11 @@ test-all: $(STAMP)  ## with the slow ones, and with the data ones when SARTO_DAT
 test-data: $(STAMP)  ## the quick tests on real data in the folder SARTO_DATA
 	@test -d "$(SARTO_DATA)" || { echo "SARTO_DATA is '$(SARTO_DATA)', which is not a folder; name the one that holds the data sets: make test-data SARTO_DATA=..."; exit 1; }
 	SARTO_DATA="$(abspath $(SARTO_DATA))" $(PYTEST) -n $(WORKERS) -m "data and not slow and not gpu"
+
+test-models: $(STAMP)  ## the tests that need transformers, Torch-Pruning and published weights, and the long fuzz
+	@$(BIN)/python -c 'import transformers, torch_pruning, efficientnet_lite_pytorch' || { echo "these tests need two extras: make test-models EXTRAS=dev,bench,weights"; exit 1; }
+	$(PYTEST) -n $(WORKERS) -m "not gpu and not data" tests/unit/pipeline/test_sources_transformers.py tests/unit/cli/test_sources.py \
+	  tests/e2e/test_sources.py tests/unit/benchmarks tests/unit/zoo/test_real_weights.py tests/property/test_fuzz.py
 
 fmt: $(STAMP)  ## format the code and sort its imports
 	$(BIN)/ruff check --quiet --select I --fix
