@@ -1,0 +1,1 @@
+"""Slice-and-Pack by the protocol of the paper: tasks, originals, methods, tables and figures."""
