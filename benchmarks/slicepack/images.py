@@ -69,4 +69,4 @@ def train_and_pool(data: str) -> tuple[Images, Images]:
 
 def to_unit(pixels: np.ndarray) -> Tensor:
     """Images (n, 32, 32, 3), uint8, as float (n, 3, 32, 32) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,121 @@
+"""The originals of a task as donors, and the images that an order may use or is tested on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.slicepack.images import read, to_unit, train_and_pool
+from benchmarks.slicepack.originals import MEAN, STD, load_original
+from benchmarks.slicepack.tasks import Task, task
+from sarto.engines.slicepack import Readings, read_donor
+from sarto.graph import ModelGraph, block, capture, features, normalise
+from sarto.market import read_samples
+from sarto.pipeline.sources import load_source
+from sarto.types import Preprocessing
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """An original model, normalisation in front.
+
+    Attributes:
+        accuracy_test: on its own classes of the test split; for the report only.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    graph: ModelGraph
+    accuracy_test: float | None = None
+
+    @cached_property
+    def extractor(self) -> ModelGraph:
+        """The graph up to the input of its classifier."""
+        return block(self.graph, end=features(self.graph).value)
+
+
+class Pictures(Protocol):
+    """Images in [0, 1], (n, 3, 32, 32), by class."""
+
+    def samples(self, cls: str, k: int, draw: int) -> Tensor:
+        """k images of the pool that no original was trained on; another draw takes others."""
+
+    def tested(self, cls: str, n: int) -> Tensor:
+        """The first n images of the test split."""
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """Samples from the pool, tests from the test split, under SARTO_DATA."""
+
+    data: str
+    seed: int
+
+    def samples(self, cls: str, k: int, draw: int) -> Tensor:
+        mine = train_and_pool(self.data)[1].of(cls)
+        generator = np.random.default_rng([self.seed, draw, sum(cls.encode())])
+        return to_unit(mine[generator.permutation(len(mine))[:k]])
+
+    def tested(self, cls: str, n: int) -> Tensor:
+        return to_unit(read(self.data, "test").of(cls)[:n])
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The images in examples/; for small runs."""
+
+    def samples(self, cls: str, k: int, draw: int) -> Tensor:
+        drawn = read_samples(EXAMPLES / "images" / "samples").take(k, seed=draw).only([cls])
+        return to_unit(drawn.images)
+
+    def tested(self, cls: str, n: int) -> Tensor:
+        return to_unit(read_samples(EXAMPLES / "images" / "heldout").only([cls]).take(n).images)
+
+
+def setting(name: str, architecture: str, seed: int) -> tuple[Task, list[Donor], Pictures]:
+    """Task, donors and images. Architecture `shipped` takes the three small donors of examples/ for T1.
+
+    Raises:
+        FileNotFoundError: an original is not trained yet; says how.
+    """
+    if architecture == "shipped":
+        donors = shipped()
+        return Task("T1", "repository", tuple(donor.classes for donor in donors)), donors, Shipped()
+    of = task(name, seed)
+    found = []
+    for place, classes in enumerate(of.models):
+        module, about = load_original(of.originals, architecture, place, seed)
+        if tuple(about["classes"]) != classes:
+            raise ValueError(f"original {place} of {of.name} knows {about['classes']}, expected {classes}")
+        graph = normalise(capture(module, torch.rand(2, 3, 32, 32)), MEAN, STD)
+        found.append(Donor(f"{architecture}-{place}", classes, graph, about["accuracy_test"]))
+    return of, found, Cifar(of.data, seed)
+
+
+def shipped() -> list[Donor]:
+    """The donors of the demo: VGG, ResNet-20 and MobileNetV2 on 4, 3 and 3 classes of CIFAR-10."""
+    found = []
+    for name in ("vgg", "resnet20", "mobilenetv2"):
+        described = json.loads((EXAMPLES / "donors" / f"{name}.json").read_text())
+        weights = EXAMPLES / "donors" / f"{name}.safetensors"
+        source = load_source(described["factory"], arguments=described["arguments"], weights=weights)
+        scale = Preprocessing.parse(described["preprocessing"])
+        found.append(Donor(name, tuple(described["classes"]), normalise(source.graph, scale.mean, scale.std)))
+    return found
+
+
+def reading(donor: Donor, samples: Mapping[str, Tensor]) -> Readings:
+    """One pass of the donor's samples of all its classes."""
+    inputs = [samples[cls] for cls in donor.classes]
+    labels = torch.repeat_interleave(torch.arange(len(inputs)), torch.tensor([len(part) for part in inputs]))
+    return read_donor(donor.graph, torch.cat(inputs), labels, len(inputs))

@@ -1,0 +1,226 @@
+"""Tables of the paper: accuracy and size of packs against the ensemble, by task, samples a class, and method."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.slicepack.donors import Donor, Pictures, reading, setting
+from benchmarks.slicepack.methods import CUTS, cut_fragment
+from benchmarks.slicepack.tasks import orders
+from sarto.devices import count
+from sarto.graph import ModelGraph, branch, with_head
+from sarto.training import fit_head, logistic_head, logistic_loto
+
+BATCH = 200
+
+
+@dataclass(eq=False)
+class Features:
+    """Features of samples and of test images under extractors, each computed once."""
+
+    pictures: Pictures
+    k: int
+    draw: int
+    n_tested: int
+    found: dict[tuple[int, str, str], Tensor] = field(default_factory=dict)
+    kept: list[ModelGraph] = field(default_factory=list)
+
+    def of(self, graph: ModelGraph, kind: str, cls: str) -> Tensor:
+        """Features (n, width) of one class: `samples` or `tested` images."""
+        key = (id(graph), kind, cls)
+        if key not in self.found:
+            self.kept.append(graph)
+            images = (
+                self.pictures.samples(cls, self.k, self.draw)
+                if kind == "samples"
+                else self.pictures.tested(cls, self.n_tested)
+            )
+            parts = [torch.as_tensor(graph(part)) for part in images.split(BATCH)]
+            self.found[key] = torch.cat(parts)
+        return self.found[key]
+
+    def matrix(
+        self, graphs: list[ModelGraph], order: tuple[str, ...], kind: str
+    ) -> tuple[list[Tensor], Tensor]:
+        """Features of each graph for all images of an order's classes, and their labels."""
+        parts = [torch.cat([self.of(graph, kind, cls) for cls in order]) for graph in graphs]
+        counts = torch.tensor([len(self.of(graphs[0], kind, cls)) for cls in order])
+        return parts, torch.repeat_interleave(torch.arange(len(order)), counts)
+
+
+def table(
+    *,
+    task: str,
+    architecture: str,
+    ks: list[int],
+    n_orders: int,
+    n_draws: int,
+    n_tested: int,
+    methods: list[str],
+    paper: Mapping[str, float] | None = None,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracy on the test split over orders and draws of samples, one row for each (method, k, draw).
+
+    Args:
+        task: T1 to T5 or T3h.
+        architecture: vgg16 or resnet34; `shipped` for the small donors in examples/.
+        methods: names of `CUTS`, `ensemble`, `probe`.
+        paper: figures of the paper that stand beside, name -> accuracy.
+        seed: of partition, orders and draws.
+    """
+    of, donors, pictures = setting(task, architecture, seed)
+    chosen = orders(of, n_orders, seed)
+    rows: list[dict[str, Any]] = []
+    for k in ks:
+        for draw in range(n_draws):
+            cache = Features(pictures, k, draw, n_tested)
+            rows += _one_draw(cache, donors, chosen, methods, seed)
+            for row in rows[-len(methods) :]:
+                said = f"{task} {architecture} k={k} draw={draw} {row['method']}"
+                print(f"{said}: {row['accuracy_tested']:.4f}", file=sys.stderr, flush=True)
+    numbers: dict[str, Any] = {
+        "n_orders": len(chosen),
+        "n_draws": n_draws,
+        **{f"accuracy_paper_{name}": value for name, value in (paper or {}).items()},
+        **summary(rows, methods, ks),
+    }
+    own = [donor.accuracy_test for donor in donors if donor.accuracy_test is not None]
+    if own:
+        numbers["accuracy_originals_own_classes"] = statistics.mean(own)
+    return {**numbers, "rows": rows}
+
+
+def summary(rows: list[dict[str, Any]], methods: list[str], ks: list[int]) -> dict[str, float]:
+    """Means by method and k; the share of the ensemble's accuracy that is kept, and of its parameters."""
+    found: dict[str, float] = {}
+    for k in ks:
+        at = [row for row in rows if row["n_samples_per_class"] == k]
+        whole = [row["accuracy_tested"] for row in at if row["method"] == "ensemble"]
+        for method in methods:
+            mine = [row for row in at if row["method"] == method]
+            mean = statistics.mean(row["accuracy_tested"] for row in mine)
+            found[f"accuracy_{method}_k{k}"] = mean
+            if whole and method != "ensemble":
+                found[f"points_under_ensemble_{method}_k{k}"] = 100 * (statistics.mean(whole) - mean)
+                found[f"share_of_ensemble_accuracy_{method}_k{k}"] = mean / statistics.mean(whole)
+    whole_params = [row["params_mean"] for row in rows if row["method"] == "ensemble"]
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        params = statistics.mean(row["params_mean"] for row in mine)
+        found[f"params_{method}"] = params
+        if whole_params:
+            found[f"params_ratio_{method}"] = params / statistics.mean(whole_params)
+        seconds = [
+            row["slice_seconds_per_class"] for row in mine if row["slice_seconds_per_class"] is not None
+        ]
+        if seconds:
+            found[f"slice_seconds_per_class_{method}"] = statistics.median(seconds)
+        found[f"pack_ms_{method}"] = statistics.median(row["pack_ms"] for row in mine)
+    return found
+
+
+def _one_draw(
+    cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]], methods: list[str], seed: int
+) -> list[dict[str, Any]]:
+    """Rows of all methods on one draw of samples."""
+    owner = {cls: donor for donor in donors for cls in donor.classes}
+    begun = time.perf_counter()
+    samples = {
+        cls: cache.pictures.samples(cls, cache.k, cache.draw) for donor in donors for cls in donor.classes
+    }
+    readings = {donor.name: reading(donor, samples) for donor in donors}
+    shared = (time.perf_counter() - begun) / sum(len(donor.classes) for donor in donors)
+    rows = []
+    for method in methods:
+        seconds: list[float] = []
+        if method == "probe":
+            rows.append(_probe(cache, donors, chosen))
+            continue
+        if method == "ensemble":
+            body: Callable[[str], ModelGraph] = lambda cls: owner[cls].extractor  # noqa: E731
+        else:
+            fragments: dict[str, ModelGraph] = {}
+            for cls in sorted({cls for order in chosen for cls in order}):
+                donor = owner[cls]
+                made = cut_fragment(CUTS[method], donor, readings[donor.name], cls, seed + cache.draw)
+                fragments[cls] = made.graph
+                seconds.append(shared + made.seconds)
+            body = fragments.__getitem__
+        rows.append(_row(cache, method, chosen, body, statistics.median(seconds) if seconds else None))
+    return rows
+
+
+def _row(
+    cache: Features,
+    method: str,
+    chosen: list[tuple[str, ...]],
+    body: Callable[[str], ModelGraph],
+    slice_seconds: float | None,
+) -> dict[str, Any]:
+    scores, params, flops, sizes, packing = [], [], [], [], []
+    for order in chosen:
+        graphs = [body(cls) for cls in order]
+        parts, labels = cache.matrix(graphs, order, "samples")
+        begun = time.perf_counter()
+        head = fit_head(torch.cat(parts, 1), labels, len(order), blocks=tuple(p.shape[1] for p in parts)).head
+        packed = with_head(branch(graphs), head.weight, head.bias)
+        packing.append(1000 * (time.perf_counter() - begun))
+        tested, truth = cache.matrix(graphs, order, "tested")
+        scores.append(float((head.predict(torch.cat(tested, 1)) == truth).float().mean()))
+        cost = count(packed)
+        params.append(cost.params)
+        flops.append(cost.flops)
+        sizes.append(cost.size_bytes)
+    return {
+        "method": method,
+        "n_samples_per_class": cache.k,
+        "n_draw": cache.draw,
+        "n_orders": len(chosen),
+        "accuracy_tested": statistics.mean(scores),
+        "accuracy_tested_deviation": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "params_mean": statistics.mean(params),
+        "flops_mean": statistics.mean(flops),
+        "size_bytes_mean": statistics.mean(sizes),
+        "slice_seconds_per_class": slice_seconds,
+        "pack_ms": statistics.median(packing),
+    }
+
+
+def _probe(cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]]) -> dict[str, Any]:
+    """A linear probe on the donor that does best on the order's own samples."""
+    scores, params, packing = [], [], []
+    for order in chosen:
+        begun = time.perf_counter()
+        rated = []
+        for donor in donors:
+            x, y = cache.matrix([donor.extractor], order, "samples")
+            rated.append((logistic_loto(x[0], y, len(order), pairings=1).accuracy or 0.0, donor))
+        best = max(rated, key=lambda pair: pair[0])[1]
+        x, y = cache.matrix([best.extractor], order, "samples")
+        head = logistic_head(x[0], y, len(order))
+        packing.append(1000 * (time.perf_counter() - begun))
+        tested, truth = cache.matrix([best.extractor], order, "tested")
+        scores.append(float((head.predict(tested[0]) == truth).float().mean()))
+        params.append(count(best.extractor).params)
+    return {
+        "method": "probe",
+        "n_samples_per_class": cache.k,
+        "n_draw": cache.draw,
+        "n_orders": len(chosen),
+        "accuracy_tested": statistics.mean(scores),
+        "accuracy_tested_deviation": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "params_mean": statistics.mean(params),
+        "flops_mean": None,
+        "size_bytes_mean": None,
+        "slice_seconds_per_class": None,
+        "pack_ms": statistics.median(packing),
+    }
