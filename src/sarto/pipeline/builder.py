@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
 from sarto.errors import GraphError, RequestError
 from sarto.graph import (
     ModelGraph,
@@ -17,11 +16,11 @@ from sarto.graph import (
     features,
     normalise,
     restrict,
-    uniform_counts,
     with_head,
 )
 from sarto.market import Samples, Store, to_tensor
 from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.slicing import Cut, Slicer
 from sarto.training import FittedHead, fit_head
 from sarto.types import (
     BlockNode,
@@ -68,9 +67,12 @@ class Builder:
     samples: Mapping[str, Samples]
     progress: Progress = silent
     _graphs: dict[str, ModelGraph] = field(default_factory=dict)
-    _readings: dict[tuple[str, str], Readings] = field(default_factory=dict)
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _heads: dict[str, FittedHead] = field(default_factory=dict)
+    _slicer: Slicer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slicer = Slicer(self.store, self.progress)
 
     def build(self, plan: Plan) -> Assembly:
         """The model of a plan.
@@ -126,7 +128,7 @@ class Builder:
             graph = self.store.graph(node.of)
             return normalise(graph, learnware.preprocessing.mean, learnware.preprocessing.std)
         if isinstance(node, SliceNode):
-            return self._slice(plan, node, keys[name], keys)
+            return self._slicer.slice(node, keys[name], lambda: self._cut(plan, node, keys))
         if isinstance(node, BlockNode):
             below = self._graph(plan, node.of, keys)
             return block(below, end=features(below).value)
@@ -134,52 +136,11 @@ class Builder:
             return branch([self._graph(plan, of, keys) for of in node.of], node.join)
         return self._head(plan, node, keys[name], keys)
 
-    def _slice(self, plan: Plan, node: SliceNode, key: str, keys: Mapping[str, str]) -> ModelGraph:
-        stocked = self.store.fragment(key)
-        if stocked is not None:
-            return stocked
+    def _cut(self, plan: Plan, node: SliceNode, keys: Mapping[str, str]) -> Cut:
         source = self._source_below(plan, node)
         samples = self._samples_of(node.samples, f"slice of {source.name!r}")
         whole = self._graph(plan, node.of, keys)
-        classes = samples.classes if set(samples.classes) != set(source.classes) else source.classes
-        readings = self._read(plan, node, samples, classes, keys)
-        keep = resolve_keep(whole, node)
-        repair = node.repair
-        settings = RepairSettings(repair.lam, repair.wpos, repair.sequential) if repair is not None else None
-        wpos = repair.wpos if repair is not None else RepairSettings().wpos
-        self.progress(f"slicing {', '.join(node.classes) or 'all classes'} out of {source.name}", 0, 1)
-        graph, selection = make_fragment(
-            readings,
-            [classes.index(cls) for cls in node.classes],
-            keep,
-            criterion=node.select,
-            repair=settings,
-            wpos=wpos,
-            beta=_beta(node),
-            seed=node.seed,
-        )
-        lineage = {
-            "learnware": source.id,
-            "classes": list(node.classes),
-            "samples": node.samples,
-            "plan": node.model_dump(mode="json"),
-            "kept": {name: len(units) for name, units in selection.kept.items()},
-        }
-        self.store.put_fragment(key, graph, lineage)
-        return graph
-
-    def _read(
-        self, plan: Plan, node: SliceNode, samples: Samples, classes: tuple[str, ...], keys: Mapping[str, str]
-    ) -> Readings:
-        at = (keys[node.of], samples.digest)
-        if at not in self._readings:
-            ordered = samples.only(classes)
-            graph = self._graph(plan, node.of, keys)
-            inputs = self._tensor(plan, ordered)
-            self._readings[at] = read_donor(
-                graph, inputs, torch.from_numpy(ordered.labels.copy()), len(classes)
-            )
-        return self._readings[at]
+        return Cut(source, whole, keys[node.of], samples, lambda some: self._tensor(plan, some))
 
     def _head(self, plan: Plan, node: HeadNode, key: str, keys: Mapping[str, str]) -> ModelGraph:
         below = self._graph(plan, node.of, keys)
@@ -270,35 +231,6 @@ class Builder:
 def count_params(graph: ModelGraph) -> int:
     """Trainable parameters of a graph."""
     return sum(graph.tensors[name].numel() for name in graph.parameters)
-
-
-def resolve_keep(graph: ModelGraph, node: SliceNode) -> dict[str, int | tuple[int, ...]]:
-    """What a slice keeps of every channel group it names; "*" is a ratio for all the others.
-
-    Raises:
-        GraphError: a group that the graph does not have, or more units than it has.
-    """
-    keep: dict[str, int | tuple[int, ...]] = {}
-    star = node.keep.get("*")
-    if isinstance(star, float):
-        keep.update(uniform_counts(graph, star))
-    for name, amount in node.keep.items():
-        if name == "*":
-            continue
-        group = graph.analysis.group(name)
-        if isinstance(amount, tuple):
-            keep[group.id] = amount
-            continue
-        count = amount if type(amount) is int else max(1, round(amount * group.size))
-        if count > group.size:
-            raise GraphError(f"group {name!r} has {group.size} units, the plan keeps {count}", where=name)
-        keep[group.id] = count
-    return keep
-
-
-def _beta(node: SliceNode) -> float | None:
-    star = node.keep.get("*")
-    return star if node.select == "threshold" and isinstance(star, float) else None
 
 
 def pack_preprocessing(store: Store, plan: Plan) -> Preprocessing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,13 +14,19 @@ _PACKAGES = ("sarto", "torch", "onnx", "onnxruntime", "numpy", "scipy", "safeten
 
 def environment(threads: int) -> Environment:
     """Versions, threads and machine of this process."""
-    versions = {"python": platform.python_version()}
+    return Environment(versions=versions(), threads=threads, machine=f"{_processor()}, {platform.system()}")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Package -> version of what computes here, Python included."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return Environment(versions=versions, threads=threads, machine=f"{_processor()}, {platform.system()}")
+    return found
 
 
 def _processor() -> str:
