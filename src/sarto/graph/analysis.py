@@ -18,6 +18,9 @@ from sarto.graph.rules._context import BATCH, RawConsumption, RawProducer
 
 #: What a channel group can be. `stream`: written to by several layers that are added up. `head dims`: positions inside
 #: heads that queries, keys and values share (a fused projection). `hidden units`: made by a linear layer or a product.
+#: `fixed factor`: a factor of an axis whose members differ in what they are for (queries, keys and values of one
+#: projection; the gates of a recurrent layer; the pixels of a shuffle). `outputs`: what the model returns. Both are
+#: always pinned.
 KINDS = (
     "filters",
     "hidden units",
@@ -27,9 +30,12 @@ KINDS = (
     "head dims",
     "recurrent units",
     "stream",
+    "fixed factor",
+    "outputs",
 )
 #: Positions inside heads: sliced only when asked for, since whole heads are the unit that runtimes gain from.
 INSIDE_HEADS = frozenset(["query-key pairs", "value dims", "head dims"])
+_OUTPUT = "output "
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +116,37 @@ class Analysis:
         return tuple(group for group in self.groups.values() if not group.pinned)
 
     def group(self, name: str) -> ChannelGroup:
-        """The group of that id, or of that module name (`layer1.0.conv1`) where it names one group.
+        """The group of that id, or of the layer of that name (`layer1.0.conv1`) where it makes or holds one group.
+
+        Fixed factors do not count where a layer has other groups.
 
         Raises:
-            GraphError: there is none; the nearest names are suggested.
+            GraphError: there is none, and the nearest names are suggested; or the layer has several, and all of them
+                are listed.
         """
-        found = self.groups.get(name) or self.groups.get(f"{name}.weight:0")
-        if found is None:
-            raise GraphError(
-                f"no channel group {name!r} in this graph{suggest(name, list(self.groups))}",
-                where=name,
+        for known in (name, f"{name}.weight:0"):
+            if known in self.groups:
+                return self.groups[known]
+        found = self._of_layer(name)
+        choice = [group for group in found if group.kind != "fixed factor"] or found
+        if len(choice) == 1:
+            return choice[0]
+        found = found or [group for group in self.groups.values() if group.id.startswith(f"{name}.")]
+        if found:
+            listed = ", ".join(f"{group.id!r} ({group.size} {group.kind})" for group in found)
+            many = (
+                f"{len(found)} channel groups" if len(found) > 1 else "no layer, and a channel group below it"
             )
-        return found
+            raise GraphError(f"{name!r} names {many}; name one by its id: {listed}", where=name)
+        layers = [known.rpartition(":")[0].rpartition(".")[0] for known in self.groups]
+        near = suggest(name, list(self.groups) if ":" in name else [layer for layer in layers if layer])
+        raise GraphError(f"no channel group {name!r} in this graph{near}", where=name)
+
+    def _of_layer(self, name: str) -> list[ChannelGroup]:
+        """Groups that a layer makes; if none, those on axis 0 of its weight."""
+        groups = self.groups.values()
+        made = [group for group in groups if group.id.rpartition(":")[0].rpartition(".")[0] == name]
+        return made or [group for group in groups if (f"{name}.weight", 0) in group.places]
 
 
 def analyse(graph: ModelGraph, *, follow_statistics: bool = False) -> Analysis:
@@ -153,7 +178,7 @@ def analyse(graph: ModelGraph, *, follow_statistics: bool = False) -> Analysis:
         context.values[node.name] = found[0]
     for name in graph.outputs:
         for axis in context.values[name]:
-            axes.pin(axis, f"output {name!r}")
+            axes.pin(axis, f"{_OUTPUT}{name!r}")
     _pin_unread(context)
     return _Compiler(context).compile({op: tuple(nodes) for op, nodes in unruled.items()})
 
@@ -168,7 +193,10 @@ def _pin_unruled(context: Context, node: Node) -> tuple[tuple[Axis, ...], ...]:
 
 
 def _pin_unread(context: Context) -> None:
-    """Units that nothing makes or nothing linear reads are no channel group."""
+    """Units that nothing makes or nothing linear reads are no channel group.
+
+    That nothing reads them is said where no other reason is known: it follows from the others.
+    """
     read = {id(atom) for raw in context.consumptions for atom in _atoms(raw.atoms)}
     made = {id(atom) for producer in context.producers for atom in _atoms(producer.atoms)}
     for found in context.tensors.values():
@@ -176,7 +204,7 @@ def _pin_unread(context: Context) -> None:
             for atom in _atoms(axis):
                 if id(atom) not in made:
                     axes.pin((atom,), "no operator makes these units from learned weights")
-                elif id(atom) not in read:
+                elif id(atom) not in read and not atom.pins:
                     axes.pin((atom,), "no linear operator reads these units")
 
 
@@ -229,6 +257,8 @@ class _Compiler:
         for consumption in consumptions:
             for name in units_in(consumption.expr):
                 readers.setdefault(name, []).append(consumption)
+        # Of pinned groups too, which a consumption's expression does not name.
+        read = {name for raw in context.consumptions for name in self._named(raw.atoms)}
         roles: dict[str, set[str]] = {}
         for note in context.notes:
             for name in self._named(note.atoms):
@@ -236,7 +266,7 @@ class _Compiler:
         groups = {
             name: ChannelGroup(
                 name,
-                self._kind(roles.get(name, set()), makers[name], atom),
+                self._kind(name, roles.get(name, set()), makers[name], read=name in read),
                 atom.size,
                 max(axes.size(raw.atoms) // atom.size for raw in makers[name]),
                 self._pins(name, atom),
@@ -270,7 +300,13 @@ class _Compiler:
     def _named(self, axis: Axis) -> set[str]:
         return {self.names[id(atom)] for atom in _atoms(axis) if id(atom) in self.names}
 
-    def _kind(self, roles: set[str], makers: Sequence[RawProducer], atom: Atom) -> str:
+    def _kind(self, name: str, roles: set[str], makers: Sequence[RawProducer], *, read: bool) -> str:
+        pins = self.sizes[name].pins
+        if pins and not read:
+            if any(reason.startswith(_OUTPUT) for reason in pins):
+                return "outputs"
+            if "." in name.rpartition(":")[2]:
+                return "fixed factor"
         if "recurrent units" in roles:
             return "recurrent units"
         if "heads" in roles:

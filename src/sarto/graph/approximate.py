@@ -19,7 +19,7 @@ from sarto.graph.analysis import Analysis, analyse
 from sarto.graph.expressions import AxisExpr, kept_positions, units_in
 from sarto.graph.model import Arg, ModelGraph, Node, Ref, TensorRef, leaves
 from sarto.graph.run import check_inputs, evaluate, run_node
-from sarto.graph.selection import Selection
+from sarto.graph.selection import Selection, settled
 from sarto.graph.slice import slice
 
 #: Norms that are one operator.
@@ -100,6 +100,7 @@ def trim(graph: ModelGraph, selection: Selection, samples: Tensor | tuple[Tensor
     if not len(given[0]):
         raise ShapeError("the norms are fitted on samples, and none were given; give at least two")
     analysis = analyse(graph, follow_statistics=True)
+    selection = settled(graph, selection, analysis)
     small = slice(graph, selection, analysis=analysis)
     cut = {name for name, units in selection.kept.items() if len(units) < analysis.groups[name].size}
     norms = _norms(graph, analysis, cut)

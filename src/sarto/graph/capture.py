@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sarto.errors import GraphError, ShapeError
+from sarto.graph.export_words import quiet_export, reason_of
 from sarto.graph.model import ModelGraph
 from sarto.graph.normal_form import from_program
 from sarto.graph.training_mode import with_training_values
+
+#: A bound on the batch that is no choice of the model: kernels count elements in 32 bits.
+_MOST_SAMPLES = 2**16
 
 
 def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, prove: bool = True) -> ModelGraph:
@@ -25,22 +26,26 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, prove: bo
     multiples of the batch: what surgery sees is always the same small language. The module is left as it was.
 
     Args:
-        model: any module that `torch.export` can capture.
-        example: its input (or inputs), axis 0 the batch; a batch of one is doubled, since export would fix it to one.
+        model: any module that `torch.export` can capture, called with tensors by place. For one that is called by
+            keyword there is `sarto.pipeline.sources.calling.capture_called`; or wrap it in a module that passes them.
+        example: its input (or a tuple of inputs), axis 0 the batch; a batch of one is doubled, since export would fix
+            it to one.
         prove: check that the graph computes what the module computes (and, on a random twin of it, that slicing
             each group equals zeroing what its readers read); what fails is refused.
 
     Raises:
-        GraphError: export failed, an operator is not allowed, a size depends on more than the batch, weights hold
-            NaN or infinity, or the proof failed.
-        ShapeError: the example has no batch axis.
+        GraphError: export failed, an operator is not allowed, a size depends on more than the batch, the model
+            computes something else for other batch sizes or other data, weights hold NaN or infinity, or the proof
+            failed.
+        ShapeError: the example is no tensor or tuple of tensors, or has no batch axis.
     """
-    inputs = tuple(_widen(tensor) for tensor in (example if isinstance(example, tuple) else (example,)))
+    inputs = tuple(_widen(tensor) for tensor in _tensors(example))
     _refuse_bad_numbers(model)
+    _refuse_other_call(model, inputs)
     modes = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _quiet_export():
+        with torch.no_grad(), warnings.catch_warnings(), quiet_export():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model,
@@ -48,14 +53,14 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, prove: bo
                 dynamic_shapes=_dynamic_shapes(model, inputs),
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise GraphError(
-            f"torch.export could not capture {type(model).__name__} with inputs of shape "
-            f"{[list(t.shape) for t in inputs]}: {reason}"
+            f"torch.export could not capture {type(model).__name__} with inputs of shape {_shapes(inputs)}: "
+            f"{reason_of(error)}"
         ) from error
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]
+    _refuse_batch_limits(model, program)
     graph = with_training_values(from_program(program), model, inputs)
     if prove:
         from sarto.graph.proof import prove_capture
@@ -64,16 +69,76 @@ def capture(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, prove: bo
     return graph
 
 
-@contextmanager
-def _quiet_export() -> Iterator[None]:
-    """Keep torch from logging a failure that is raised, and said, anyway."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _tensors(example: object) -> tuple[Tensor, ...]:
+    """The example as a tuple of tensors.
+
+    Raises:
+        ShapeError: it is something else.
+    """
+    given = example if isinstance(example, tuple) else (example,)
+    strange = [entry for entry in given if not isinstance(entry, Tensor)]
+    if not given or strange:
+        kind = type(strange[0]) if strange else tuple
+        found = (
+            f"{kind.__module__}.{kind.__name__}".removeprefix("builtins.") if strange else "an empty tuple"
+        )
+        cure = {
+            "list": "tuple(list) if it holds one tensor per input, torch.stack(list) if it holds samples",
+            "ndarray": "torch.from_numpy(array)",
+            "dict": "the tensors to sarto.pipeline.sources.calling.capture_called, which calls a model by keyword",
+        }.get(kind.__name__, "model.forward's tensors by place")
+        raise ShapeError(
+            f"an example must be a tensor, or a tuple with one tensor per input; found {found}. Give {cure}."
+        )
+    return given
+
+
+def _refuse_other_call(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse an example that the model's `forward` can't be called with.
+
+    Raises:
+        GraphError: says what forward takes, and how to capture a model that is called by keyword.
+    """
+    signature = inspect.signature(model.forward)
     try:
-        yield
-    finally:
-        logger.setLevel(level)
+        signature.bind(*inputs)
+    except TypeError as error:
+        many = f"{len(inputs)} tensor{'' if len(inputs) == 1 else 's'} by place"
+        raise GraphError(
+            f"{type(model).__name__}.forward{_named(signature)} can't be called with {many}: {error}. Give a tuple "
+            "with one tensor per input. For inputs by keyword there is sarto.pipeline.sources.calling.capture_called("
+            "model, names, examples); or wrap the model in a module whose forward passes them."
+        ) from error
+
+
+def _named(signature: inspect.Signature) -> str:
+    """A signature without its types."""
+    plain = [entry.replace(annotation=inspect.Parameter.empty) for entry in signature.parameters.values()]
+    return str(inspect.Signature(plain))
+
+
+def _refuse_batch_limits(model: nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Refuse a program that only holds for some batch sizes (export takes all from 2 on, unless the model asks).
+
+    Raises:
+        GraphError: the model compares the size of its batch with a number.
+    """
+    for symbol, found in program.range_constraints.items():
+        if not str(symbol).startswith("s"):
+            continue
+        least, most = int(found.lower), found.upper
+        bounded = bool(most.is_Integer) and int(most) < _MOST_SAMPLES
+        if least > 2 or bounded:
+            sizes = f"of {least} to {most}" if bounded else f"from {least} on"
+            raise GraphError(
+                f"{type(model).__name__} branches on the size of its batch: what was captured holds for batches "
+                f"{sizes} only. Take the comparison with the batch size out of forward."
+            )
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> str:
+    """Shapes as they are given for one sample: `(batch, 3, 32, 32)`."""
+    return ", ".join("(" + ", ".join(["batch", *map(str, t.shape[1:])]) + ")" for t in inputs)
 
 
 def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:

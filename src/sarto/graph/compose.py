@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sarto.errors import GraphError, ShapeError
 from sarto.graph.merge import Merger
-from sarto.graph.model import Arg, BatchDim, ModelGraph, Node, Ref, TensorRef, shapes_of
+from sarto.graph.model import Arg, BatchDim, ModelGraph, Node, Ref, TensorRef, shape_text, shapes_of
 from sarto.graph.operators import default_args
 
 
@@ -101,14 +101,19 @@ def branch(graphs: Sequence[ModelGraph], join: str = "concat") -> ModelGraph:
             raise GraphError(f"graph {place} of the branch has {len(graph.outputs)} outputs, must have one")
         if [(e.shape, e.dtype) for e in graph.inputs] != [(e.shape, e.dtype) for e in first.inputs]:
             raise ShapeError(
-                f"graph {place} of the branch reads {graph.inputs}, the first one reads {first.inputs}"
+                f"graph {place} of the branch reads {_inputs_text(graph)} where the first one reads "
+                f"{_inputs_text(first)}"
             )
         values = {mine.name: theirs.name for mine, theirs in zip(graph.inputs, first.inputs, strict=True)}
         made.append(merger.add(graph, values)[graph.outputs[0]])
     shapes = [merger.nodes[name].shape for name in made]
     dtype = merger.nodes[made[0]].dtypes[0]
     if any(len(shape) != 2 for shape in shapes) or (join == "mean" and len(set(shapes)) > 1):
-        raise ShapeError(f"outputs of shapes {shapes} can't be joined by {join!r}")
+        made_shapes = ", ".join(shape_text(shape) for shape in shapes)
+        raise ShapeError(
+            f"outputs of shapes {made_shapes} can't be joined by {join!r}: each must be (batch, width)"
+            + (", of one width" if join == "mean" else "")
+        )
     if len(made) == 1:
         return merger.graph(made)
     if join == "concat":
@@ -155,7 +160,7 @@ def with_head(graph: ModelGraph, weight: Tensor, bias: Tensor | None = None) -> 
     """
     node = graph.index.get(graph.outputs[0])
     if len(graph.outputs) != 1 or node is None or len(node.shape) != 2 or node.shape[1] != weight.shape[1]:
-        have = node.shape if node is not None else "an input"
+        have = shape_text(node.shape) if node is not None else "an input"
         raise ShapeError(f"a head of shape {tuple(weight.shape)} can't read an output of shape {have}")
     merger = Merger(graph.inputs)
     values = merger.add(graph, {entry.name: entry.name for entry in graph.inputs})
@@ -179,7 +184,7 @@ def normalise(graph: ModelGraph, mean: Sequence[float], std: Sequence[float]) ->
     if len(mean) != channels or len(std) != channels or any(not value > 0 for value in std):
         raise ShapeError(
             f"normalisation with {len(mean)} means and {len(std)} stds (all > 0) needs as many channels; "
-            f"the input has shape {entry.shape}"
+            f"the input has shape {shape_text(entry.shape)}"
         )
     if not any(mean) and all(value == 1.0 for value in std):
         return graph
@@ -201,3 +206,7 @@ def normalise(graph: ModelGraph, mean: Sequence[float], std: Sequence[float]) ->
         {entry.name: name, **{other.name: other.name for other in graph.inputs[1:]}},
     )
     return merger.graph([values[output] for output in graph.outputs])
+
+
+def _inputs_text(graph: ModelGraph) -> str:
+    return ", ".join(f"{shape_text(entry.shape)} {entry.dtype}" for entry in graph.inputs)

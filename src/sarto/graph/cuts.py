@@ -20,6 +20,7 @@ from sarto.graph.model import (
     is_floating,
     leaves,
     prune,
+    shape_text,
 )
 from sarto.graph.rules import attention, elementwise, linear, lookup, product, recurrent, shape
 
@@ -205,8 +206,8 @@ def chain(blocks: Sequence[ModelGraph]) -> ModelGraph:
         made, wanted = _as_input(before, before.outputs[0]), after.inputs[0]
         if (made.shape, made.dtype) != (wanted.shape, wanted.dtype):
             raise ShapeError(
-                f"a block gives {_text(made.shape)} {made.dtype} where the next one reads "
-                f"{_text(wanted.shape)} {wanted.dtype}",
+                f"a block gives {shape_text(made.shape)} {made.dtype} where the next one reads "
+                f"{shape_text(wanted.shape)} {wanted.dtype}",
                 where=wanted.name,
             )
         beside = {entry.name: entry.name for entry in after.inputs[1:]}
@@ -217,8 +218,8 @@ def chain(blocks: Sequence[ModelGraph]) -> ModelGraph:
 def _refuse_other(one: Input, two: Input) -> None:
     if one != two:
         raise ShapeError(
-            f"two blocks take a side input {one.name!r}, one as {_text(one.shape)} {one.dtype} and one as "
-            f"{_text(two.shape)} {two.dtype}; rename one of them",
+            f"two blocks take a side input {one.name!r}, one as {shape_text(one.shape)} {one.dtype} and one as "
+            f"{shape_text(two.shape)} {two.dtype}; rename one of them",
             where=one.name,
         )
 
@@ -245,7 +246,3 @@ def _as_input(graph: ModelGraph, value: str) -> Input:
 
 def _layout(shape: Shape) -> str:
     return {2: "vector", 3: "tokens"}.get(len(shape), "map")
-
-
-def _text(shape: Shape) -> str:
-    return "(" + ", ".join("batch" if isinstance(dim, BatchDim) else str(dim) for dim in shape) + ")"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sarto.errors import SPELT_OUT, GraphError, StoreError
 from sarto.graph.encoding import MAX_GRAPH_BYTES, decode, encode
-from sarto.graph.lazy import CODES, LazyTensors, open_plain
+from sarto.graph.lazy import CODES, LazyTensors, open_plain, why
 from sarto.graph.model import ModelGraph, shapes_of
 from sarto.graph.validity import check_shapes, not_numbers
 
@@ -56,12 +56,12 @@ def write_graph(graph: ModelGraph, folder: str | os.PathLike[str]) -> GraphFile:
 
     Raises:
         GraphError: the graph breaks a rule of the format, or a tensor has no data; nothing was written.
+        StoreError: the folder can't be made, or holds folders of the names of the two files; nothing was written.
         OSError: the folder can't be written, or the disk is full; no temporary file stays behind.
     """
     text = encode(graph)
     weights_head(graph.tensors)
-    home = Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
+    home = _folder(folder)
     weights_path, graph_path = home / WEIGHTS_NAME, home / GRAPH_NAME
     mark = uuid.uuid4().hex
     new_weights, new_graph = home / f".{WEIGHTS_NAME}.{mark}", home / f".{GRAPH_NAME}.{mark}"
@@ -221,6 +221,31 @@ def _order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(shapes, key=lambda name: (-shapes[name][1].itemsize, name))
 
 
+def _folder(folder: str | os.PathLike[str]) -> Path:
+    """A folder to write a graph into, made where it is missing.
+
+    Raises:
+        StoreError: it is a file or can't be made, or a folder stands where one of the two files goes.
+    """
+    home = Path(folder)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        said = "it is a file" if home.is_file() else why(error)
+        raise StoreError(
+            f"no graph can be written to {str(home)!r}: {said}; name a folder, or a path at which one can be made",
+            where=str(home),
+        ) from error
+    taken = [name for name in (GRAPH_NAME, WEIGHTS_NAME) if (home / name).is_dir()]
+    if taken:
+        raise StoreError(
+            f"no graph can be written to {str(home)!r}: {' and '.join(taken)} in it must be a file and is a folder; "
+            "name another folder",
+            where=str(home),
+        )
+    return home
+
+
 def _inside(folder: Path, name: str) -> Path:
     """The real path of a file of a folder, after it was found not to lead out of it."""
     path = folder / name
@@ -228,7 +253,7 @@ def _inside(folder: Path, name: str) -> Path:
         home, real = folder.resolve(strict=True), path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise StoreError(
-            f"no graph in {str(folder)!r}: {name} can't be opened ({error}); name a folder with {GRAPH_NAME} "
+            f"no graph in {str(folder)!r}: {name} can't be opened ({why(error)}); name a folder with {GRAPH_NAME} "
             f"and {WEIGHTS_NAME}",
             where=str(path),
         ) from error

@@ -165,11 +165,17 @@ def open_plain(path: Path) -> BufferedReader:
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{str(path)!r} can't be opened: {error}", where=str(path)) from error
+        raise StoreError(f"{str(path)!r} can't be opened: {why(error)}", where=str(path)) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise StoreError(f"{str(path)!r} is no ordinary file; {_CURE}", where=str(path))
     return open(handle, "rb")
+
+
+def why(error: Exception) -> str:
+    """What the system says of a path, without its number and the path: "no such file or directory"."""
+    told = error.strerror if isinstance(error, OSError) else None
+    return told[0].lower() + told[1:] if told else str(error)
 
 
 def _identity(file: IO[bytes]) -> tuple[int, ...]:

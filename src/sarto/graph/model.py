@@ -193,7 +193,10 @@ class ModelGraph:
         """A runnable `torch.fx.GraphModule`; its parameters carry the graph's tensor names.
 
         Args:
-            train: switches batch norm and dropout to training mode and makes parameters require gradients.
+            train: to train it: a copy of the tensors, in training mode, with parameters that require gradients.
+                Otherwise the module shares the graph's tensors and its parameters require no gradient, also after
+                `.train()`, which switches batch norm and dropout alone. After `requires_grad_()` an optimizer would
+                change the graph itself; ask for `module(train=True)` instead.
         """
         from sarto.graph.run import build_module
 
@@ -205,7 +208,17 @@ class ModelGraph:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Outputs for a batch; one tensor where the graph has one output."""
+        """Outputs for a batch; one tensor where the graph has one output.
+
+        Args:
+            inputs: one tensor per input of the graph, in order, of the shapes that `inputs` says.
+
+        Raises:
+            ShapeError: the number of inputs or a shape differs from what the graph takes.
+        """
+        from sarto.graph.run import check_inputs
+
+        check_inputs(self, inputs)
         result = self._module(*inputs)
         return result  # type: ignore[no-any-return]
 
@@ -269,6 +282,15 @@ def prune(graph: ModelGraph) -> ModelGraph:
 def size_at(shape: Shape, batch: int) -> tuple[int, ...]:
     """Concrete sizes of a shape at a batch size."""
     return tuple(dim.times * batch if isinstance(dim, BatchDim) else dim for dim in shape)
+
+
+def shape_text(shape: Shape) -> str:
+    """A shape in words: `(batch, 3, 32, 32)`."""
+    dims = (
+        ("batch" if dim.times == 1 else f"{dim.times} x batch") if isinstance(dim, BatchDim) else str(dim)
+        for dim in shape
+    )
+    return f"({', '.join(dims)})"
 
 
 def elements(shape: Shape, batch: int = 1) -> int:

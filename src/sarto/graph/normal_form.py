@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sarto.errors import GraphError
+from sarto.graph import sizes
 from sarto.graph.folding import Folder
 from sarto.graph.model import (
     Arg,
-    BatchDim,
     Constant,
     Input,
     ModelGraph,
@@ -157,6 +157,12 @@ class _Reader:
         )
 
     def read(self, node: torch.fx.Node) -> None:
+        try:
+            self._read(node)
+        except sizes.OtherSize as size:
+            raise sizes.refused(size, node) from size
+
+    def _read(self, node: torch.fx.Node) -> None:
         if node.op == "placeholder":
             self._placeholder(node)
         elif node.op == "output":
@@ -175,7 +181,7 @@ class _Reader:
             value = node.meta.get("val")
             if not isinstance(value, torch.Tensor):
                 raise GraphError(f"input {node.name!r} is not a tensor; a graph takes tensors only")
-            self.inputs.append(Input(node.name, _shape(value), _dtype(value)))
+            self.inputs.append(Input(node.name, sizes.shape(value), sizes.dtype(value)))
             self.alias[node.name] = Ref(node.name)
         elif kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
             name = str(spec.target)
@@ -204,7 +210,7 @@ class _Reader:
     def _call(self, node: torch.fx.Node) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int):
-            self.alias[node.name] = _dim(value)
+            self.alias[node.name] = sizes.dim(value)
             return
         if self.folder.take(node):
             return
@@ -220,7 +226,7 @@ class _Reader:
         op = _functional(op)
         op = _SYNONYMS.get(op, op)
         self.alias[node.name] = Ref(node.name)
-        shapes, dtypes = _specs(value)
+        shapes, dtypes = sizes.specs(value)
         if op in _RESHAPES:
             source = self._arg(node.args[0])
             args: dict[str, Arg] = {"self": source, "shape": shapes[0]}
@@ -281,7 +287,7 @@ class _Reader:
         """A conversion to the type that comes out; nothing where that is the type that goes in."""
         source = node.args[0]
         given = source.meta["val"] if isinstance(source, torch.fx.Node) else None
-        if isinstance(given, Tensor) and _dtype(given) == dtypes[0]:
+        if isinstance(given, Tensor) and sizes.dtype(given) == dtypes[0]:
             self.alias[node.name] = self._arg(source)
             return
         args: dict[str, Arg] = {**default_args("aten.to.dtype"), "self": self._arg(source)}
@@ -318,7 +324,7 @@ class _Reader:
                 f"node {node.name!r} picks an output in a way that is not supported", where=node.name
             )
         split = self.alias.get(source.name)
-        shapes, dtypes = _specs(node.meta["val"])
+        shapes, dtypes = sizes.specs(node.meta["val"])
         if isinstance(split, tuple) and split and split[0] == "split":
             _, base, dim = split
             parts = [value.shape[dim] for value in source.meta["val"]]
@@ -352,7 +358,7 @@ class _Reader:
         if isinstance(value, list | tuple):
             return tuple(self._arg(inner) for inner in value)
         if isinstance(value, torch.SymInt):
-            return _dim(value)
+            return sizes.dim(value)
         if is_scalar(value):
             return value  # type: ignore[no-any-return]
         if isinstance(value, torch.device):
@@ -379,40 +385,7 @@ def _functional(op: str) -> str:
     return op
 
 
-def _dim(value: int | torch.SymInt) -> int | BatchDim:
-    """A size as a constant or as a multiple of the batch.
-
-    Raises:
-        GraphError: the size depends on the batch in another way, or on something else.
-    """
-    if isinstance(value, int):
-        return value
-    expression = value.node.expr
-    if expression.is_Integer:
-        return int(expression)
-    factor, rest = expression.as_coeff_Mul()
-    # Symbols named u0, u1, ... stand for sizes that depend on data.
-    if factor.is_Integer and rest.is_Symbol and not str(rest).startswith("u"):
-        return BatchDim(int(factor))
-    raise GraphError(f"a size of the model is {expression}: only multiples of the batch size are supported")
-
-
 def _is_empty(part: Any) -> bool:
     """Whether an operand holds nothing (a placeholder of size 0, which a cat passes over)."""
     found = part.meta["val"] if isinstance(part, torch.fx.Node) else part
     return any(isinstance(size, int) and size == 0 for size in found.shape)
-
-
-def _shape(value: Tensor) -> Shape:
-    return tuple(_dim(size) for size in value.shape)
-
-
-def _dtype(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def _specs(value: Any) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
-    values = [
-        v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, torch.Tensor)
-    ]
-    return tuple(_shape(v) for v in values), tuple(_dtype(v) for v in values)

@@ -15,7 +15,7 @@ from sarto.graph.cuts import chain, cut_points, dissect
 from sarto.graph.expressions import kept_positions
 from sarto.graph.model import ModelGraph, Node, TensorRef, is_floating, leaves, size_at
 from sarto.graph.run import evaluate
-from sarto.graph.selection import Selection
+from sarto.graph.selection import Selection, settled
 from sarto.graph.slice import slice
 
 #: Largest relative difference that counts as equal, by precision (design promise 1).
@@ -45,6 +45,12 @@ class Proof:
 
 def prove(graph: ModelGraph, *, seed: int = 0, batch: int = 3) -> Proof:
     """Slice half of every sliceable group of a random twin, compare with the oracle; bisect where they differ.
+
+    The inputs are drawn too: for each input of the graph a tensor of its shape, with `batch` samples on axis 0.
+
+    Args:
+        seed: of the twin's weights, the inputs and the units that are kept.
+        batch: number of samples.
 
     Raises:
         GraphError: cutting the graph at its cut points and chaining it back does not give the same bits.
@@ -109,7 +115,18 @@ def proven(graph: ModelGraph) -> ModelGraph:
 
 
 def zeroed(graph: ModelGraph, selection: Selection, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The oracle: outputs of the whole graph when every linear reader reads zero for the dropped units."""
+    """The oracle: outputs of the whole graph when every linear reader reads zero for the dropped units.
+
+    Args:
+        inputs: one tensor per input of the graph, each of the shape (batch, ...) that its `inputs` say.
+
+    Returns:
+        As many tensors as the graph has outputs, of their shapes (batch, ...): what `slice(graph, selection)` gives.
+
+    Raises:
+        GraphError: as `slice` does for the selection.
+    """
+    selection = settled(graph, selection)
     masks: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
     for consumption in graph.analysis.consumptions:
         positions = torch.from_numpy(kept_positions(consumption.expr, selection.kept))
@@ -161,15 +178,20 @@ def random_inputs(graph: ModelGraph, batch: int, generator: torch.Generator) -> 
 
 
 def relative_difference(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
-    """Largest |one - two| over all outputs, divided by the largest |two|."""
+    """Largest |one - two| over all outputs, divided by the largest |two|; infinite where shapes differ or NaN appears.
+
+    Args:
+        one: tensors of any shapes.
+        two: as many, each of the same shape as its fellow in `one`.
+    """
     worst = 0.0
     for a, b in zip(one, two, strict=True):
         if a.shape != b.shape:
             return float("inf")
         if not b.numel():
             continue
-        scale = float(b.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
-        gap = float((a - b).abs().max())
+        scale = float(b.detach().abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+        gap = float((a.detach() - b.detach()).abs().max())
         worst = max(worst, gap / scale if gap == gap else float("inf"))
     return worst
 

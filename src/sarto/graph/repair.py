@@ -22,7 +22,7 @@ from sarto.graph.analysis import Consumption
 from sarto.graph.expressions import AxisExpr, Fixed, Sum, Unit, full_size, kept_positions, kept_size, units_in
 from sarto.graph.model import BatchDim, ModelGraph, Node, Ref, Shape, TensorRef
 from sarto.graph.operators import default_args
-from sarto.graph.selection import Selection
+from sarto.graph.selection import Selection, settled
 from sarto.graph.slice import slice
 
 #: Readers that a map folds into, and the operator that applies the map to what they read.
@@ -62,6 +62,7 @@ def repair(graph: ModelGraph, selection: Selection, maps: Mapping[str, Tensor]) 
         GraphError: a reader does not exist, reads nothing that is sliced, or can't take a map.
         ShapeError: a matrix does not have the shape of its reader.
     """
+    selection = settled(graph, selection)
     sliced = slice(graph, selection)
     reads = {c.node: c for c in graph.analysis.consumptions}
     counts = selection.counts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sarto.errors import GraphError, ShapeError
-from sarto.graph.model import Arg, BatchDim, Constant, ModelGraph, Node, Ref, TensorRef, shapes_of
+from sarto.graph.model import Arg, BatchDim, Constant, ModelGraph, Node, Ref, TensorRef, shape_text, shapes_of
 from sarto.graph.operators import GETITEM, overload, signature, thaw_constant
 
 #: Changes an argument of a node just before the node runs: (node, argument name, value) -> value. An entry of a list
@@ -50,7 +50,7 @@ def build_module(graph: ModelGraph, *, train: bool = False) -> torch.fx.GraphMod
 
     Args:
         train: in training mode, with parameters that require gradients, on a copy of the tensors. Otherwise the
-            module shares the graph's tensors and its parameters require no gradient.
+            module shares the graph's tensors and its parameters require no gradient, also after `.train()`.
     """
     root = _attached(graph, train)
     fx = torch.fx.Graph()
@@ -163,9 +163,13 @@ def evaluate(
     """Outputs and the watched values of one pass, node by node; values are dropped after their last reader.
 
     Args:
-        inputs: one tensor per graph input, axis 0 is the batch.
+        inputs: one tensor per graph input, each of the shape (batch, ...) that the graph's `inputs` say.
         watch: names of the values (nodes or inputs) to keep.
         edit: may replace a tensor argument (stored tensors too) just before a node reads it.
+
+    Returns:
+        The outputs, in the graph's order and of the shapes (batch, ...) of the nodes that make them; and the watched
+        values by name, each of its node's recorded shape at this batch size.
 
     Raises:
         ShapeError: the number of inputs or a shape differs from what the graph takes.
@@ -235,8 +239,15 @@ def check_inputs(graph: ModelGraph, given: tuple[Tensor, ...]) -> None:
         ShapeError: says what was given and what is taken.
     """
     if len(given) != len(graph.inputs):
-        raise ShapeError(f"this graph takes {len(graph.inputs)} inputs, {len(given)} were given")
+        taken = ", ".join(f"{entry.name} {shape_text(entry.shape)}" for entry in graph.inputs)
+        raise ShapeError(f"this graph takes {len(graph.inputs)} inputs ({taken}), {len(given)} were given")
     for entry, tensor in zip(graph.inputs, given, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ShapeError(
+                f"input {entry.name!r} must be a tensor of shape {shape_text(entry.shape)}, found "
+                f"{type(tensor).__name__}",
+                where=entry.name,
+            )
         want = ["batch" if isinstance(dim, BatchDim) else dim for dim in entry.shape]
         have = list(tensor.shape)
         if len(have) != len(want) or any(w not in ("batch", h) for w, h in zip(want, have, strict=True)):

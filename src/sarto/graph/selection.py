@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from sarto.errors import GraphError, suggest
-from sarto.graph.analysis import INSIDE_HEADS, Analysis
+from sarto.errors import GraphError
+from sarto.graph.analysis import INSIDE_HEADS, Analysis, ChannelGroup, analyse
 from sarto.graph.model import ModelGraph
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Group id -> sorted indices of the units kept (none: the group goes). Groups that are not named keep all units."""
+    """Group -> sorted indices of the units kept (none: the group goes). Groups that are not named keep all units.
+
+    A group is named by its id (`conv1.weight:0`), or by a layer as `Analysis.group` takes it (`conv1`). Selections are
+    values: equal ones have one hash, so they may be keys.
+    """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -21,6 +25,9 @@ class Selection:
             group: tuple(sorted({int(unit) for unit in units})) for group, units in sorted(self.kept.items())
         }
         object.__setattr__(self, "kept", tidy)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.kept.items()))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -59,26 +66,62 @@ def leading(counts: Mapping[str, int]) -> Selection:
     return Selection({group: tuple(range(count)) for group, count in counts.items()})
 
 
-def check_selection(analysis: Analysis, selection: Selection) -> None:
-    """Refuse a selection that this graph can't keep; all problems at once.
+def settled(graph: ModelGraph, selection: Selection, analysis: Analysis | None = None) -> Selection:
+    """The selection with every group by its id, after it was found that the graph can keep it.
+
+    Args:
+        analysis: another reading of the graph than its own.
 
     Raises:
-        GraphError: unknown or pinned group, or index out of range.
+        GraphError: it is no `Selection`, or names an unknown or pinned group, one group twice, or an index out of
+            range; all problems at once.
     """
+    if not isinstance(selection, Selection):
+        raise GraphError(
+            f"what is kept must be a sarto.graph.Selection, found {type(selection).__name__}: give "
+            "Selection({group: units kept, ...})"
+        )
+    analysis = analysis or graph.analysis
     problems: list[str] = []
-    groups = analysis.groups
+    kept: dict[str, tuple[int, ...]] = {}
     for name, units in selection.kept.items():
-        group = groups.get(name)
-        if group is None:
-            problems.append(f"no channel group {name!r}{suggest(name, list(groups))}")
+        try:
+            group = analysis.group(name)
+        except GraphError as error:
+            problems.append(error.detail)
+            continue
+        if group.id in kept:
+            problems.append(f"group {group.id!r} is named twice, once as {name!r}")
         elif units and (units[0] < 0 or units[-1] >= group.size):
             problems.append(
                 f"group {name!r} has units 0..{group.size - 1}, asked for {_outside(units, group.size)}"
             )
         elif group.pinned and len(units) < group.size:
-            problems.append(f"group {name!r} can't be sliced: {'; '.join(group.pinned)}")
+            problems.append(f"group {name!r} can't be sliced: {_because(graph, group, analysis)}")
+        kept[group.id] = units
     if problems:
         raise GraphError(problems[0], problems=problems)
+    return Selection(kept)
+
+
+def _because(graph: ModelGraph, group: ChannelGroup, analysis: Analysis) -> str:
+    """Why a group is pinned, reasons of one operator together; and that `trim` slices it, where it does."""
+    table: dict[str, list[str]] = {}
+    for reason in group.pinned:
+        op, at, node = reason.rpartition(" at ")
+        table.setdefault(op if at else reason, []).append(node if at else "")
+    said = []
+    for what, nodes in table.items():
+        if len(nodes) > 1:
+            said.append(f"{what} at {len(nodes)} nodes ({', '.join(nodes[:3])}{', ...' * (len(nodes) > 3)})")
+        else:
+            said.append(f"{what} at {nodes[0]}" if nodes[0] else what)
+    text = "; ".join(said)
+    if analysis is graph.analysis:
+        wider = analyse(graph, follow_statistics=True).groups.get(group.id)
+        if wider is not None and not wider.pinned:
+            text += "; `trim` slices it approximately, and fits these norms again on samples"
+    return text
 
 
 def _outside(units: Iterable[int], size: int) -> list[int]:

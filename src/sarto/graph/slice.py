@@ -14,7 +14,7 @@ from sarto.graph.hollow import drop_empty
 from sarto.graph.model import BatchDim, ModelGraph, Node
 from sarto.graph.places import NodePlaces, Places
 from sarto.graph.rules._context import BATCH
-from sarto.graph.selection import Selection, check_selection
+from sarto.graph.selection import Selection, settled
 
 Size = int | BatchDim
 
@@ -27,14 +27,15 @@ def slice(graph: ModelGraph, selection: Selection, *, analysis: Analysis | None 
     with nothing to read is replaced by its exact constant.
 
     Args:
+        selection: units kept, of groups named by id or by layer; a `Selection`, no plain dict.
         analysis: another reading of the graph than its own, for operations that are not exact and say so.
 
     Raises:
-        GraphError: a group is unknown or pinned, an index is out of range, or an operator that is no convolution or
-            linear layer would read nothing.
+        GraphError: the selection is no `Selection`, a group is unknown or pinned, an index is out of range, or an
+            operator that is no convolution or linear layer would read nothing.
     """
     analysis = analysis or graph.analysis
-    check_selection(analysis, selection)
+    selection = settled(graph, selection, analysis)
     places = analysis.places
     sizes = _sizes(places, selection)
     positions: dict[int, _Positions] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sarto.errors import GraphError
+from sarto.graph.export_words import quiet_export
 from sarto.graph.model import ModelGraph, Node, shapes_of, size_at
 
 _ATTENTION = "aten.scaled_dot_product_attention.default"
@@ -75,7 +76,7 @@ def _in_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[tup
     modes = {name: module.training for name, module in model.named_modules()}
     model.train()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), quiet_export():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, inputs)
     except Exception:

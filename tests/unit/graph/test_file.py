@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -378,6 +379,32 @@ def test_a_failed_write_leaves_a_readable_graph_and_no_temporary_files(
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH_NAME, WEIGHTS_NAME]
     assert_same(read_graph(tmp_path), new if (broken, at) == ("replace", 2) else old)
+
+
+def test_a_place_that_can_hold_no_graph_is_refused_in_words(tmp_path: Path) -> None:
+    graph = captured("plain")
+    (tmp_path / "file").write_text("mine")
+    for place, said in (("file", "it is a file"), ("file/below", "not a directory"), ("a\0b", "null byte")):
+        with pytest.raises(
+            StoreError, match=rf"no graph can be written to .*: .*{said}; name a folder"
+        ) as caught:
+            write_graph(graph, tmp_path / place)
+        assert "Errno" not in str(caught.value)
+    for name in (GRAPH_NAME, WEIGHTS_NAME):
+        (tmp_path / "taken" / name).mkdir(parents=True)
+        with pytest.raises(StoreError, match=rf"{name} in it must be a file and is a folder"):
+            write_graph(graph, tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("read", [read_graph, lambda place: read_graph_files(place / "a", place / "b")])
+def test_a_file_that_is_missing_is_told_without_error_numbers(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match=r"can't be opened.*no such file or directory") as caught:
+        read(tmp_path / "none")
+    assert "Errno" not in str(caught.value)
 
 
 def test_the_two_files_may_have_any_names(tmp_path: Path) -> None:
