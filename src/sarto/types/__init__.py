@@ -6,6 +6,7 @@ from sarto.types.cost import LIMITS, Budget, Cost, WidthCost, pack_cost
 from sarto.types.kinds import Kind
 from sarto.types.learnware import Learnware, Preprocessing
 from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
+from sarto.types.paper import PaperSettings
 from sarto.types.plan import Plan
 from sarto.types.report import (
     Check,
@@ -42,6 +43,7 @@ __all__ = [
     "Interval",
     "Kind",
     "Learnware",
+    "PaperSettings",
     "Part",
     "Plan",
     "PlanNode",
