@@ -15,13 +15,12 @@ from sarto.graph import (
     branch,
     features,
     normalise,
-    restrict,
-    with_head,
 )
 from sarto.market import Samples, Store, to_tensor
+from sarto.pipeline.heading import fit_node, put_head, restrict_head
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.slicing import Cut, Slicer
-from sarto.training import FittedHead, fit_head
+from sarto.training import FittedHead
 from sarto.types import (
     BlockNode,
     BranchNode,
@@ -145,29 +144,15 @@ class Builder:
     def _head(self, plan: Plan, node: HeadNode, key: str, keys: Mapping[str, str]) -> ModelGraph:
         below = self._graph(plan, node.of, keys)
         if node.kind == "restrict":
-            learnware = self._source_below(plan, node)
-            missing = [cls for cls in node.classes if cls not in learnware.classes]
-            if missing:
-                raise RequestError(f"learnware {learnware.name!r} does not know {', '.join(missing)}")
-            return restrict(below, [learnware.classes.index(cls) for cls in node.classes])
-        fitted = self.fit(plan, node, key)
-        head = fitted.head
-        scale = 1.0 / head.temperature
-        return with_head(below, (head.weight * scale).float(), (head.bias * scale).float())
+            return restrict_head(below, node, self._source_below(plan, node))
+        return put_head(below, self.fit(plan, node, key))
 
     def fit(self, plan: Plan, node: HeadNode, key: str) -> FittedHead:
         """The head of a plan, fitted on its samples; each member of a branch gets one scale."""
         if key not in self._heads:
             samples = self._samples_of(node.samples, "head").only(node.classes)
             blocks = [self.features(plan, member, samples) for member in self.members(plan, node)]
-            self._heads[key] = fit_head(
-                torch.cat(blocks, 1),
-                torch.from_numpy(samples.labels.copy()),
-                len(node.classes),
-                kind="ridge" if node.kind == "ridge" else "logistic",
-                lam=node.lam,
-                blocks=tuple(part.shape[1] for part in blocks),
-            )
+            self._heads[key] = fit_node(node, blocks, samples)
         return self._heads[key]
 
     def _source_below(self, plan: Plan, node: SliceNode | HeadNode | BlockNode) -> Learnware:
