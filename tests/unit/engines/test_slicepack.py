@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from sarto.engines.slicepack import RepairSettings, allocate, choose_units, make_fragment, read_donor
-from sarto.engines.slicepack.readings import Readings, units_of
+from sarto.engines.slicepack.readings import Readings
+from sarto.engines.slicepack.rows import units_of
 from sarto.engines.slicepack.units import class_shares, group_moment
 from sarto.errors import GraphError, RequestError
-from sarto.graph import capture, relative_difference, slice, uniform_counts
+from sarto.graph import capture, evaluate, relative_difference, slice, uniform_counts
 from sarto.graph.expressions import Fixed, Product, Sum, Unit
 from sarto.testing.pico import pico
 from sarto.testing.tolerances import EXACT
@@ -34,10 +35,12 @@ NAMES = ["plain", "residual", "mobile", "dense", "text"]
 @pytest.mark.parametrize("name", NAMES)
 def test_grams_are_plain_second_moments_by_class(name: str) -> None:
     readings = reading(name)
-    for (node, group), grams in readings.grams.items():
-        reader = next(r for r in readings.readers if r.node == node)
+    assert readings.grams
+    for (name_, _, group), grams in readings.grams.items():
+        reader = readings.reader[name_]
         consumption = reader.consumption
-        units = units_of(readings.values[reader.source], consumption.axis, consumption.expr, group, {})
+        _, values = evaluate(readings.graph, readings.inputs, watch=[reader.source])
+        units = units_of(values[reader.source], consumption.axis, consumption.expr, group, {})
         for label in range(readings.n_classes):
             rows = units[readings.labels == label].movedim(1, -1).reshape(-1, units.shape[1])
             torch.testing.assert_close(grams[label], rows.T @ rows / len(rows))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from sarto.engines.slicepack.fragment import RepairSettings, make_fragment
+from sarto.engines.slicepack.fragment import GRAIL, RepairSettings, make_fragment
 from sarto.engines.slicepack.propose import pack_plan, propose, slice_node
 from sarto.engines.slicepack.readings import Readings, read_donor
 from sarto.engines.slicepack.settings import LAM, SHARES, WPOS
 from sarto.engines.slicepack.units import choose_units
-from sarto.engines.slicepack.widths import allocate
+from sarto.engines.slicepack.widths import allocate, allocate_within, rate_widths
 
 __all__ = [
+    "GRAIL",
     "LAM",
     "SHARES",
     "WPOS",
     "Readings",
     "RepairSettings",
     "allocate",
+    "allocate_within",
     "choose_units",
     "make_fragment",
     "pack_plan",
     "propose",
+    "rate_widths",
     "read_donor",
     "slice_node",
 ]

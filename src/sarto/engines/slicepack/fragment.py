@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace as replaced
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sarto.engines.slicepack.readings import Reader, Readings, stride_of, units_read, with_weights
-from sarto.engines.slicepack.units import Criterion, choose_units, class_shares
+from sarto.engines.slicepack.readers import Reader
+from sarto.engines.slicepack.readings import Readings
+from sarto.engines.slicepack.rows import term_rows, terms_of, units_of
+from sarto.engines.slicepack.settings import GRAIL_LAM, RIVALS
+from sarto.engines.slicepack.units import Criterion, choose_units, class_shares, mix_classes
+from sarto.engines.slicepack.walk import walk
 from sarto.graph import ModelGraph, Selection, expand_map, slice
-from sarto.graph.expressions import kept_positions, units_in
+from sarto.graph.expressions import AxisExpr, kept_positions, units_in
 from sarto.graph.repair import fold_weight
-from sarto.graph.run import run_node
 from sarto.training import cross_moment, reconstruction_map, second_moment, selection_matrix
 
 
@@ -26,11 +30,20 @@ class RepairSettings:
         lam: ridge strength of the maps, in units of the mean diagonal of the moment.
         wpos: weight of the fragment's own classes; the donor's other classes share the rest.
         sequential: fit each map on what the already sliced layers give, so that it corrects their errors too.
+        rivals: samples of other classes that run through the sliced layers, dealt over these classes; None: all.
+        towards: what a map is drawn to where the samples say little: the kept units as they are, or zero.
     """
 
     lam: float = 1e-2
     wpos: float = 0.33
     sequential: bool = True
+    rivals: int | None = RIVALS
+    towards: Literal["kept", "zero"] = "kept"
+
+
+#: GRAIL's setting: no class weighs more, one pass of the donor, maps drawn to zero.
+#: Reference: GRAIL, arXiv 2602.23795.
+GRAIL = RepairSettings(lam=GRAIL_LAM, sequential=False, towards="zero")
 
 
 def make_fragment(
@@ -61,79 +74,150 @@ def make_fragment(
     sliced = slice(readings.graph, selection)
     if repair is None:
         return sliced, selection
-    return _repaired(readings, classes, selection, sliced, repair), selection
+    fitted = repaired_weights(readings, classes, selection, sliced, repair)
+    return replaced(sliced, tensors={**dict(sliced.tensors.items()), **fitted}), selection
 
 
-def _repaired(
+def repaired_weights(
     readings: Readings,
     classes: Sequence[int],
     selection: Selection,
     sliced: ModelGraph,
     settings: RepairSettings,
-) -> ModelGraph:
-    """Walk the sliced donor once; at every reader fit the map on what arrives there, fold it, and go on."""
-    shares = class_shares(readings.n_classes, classes, settings.wpos)
-    counts = torch.bincount(readings.labels, minlength=readings.n_classes)
-    weights = (shares / counts)[readings.labels]
-    readers = {reader.node: reader for reader in readings.readers if reader.repairable}
-    batch = len(readings.inputs)
-    env: dict[str, Any] = {sliced.inputs[0].name: readings.inputs}
-    last = {name: users[-1] for name, users in sliced.readers.items()}
+) -> dict[str, Tensor]:
+    """New weights of the readers, by tensor name, on what they are left with: their maps folded in."""
+    readers = tuple(
+        reader
+        for reader in readings.readers
+        if reader.repairable
+        and reader.weight is not None
+        and units_in(reader.consumption.expr) & selection.kept.keys()
+    )
     fitted: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for node in sliced.nodes:
-            reader = readers.get(node.name)
-            if reader is not None and reader.weight is not None and _reads_sliced(reader, selection):
-                given = env[reader.source] if settings.sequential else _kept_of(readings, reader, selection)
-                fitted.update(_fit_reader(readings, reader, given, selection, weights, settings.lam))
-            env[node.name] = run_node(with_weights(sliced, fitted), node, env, batch)
-            for name in [name for name in env if last.get(name) == node.name]:
-                del env[name]
-    return with_weights(sliced, fitted)
+    if not settings.sequential:
+        for reader in readers:
+            maps = _maps_of_grams(readings, reader, selection, classes, settings)
+            fitted[str(reader.weight)] = _folded(readings, reader, selection, maps)
+        return fitted
+    chosen = sequential_samples(readings.labels, classes, settings.rivals)
+    labels = readings.labels[chosen]
+    counts = torch.bincount(labels, minlength=readings.n_classes).clamp_min(1)
+    shares = class_shares(readings.n_classes, classes, settings.wpos)
+    weights = (shares / counts)[labels]
+
+    def see(reader: Reader, rows: Tensor | None) -> Tensor | None:
+        name = str(reader.weight)
+        if name not in fitted:
+            if rows is None:
+                # A recurrent layer's own states come after its weight: the donor's states stand for them.
+                maps = _maps_of_grams(readings, reader, selection, classes, settings)
+            else:
+                maps = _maps_of_rows(readings, reader, rows, chosen, weights, selection, settings)
+            fitted[name] = _folded(readings, reader, selection, maps)
+        return fitted[name]
+
+    until = readers[-1].node if readers else None
+    if until is not None:
+        walk(
+            readings.graph,
+            sliced,
+            readings.inputs[chosen],
+            readers,
+            see,
+            counts=selection.counts,
+            until=until,
+        )
+    return fitted
 
 
-def _reads_sliced(reader: Reader, selection: Selection) -> bool:
-    return any(group in selection.kept for group in units_in(reader.consumption.expr))
+def sequential_samples(labels: Tensor, classes: Sequence[int], rivals: int | None) -> Tensor:
+    """Indices of the samples that run through the sliced layers: all of these classes, and `rivals` of the others.
+
+    The first of each other class, then the second of each, and so on; at least one of each other class.
+    """
+    own = torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype))
+    if rivals is None or not bool(own.any()) or bool(own.all()):
+        return torch.arange(len(labels))
+    rank = torch.zeros_like(labels)
+    for label in labels.unique():
+        members = labels == label
+        rank[members] = torch.arange(int(members.sum()))
+    others = torch.nonzero(~own).flatten()
+    order = others[torch.argsort(rank[others], stable=True)]
+    enough = max(rivals, len(labels[~own].unique()))
+    return torch.cat([torch.nonzero(own).flatten(), order[:enough]]).sort().values
 
 
-def _kept_of(readings: Readings, reader: Reader, selection: Selection) -> Tensor:
-    positions = torch.from_numpy(kept_positions(reader.consumption.expr, selection.kept))
-    return readings.values[reader.source].index_select(reader.consumption.axis, positions)
-
-
-def _fit_reader(
+def _maps_of_grams(
     readings: Readings,
     reader: Reader,
-    given: Tensor,
     selection: Selection,
+    classes: Sequence[int],
+    settings: RepairSettings,
+) -> list[dict[str, Tensor]]:
+    """Maps of each term of what the reader reads, from the donor's own moments."""
+    found: list[dict[str, Tensor]] = []
+    for place, term in enumerate(terms_of(reader.consumption.expr)):
+        maps: dict[str, Tensor] = {}
+        for group in sorted(units_in(term) & selection.kept.keys()):
+            gram = mix_classes(readings, readings.grams[reader.name, place, group], classes, settings.wpos)
+            kept = torch.tensor(selection.kept[group])
+            columns = gram.index_select(1, kept)
+            maps[group] = _map(columns.index_select(0, kept), columns, kept, settings)
+        found.append(maps)
+    return found
+
+
+def _maps_of_rows(
+    readings: Readings,
+    reader: Reader,
+    rows: Tensor,
+    chosen: Tensor,
     weights: Tensor,
-    lam: float,
-) -> dict[str, Tensor]:
-    """The reader's weight on the kept units, with the maps of its groups folded in."""
-    consumption, counts = reader.consumption, selection.counts
-    wanted = readings.values[reader.source]
-    maps: dict[str, Tensor] = {}
-    for group in sorted(units_in(consumption.expr) & selection.kept.keys()):
-        # Other groups on the axis (dims inside heads) are positions here: those that they keep.
-        others = {name: units for name, units in selection.kept.items() if name != group}
-        left = torch.from_numpy(kept_positions(consumption.expr, others))
-        whole = units_read(
-            readings.graph,
-            reader,
-            wanted.index_select(consumption.axis, left),
-            group,
-            {name: len(units) for name, units in others.items()},
-        )
-        kept = units_read(readings.graph, reader, given, group, counts)
-        stride = stride_of(whole)
-        towards = selection_matrix(torch.tensor(selection.kept[group]), whole.shape[1])
-        maps[group] = reconstruction_map(
-            second_moment(kept, weights, stride=stride),
-            cross_moment(whole, kept, weights, stride=stride),
-            lam=lam,
-            towards=towards,
-        )
+    selection: Selection,
+    settings: RepairSettings,
+) -> list[dict[str, Tensor]]:
+    """Maps of each term, from what the sliced layers give (rows) to what the donor's give on the same samples."""
+    expr, found = reader.consumption.expr, []
+    wanted = readings.rows[reader.name][chosen]
+    for place, term in enumerate(terms_of(expr)):
+        whole, left = term_rows(wanted, expr, place, {}), term_rows(rows, expr, place, selection.counts)
+        maps: dict[str, Tensor] = {}
+        for group in sorted(units_in(term) & selection.kept.keys()):
+            target = _without(whole, term, group, selection)
+            given = units_of(left, 1, term, group, selection.counts)
+            kept = torch.tensor(selection.kept[group])
+            maps[group] = _map(
+                second_moment(given, weights), cross_moment(target, given, weights), kept, settings
+            )
+        found.append(maps)
+    return found
+
+
+def _without(whole: Tensor, term: AxisExpr, group: str, selection: Selection) -> Tensor:
+    """All units of one group; of the other groups of the term (dims inside heads) only what they keep."""
+    others = {name: units for name, units in selection.kept.items() if name != group}
+    if units_in(term) & others.keys():
+        whole = whole.index_select(1, torch.from_numpy(kept_positions(term, others)))
+    return units_of(whole, 1, term, group, {name: len(units) for name, units in others.items()})
+
+
+def _map(gram: Tensor, cross: Tensor, kept: Tensor, settings: RepairSettings) -> Tensor:
+    towards = selection_matrix(kept, cross.shape[0])
+    if settings.towards == "zero":
+        towards = torch.zeros_like(towards)
+    return reconstruction_map(gram, cross, lam=settings.lam, towards=towards)
+
+
+def _folded(
+    readings: Readings, reader: Reader, selection: Selection, maps: list[dict[str, Tensor]]
+) -> Tensor:
+    """The reader's weight on the kept units, with the maps of its terms folded in."""
     weight = str(reader.weight)
     rows = kept_positions(readings.graph.analysis.tensor_axes[weight][0], selection.kept)
     original = readings.graph.tensors[weight].index_select(0, torch.from_numpy(rows))
-    return {weight: fold_weight(original, expand_map(consumption.expr, maps, selection))}
+    terms = list(terms_of(reader.consumption.expr))
+    matrix: Tensor = torch.block_diag(
+        *(expand_map(term, own, selection) for term, own in zip(terms, maps, strict=True))
+    )
+    return fold_weight(original, matrix)

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sarto.errors import GraphError, RequestError
-from sarto.graph import Consumption, ModelGraph, evaluate, repairable
-from sarto.graph.expressions import AxisExpr, Fixed, Product, Sum, Unit, is_batch, kept_size, units_in
-from sarto.graph.model import Ref, TensorRef
-from sarto.training import class_grams, position_stride
+from sarto.engines.slicepack.readers import Reader, readers_of
+from sarto.engines.slicepack.rows import term_rows, terms_of, units_of
+from sarto.engines.slicepack.settings import CHUNK
+from sarto.engines.slicepack.walk import walk
+from sarto.errors import RequestError
+from sarto.graph import ModelGraph
+from sarto.graph.expressions import units_in
+from sarto.training import class_grams
 
-#: Positions of a feature map that enter the statistics of one sample; neighbours say nearly the same.
-POSITIONS = 128
-
-
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A linear operator that reads sliceable units.
-
-    Attributes:
-        consumption: what it reads, and which units lie where.
-        source: name of the value that it reads.
-        weight: name of its stored weight; None where it has none.
-        repairable: whether a linear map can be folded into it.
-    """
-
-    consumption: Consumption
-    source: str
-    weight: str | None
-    repairable: bool
-
-    @property
-    def node(self) -> str:
-        return self.consumption.node
+#: A reader by its name, the term of the axis that it reads, and a channel group there.
+Read = tuple[str, int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +27,10 @@ class Readings:
 
     Attributes:
         graph: the whole donor, normalisation in front.
-        inputs: the samples, float (n, channels, height, width) in [0, 1]; labels: (n,) in 0..n_classes-1.
+        inputs: the samples, (n, ...) as the graph takes them; labels: (n,) in 0..n_classes-1.
         readers: every linear operator that reads sliceable units, in order.
-        values: activations of what they read, and of what they give.
-        grams: (reader, channel group) -> second moment of the group's units there, by class, float64 (classes, u, u).
+        rows: reader -> what it reads, (n, axis, positions); about `POSITIONS` of the positions.
+        grams: read -> second moment of the group's units there, by class, float64 (classes, u, u).
     """
 
     graph: ModelGraph
@@ -57,126 +38,90 @@ class Readings:
     labels: Tensor
     n_classes: int
     readers: tuple[Reader, ...]
-    values: Mapping[str, Tensor]
-    grams: Mapping[tuple[str, str], Tensor]
+    rows: Mapping[str, Tensor]
+    grams: Mapping[Read, Tensor]
+
+    @property
+    def reader(self) -> Mapping[str, Reader]:
+        """The readers by name."""
+        return {reader.name: reader for reader in self.readers}
+
+    def units(self, read: Read) -> Tensor:
+        """The units of one read, shape (n, units, ...)."""
+        name, place, group = read
+        expr = self.reader[name].consumption.expr
+        rows = term_rows(self.rows[name], expr, place, {})
+        return units_of(rows, 1, list(terms_of(expr))[place], group, {})
 
 
 def read_donor(graph: ModelGraph, inputs: Tensor, labels: Tensor, n_classes: int) -> Readings:
     """One pass of the samples; serves the slices of all classes.
 
-    Raises:
-        RequestError: a class without samples.
-    """
-    missing = sorted(set(range(n_classes)) - set(labels.tolist()))
-    if missing:
-        raise RequestError(f"every class of the donor needs at least one sample; classes {missing} have none")
-    readers = tuple(_readers(graph))
-    watch = {reader.source for reader in readers} | {reader.node for reader in readers if reader.repairable}
-    _, values = evaluate(graph, inputs, watch=watch)
-    grams: dict[tuple[str, str], Tensor] = {}
-    for reader in readers:
-        for group in sorted(units_in(reader.consumption.expr)):
-            units = units_read(graph, reader, values[reader.source], group, {})
-            grams[reader.node, group] = class_grams(units, labels, n_classes, stride=stride_of(units))
-    return Readings(graph, inputs, labels, n_classes, readers, values, grams)
-
-
-def units_of(x: Tensor, axis: int, expr: AxisExpr, group: str, counts: Mapping[str, int]) -> Tensor:
-    """The units of one channel group as axis 1, shape (n, units, ...); everything else is a position.
+    A class may have a single sample: its moments are then those of that sample's positions, and the ridge and the
+    other classes say the rest.
 
     Args:
-        x: activations, units somewhere on `axis`.
-        counts: units that are left of each sliced group; others are whole.
+        inputs: samples as the graph takes them, shape (n, ...).
+        labels: class of each sample, shape (n,).
+        n_classes: classes of the donor.
 
     Raises:
-        GraphError: the axis does not hold the group.
+        RequestError: a class without samples, labels that the donor does not have, or not one label a sample; all
+            problems at once.
     """
-    return _find(x.movedim(axis, 1), expr, group, counts)
+    _check(inputs, labels, n_classes)
+    readers = readers_of(graph)
+    found: dict[str, list[Tensor]] = {reader.name: [] for reader in readers}
+
+    def see(reader: Reader, rows: Tensor | None) -> None:
+        if rows is not None:
+            found[reader.name].append(rows.clone())
+
+    for start in range(0, len(inputs), CHUNK):
+        walk(graph, graph, inputs[start : start + CHUNK], readers, see)
+    rows = {name: torch.cat(found.pop(name)) for name in list(found)}
+    readings = Readings(graph, inputs, labels, n_classes, readers, rows, {})
+    grams = {read: class_grams(readings.units(read), labels, n_classes) for read in reads_of(readers)}
+    return Readings(graph, inputs, labels, n_classes, readers, rows, grams)
 
 
-def units_read(graph: ModelGraph, reader: Reader, x: Tensor, group: str, counts: Mapping[str, int]) -> Tensor:
-    """The units of one channel group among what a reader reads, shape (samples, units, ...).
-
-    Args:
-        x: what it reads; the batch may be folded into an axis with others (windows), or stand behind tokens.
-        counts: units that are left of each sliced group; others are whole.
-
-    Raises:
-        GraphError: no axis holds the batch, or the axis does not hold the group.
-    """
-    axes = graph.analysis.value_axes[reader.source][0]
-    place = next((place for place, expr in enumerate(axes) if _batch_part(expr) is not None), None)
-    if place is None:
-        raise GraphError(f"what {reader.node!r} reads does not depend on the sample", where=reader.node)
-    within = _batch_part(axes[place]) or 0
-    axis = reader.consumption.axis
-    sizes = [kept_size(part, counts) for part in _parts(axes[place])]
-    sizes[within] = -1
-    x = x.reshape(*x.shape[:place], *sizes, *x.shape[place + 1 :])
-    axis += len(sizes) - 1 if axis > place else 0
-    batch = place + within
-    x = x.movedim(batch, 0)
-    axis += 1 if axis < batch else 0
-    return units_of(x, axis, reader.consumption.expr, group, counts)
+def reads_of(readers: tuple[Reader, ...]) -> tuple[Read, ...]:
+    """Every (reader, term, channel group)."""
+    return tuple(
+        (reader.name, place, group)
+        for reader in readers
+        for place, term in enumerate(terms_of(reader.consumption.expr))
+        for group in sorted(units_in(term))
+    )
 
 
-def _parts(expr: AxisExpr) -> tuple[AxisExpr, ...]:
-    return expr.parts if isinstance(expr, Product) else (expr,)
-
-
-def _batch_part(expr: AxisExpr) -> int | None:
-    """Place of the batch among the factors of an axis."""
-    found = [
-        place for place, part in enumerate(_parts(expr)) if isinstance(part, Fixed) and is_batch(part.size)
-    ]
-    return found[0] if found else None
-
-
-def reader_weights(readings: Readings, reader: Reader, group: str) -> Tensor:
+def reader_weights(readings: Readings, read: Read) -> Tensor:
     """How strongly a reader reads each unit: squared norm of the weights on it, scaled to mean 1, shape (units,)."""
-    size = readings.graph.analysis.groups[group].size
+    name, place, group = read
+    reader = readings.reader[name]
     if reader.weight is None or not reader.repairable:
-        return torch.ones(size, dtype=torch.float64)
+        return torch.ones(readings.graph.analysis.groups[group].size, dtype=torch.float64)
     weight = readings.graph.tensors[reader.weight].to(torch.float64)
-    units = units_of(weight, 1, reader.consumption.expr, group, {})
+    expr = reader.consumption.expr
+    mine = term_rows(weight, expr, place, {})
+    units = units_of(mine, 1, list(terms_of(expr))[place], group, {})
     norms = units.square().transpose(0, 1).flatten(1).sum(1)
     return norms / norms.mean().clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def stride_of(units: Tensor) -> int:
-    """Stride over positions that leaves about `POSITIONS` of them."""
-    positions = tuple(units.shape[2:])
-    return position_stride(positions, POSITIONS) if math.prod(positions) > POSITIONS else 1
-
-
-def with_weights(graph: ModelGraph, tensors: Mapping[str, Tensor]) -> ModelGraph:
-    """The graph with some stored tensors replaced by others of the same shape."""
-    return replace(graph, tensors={**dict(graph.tensors.items()), **tensors})
-
-
-def _readers(graph: ModelGraph) -> Iterator[Reader]:
-    """Readers of computed values. What a recurrent layer reads inside itself can't be watched; its output can."""
-    for consumption in graph.analysis.consumptions:
-        node = graph.node(consumption.node)
-        source, weight = node.argument(consumption.arg), node.args.get("weight")
-        if units_in(consumption.expr) and isinstance(source, Ref):
-            name = weight.name if isinstance(weight, TensorRef) else None
-            yield Reader(consumption, source.name, name, repairable(graph, consumption) is None)
-
-
-def _find(x: Tensor, expr: AxisExpr, group: str, counts: Mapping[str, int]) -> Tensor:
-    if isinstance(expr, Unit) and expr.group == group:
-        return x
-    if isinstance(expr, Fixed | Unit) or group not in units_in(expr):
-        raise GraphError(f"this axis does not hold the channel group {group!r}", where=group)
-    if isinstance(expr, Sum):
-        start = 0
-        for part in expr.parts:
-            length = kept_size(part, counts)
-            if group in units_in(part):
-                return _find(x.narrow(1, start, length), part, group, counts)
-            start += length
-    sizes = [kept_size(part, counts) for part in expr.parts]
-    place = next(i for i, part in enumerate(expr.parts) if group in units_in(part))
-    parted = x.reshape(x.shape[0], *sizes, *x.shape[2:])
-    return _find(parted.movedim(1 + place, 1), expr.parts[place], group, counts)
+def _check(inputs: Tensor, labels: Tensor, n_classes: int) -> None:
+    problems = []
+    if labels.shape != inputs.shape[:1]:
+        problems.append(f"{len(inputs)} samples need as many labels, got shape {tuple(labels.shape)}")
+    present = set(labels.flatten().tolist())
+    strange = sorted(present - set(range(n_classes)))
+    if strange:
+        problems.append(
+            f"samples are labelled {strange[:5]}, the donor has classes 0..{n_classes - 1}; leave these samples out, "
+            "or give the classes in the order of the donor's outputs"
+        )
+    missing = sorted(set(range(n_classes)) - present)
+    if missing:
+        problems.append(f"every class of the donor needs at least one sample; classes {missing} have none")
+    if problems:
+        raise RequestError(problems[0], problems=problems)

@@ -6,7 +6,21 @@ from __future__ import annotations
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.125, 0.1)
 #: Ridge strength of the repair maps: between 1e-3 and 1e-1 results hardly differ; weaker ones fit noise.
 LAM = 1e-2
+#: Ridge strength of GRAIL, arXiv 2602.23795, as a share of the mean diagonal of the moment.
+GRAIL_LAM = 1e-3
 #: Weight of the fragment's own classes; the donor's other classes share the rest. 1.0 loses what separates them.
 WPOS = 0.33
 #: The paper halves every layer; as a share of parameters that is beta squared.
 PAPER_BETA = 0.5
+#: Positions of a feature map that enter the statistics of one sample; neighbours say nearly the same.
+POSITIONS = 128
+#: Samples that run at once through a donor: what bounds memory.
+CHUNK = 64
+#: No group keeps a smaller share of its units than this when widths are solved; below it an error curve says little.
+LEAST = 0.3
+#: A step of that search drops this share of a group.
+STEP = 1 / 32
+#: Samples as many as which the donor's own statistics weigh when normalisations are recalibrated.
+N0 = 20
+#: Samples of other classes that run through the sliced layers in a sequential repair (decision 10).
+RIVALS = 60

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sarto.engines.slicepack.readings import Readings, reader_weights
+from sarto.engines.slicepack.readings import Read, Readings, reader_weights
 from sarto.graph import Selection
 from sarto.training import above_threshold, column_subset, energy, one_against_rest, random_units, top
 
-Criterion = Literal["css", "energy", "threshold", "random", "first"]
+Criterion = Literal["css", "energy", "fisher", "threshold", "random", "first"]
 
 
 def choose_units(
@@ -31,13 +31,13 @@ def choose_units(
         classes: whose fragment it is; their moments weigh `wpos`, those of the others 1 - wpos.
         keep: channel group -> how many units, or which.
         criterion: `css` takes the units from which the others are best predicted; `energy` the most active ones
-            (equation (5)); `threshold` those above 1 - beta of the most active one (equation (4)); `random` and
-            `first` are controls.
+            (equation (5)); `threshold` those above 1 - beta of the most active one (equation (4)); `fisher` those
+            whose mean tells the classes from the others best; `random` and `first` are controls.
         beta: of the threshold; needed there.
         seed: of `random`.
 
     Reference:
-        Slice-and-Pack, equations (4) and (5). Differs: `css` is ours (specifically weighted by the readers' weights).
+        Slice-and-Pack, equations (4) and (5). Differs: `css` is ours (weighted by the readers' weights).
     """
     kept: dict[str, tuple[int, ...]] = {}
     for place, (name, amount) in enumerate(sorted(keep.items())):
@@ -51,6 +51,8 @@ def choose_units(
             kept[name] = tuple(range(amount))
         elif criterion == "random":
             kept[name] = _indices(random_units(amount, size, seed=1_000_003 * seed + place))
+        elif criterion == "fisher":
+            kept[name] = _indices(top(fisher_scores(readings, name, classes), amount))
         else:
             gram, weights = group_moment(readings, name, classes, wpos)
             if criterion == "css":
@@ -76,23 +78,46 @@ def group_moment(
     size = readings.graph.analysis.groups[group].size
     moment = torch.zeros(size, size, dtype=torch.float64)
     weights = torch.zeros(size, dtype=torch.float64)
-    for reader in readings.readers:
-        grams = readings.grams.get((reader.node, group))
-        if grams is None:
-            continue
-        mixed = mix_classes(readings, grams, classes, wpos)
+    for read in _reads(readings, group):
+        mixed = mix_classes(readings, readings.grams[read], classes, wpos)
         moment += mixed / mixed.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        weights += reader_weights(readings, reader, group)
+        weights += reader_weights(readings, read)
     return moment, weights
+
+
+def fisher_scores(readings: Readings, group: str, classes: Sequence[int]) -> Tensor:
+    """How far a unit's mean on the classes lies from its mean on the others, in their common spread, shape (units,).
+
+    A unit's value on a sample is its mean over positions; each reader counts alike.
+    """
+    size = readings.graph.analysis.groups[group].size
+    scores = torch.zeros(size, dtype=torch.float64)
+    own = torch.isin(readings.labels, torch.tensor(list(classes)))
+    if not bool(own.any()) or bool(own.all()):
+        own = readings.labels == 0
+    for read in _reads(readings, group):
+        units = readings.units(read)
+        values = (units.flatten(2).mean(2) if units.ndim > 2 else units).to(torch.float64)
+        inside, outside = values[own], values[~own]
+        if not len(outside):
+            continue
+        between = (inside.mean(0) - outside.mean(0)).square()
+        within = inside.var(0, correction=0) + outside.var(0, correction=0)
+        # A unit that never moves tells nothing apart.
+        scores += torch.where(between > 0, between / within.clamp_min(1e-12), 0.0)
+    return scores
 
 
 def mix_classes(readings: Readings, grams: Tensor, classes: Sequence[int], wpos: float) -> Tensor:
     """Moments by class (n_classes, u, u) as one: the fragment's classes weigh wpos together."""
     counts = torch.bincount(readings.labels, minlength=readings.n_classes)
     if len(classes) == 1:
-        return one_against_rest(grams, counts, wpos=wpos)[classes[0]]
-    weights = class_shares(readings.n_classes, classes, wpos).to(grams.dtype)
-    return torch.tensordot(weights, grams, dims=1)
+        shares = one_against_rest(torch.eye(readings.n_classes, dtype=torch.float64), counts, wpos=wpos)[
+            classes[0]
+        ]
+    else:
+        shares = class_shares(readings.n_classes, classes, wpos)
+    return torch.tensordot(shares.to(grams.dtype), grams, dims=1)
 
 
 def class_shares(n_classes: int, classes: Sequence[int], wpos: float) -> Tensor:
@@ -104,6 +129,10 @@ def class_shares(n_classes: int, classes: Sequence[int], wpos: float) -> Tensor:
     shares = torch.full((n_classes,), (1.0 - wpos) / int((~own).sum()), dtype=torch.float64)
     shares[own] = wpos / int(own.sum())
     return shares
+
+
+def _reads(readings: Readings, group: str) -> list[Read]:
+    return [read for read in readings.grams if read[2] == group]
 
 
 def _indices(units: Tensor) -> tuple[int, ...]:
