@@ -1,7 +1,7 @@
 """Trains the original models of a task: python -m benchmarks.slicepack.originals --task T1 --architecture vgg16
 
-A model that is already there is left alone, so a run that was stopped goes on with the next model. Crop, flip, a
-one-cycle schedule; the test split is read once, at the end, for the report.
+A run that was stopped goes on after its last finished epoch, to the same weights. Crop, flip, a one-cycle schedule;
+the test split is read once, at the end, for the report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.slicepack.tasks import NAMES, task
 from sarto import zoo
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-BATCH, MARGIN = 128, 4
+BATCH, MARGIN = 64, 4
 #: Where trained originals lie; too large for the repository.
 FOLDER = Path(os.environ.get("SARTO_ORIGINALS", Path(__file__).parents[1] / "originals"))
 
@@ -42,8 +42,8 @@ class Recipe:
 
 
 RECIPES = {
-    "vgg16": Recipe(zoo.vgg16_bn_cifar, 0.1),
-    "resnet34": Recipe(lambda n: zoo.resnet34(n, stem="cifar"), 0.15),
+    "vgg16": Recipe(zoo.vgg16_bn_cifar, 0.05),
+    "resnet34": Recipe(lambda n: zoo.resnet34(n, stem="cifar"), 0.08),
 }
 
 
@@ -68,9 +68,13 @@ def load_original(
 
 
 def train(
-    recipe: Recipe, images: Tensor, labels: Tensor, n_classes: int, epochs: int, seed: int
+    recipe: Recipe, images: Tensor, labels: Tensor, n_classes: int, epochs: int, seed: int, checkpoint: Path
 ) -> nn.Module:
-    """SGD with Nesterov momentum and a one-cycle schedule; prints the loss of every epoch."""
+    """SGD with Nesterov momentum and a one-cycle schedule; prints the loss of every epoch.
+
+    Args:
+        checkpoint: written after every epoch; where it exists, training goes on from it.
+    """
     torch.manual_seed(seed)
     model = recipe.build(n_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     padded = F.pad(images, (MARGIN,) * 4)
@@ -81,8 +85,16 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=recipe.peak_rate, total_steps=epochs * steps, pct_start=0.25
     )
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        first = state["epoch"]
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["generator"])
     begun = time.perf_counter()
-    for epoch in range(epochs):
+    for epoch in range(first, epochs):
         order, total = torch.randperm(len(labels)), 0.0
         for index in order[: steps * BATCH].split(BATCH):
             batch = augment(padded, index).contiguous(memory_format=torch.channels_last)
@@ -94,6 +106,15 @@ def train(
             optimiser.step()
             schedule.step()
             total += float(loss.detach())
+        state = {
+            "epoch": epoch + 1,
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "schedule": schedule.state_dict(),
+            "generator": torch.get_rng_state(),
+        }
+        torch.save(state, checkpoint.with_suffix(".new"))
+        checkpoint.with_suffix(".new").replace(checkpoint)
         seconds = time.perf_counter() - begun
         print(f"  epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}  {seconds:.0f} s", flush=True)
     return model.eval()
@@ -156,6 +177,7 @@ def main() -> None:
         }
         _save(model, path)
         path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        path.with_suffix(".checkpoint").unlink()
         print(f"  {about['accuracy_test']:.4f} on own classes, {seconds:.0f} s", flush=True)
 
 
