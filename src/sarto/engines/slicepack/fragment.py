@@ -74,18 +74,31 @@ def make_fragment(
     sliced = slice(readings.graph, selection)
     if repair is None:
         return sliced, selection
-    fitted = repaired_weights(readings, classes, selection, sliced, repair)
-    return replaced(sliced, tensors={**dict(sliced.tensors.items()), **fitted}), selection
+    fitted = fit_repair(readings, classes, selection, sliced, repair)
+    return replaced(sliced, tensors={**dict(sliced.tensors.items()), **fitted.weights}), selection
 
 
-def repaired_weights(
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Repair maps, and the readers' weights with them folded in.
+
+    Attributes:
+        maps: reader -> matrix from the kept positions of what it reads to all of them.
+        weights: stored tensor -> its new value.
+    """
+
+    maps: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+def fit_repair(
     readings: Readings,
     classes: Sequence[int],
     selection: Selection,
     sliced: ModelGraph,
     settings: RepairSettings,
-) -> dict[str, Tensor]:
-    """New weights of the readers, by tensor name, on what they are left with: their maps folded in."""
+) -> Fitted:
+    """A map for every reader of sliced units, and its weight on what it is left with."""
     readers = tuple(
         reader
         for reader in readings.readers
@@ -93,11 +106,16 @@ def repaired_weights(
         and reader.weight is not None
         and units_in(reader.consumption.expr) & selection.kept.keys()
     )
-    fitted: dict[str, Tensor] = {}
+    fitted = Fitted({}, {})
+
+    def fold(reader: Reader, maps: list[dict[str, Tensor]]) -> None:
+        matrix = _axis_map(reader, selection, maps)
+        fitted.maps[reader.name] = matrix
+        fitted.weights[str(reader.weight)] = fold_weight(_rows_left(readings, reader, selection), matrix)
+
     if not settings.sequential:
         for reader in readers:
-            maps = _maps_of_grams(readings, reader, selection, classes, settings)
-            fitted[str(reader.weight)] = _folded(readings, reader, selection, maps)
+            fold(reader, _maps_of_grams(readings, reader, selection, classes, settings))
         return fitted
     chosen = sequential_samples(readings.labels, classes, settings.rivals)
     labels = readings.labels[chosen]
@@ -106,15 +124,14 @@ def repaired_weights(
     weights = (shares / counts)[labels]
 
     def see(reader: Reader, rows: Tensor | None) -> Tensor | None:
-        name = str(reader.weight)
-        if name not in fitted:
+        if reader.name not in fitted.maps:
             if rows is None:
                 # A recurrent layer's own states come after its weight: the donor's states stand for them.
                 maps = _maps_of_grams(readings, reader, selection, classes, settings)
             else:
                 maps = _maps_of_rows(readings, reader, rows, chosen, weights, selection, settings)
-            fitted[name] = _folded(readings, reader, selection, maps)
-        return fitted[name]
+            fold(reader, maps)
+        return fitted.weights[str(reader.weight)]
 
     until = readers[-1].node if readers else None
     if until is not None:
@@ -209,15 +226,17 @@ def _map(gram: Tensor, cross: Tensor, kept: Tensor, settings: RepairSettings) ->
     return reconstruction_map(gram, cross, lam=settings.lam, towards=towards)
 
 
-def _folded(
-    readings: Readings, reader: Reader, selection: Selection, maps: list[dict[str, Tensor]]
-) -> Tensor:
-    """The reader's weight on the kept units, with the maps of its terms folded in."""
+def _rows_left(readings: Readings, reader: Reader, selection: Selection) -> Tensor:
+    """The reader's weight without the rows of units that it no longer makes; it still reads all units."""
     weight = str(reader.weight)
     rows = kept_positions(readings.graph.analysis.tensor_axes[weight][0], selection.kept)
-    original = readings.graph.tensors[weight].index_select(0, torch.from_numpy(rows))
-    terms = list(terms_of(reader.consumption.expr))
+    return readings.graph.tensors[weight].index_select(0, torch.from_numpy(rows))
+
+
+def _axis_map(reader: Reader, selection: Selection, maps: list[dict[str, Tensor]]) -> Tensor:
+    """The matrix over the whole axis that a reader reads, (positions, kept positions), from the maps of its terms."""
+    terms = terms_of(reader.consumption.expr)
     matrix: Tensor = torch.block_diag(
         *(expand_map(term, own, selection) for term, own in zip(terms, maps, strict=True))
     )
-    return fold_weight(original, matrix)
+    return matrix
