@@ -165,15 +165,16 @@ def main() -> None:
         print(f"{path.stem}: {', '.join(classes)}", flush=True)
         begun = time.perf_counter()
         seed = 100 * given.seed + place
-        model = train(RECIPES[given.architecture], *own(trained, classes), len(classes), given.epochs, seed)
+        images, labels = own(trained, classes)
+        checkpoint = path.with_suffix(".checkpoint")
+        recipe = RECIPES[given.architecture]
+        model = train(recipe, images, labels, len(classes), given.epochs, seed, checkpoint)
         seconds = time.perf_counter() - begun
         about = {
             "classes": classes,
             "epochs": given.epochs,
             "images_per_class": len(trained.of(classes[0])),
             "accuracy_test": accuracy(model, *own(test, classes)),
-            "train_seconds": round(seconds),
-            "threads": given.threads,
         }
         _save(model, path)
         path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
