@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sarto.cli import artifact, inspecting, market, orders
+from sarto.cli import artifact, inspecting, market, orders, stocking
 from sarto.cli.failing import OneLine
 
 app = typer.Typer(
@@ -19,14 +19,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-market_app = typer.Typer(help="Make a market.", no_args_is_help=True)
+market_app = typer.Typer(help="Make a market, and look after it.", no_args_is_help=True)
 market_app.command("init")(market.init)
+market_app.command("add")(market.add)
+market_app.command("ls")(market.ls)
+market_app.command("show")(market.show)
+market_app.command("rm")(market.rm)
+market_app.command("stock")(stocking.stock)
 app.add_typer(market_app, name="market")
 
 app.command("add")(market.add)
 app.command("ls")(market.ls)
 app.command("show")(market.show)
 app.command("rm")(market.rm)
+app.command("stock")(stocking.stock)
 app.command("verify")(artifact.verify)
 app.command("inspect")(inspecting.inspect)
 app.command("plan")(orders.plan)

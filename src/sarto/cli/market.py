@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sarto.cli.output import Debug, Json, MarketPath, console, emit, names, numbers, progress, told
+from sarto.cli.stocking import fragments_table
 from sarto.errors import RequestError
 
 if TYPE_CHECKING:
@@ -139,20 +140,30 @@ def add(
             )
 
 
-def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:
+def ls(
+    fragments: Annotated[bool, typer.Option("--fragments", help="List the stocked fragments.")] = False,
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """List what the market holds."""
     with told(as_json=as_json, debug=debug):
         from sarto.pipeline import Market
 
         with Market.open(market) as opened:
-            learnwares, fragments = opened.learnwares(), opened.store.fragments()
+            learnwares, found = opened.learnwares(), opened.fragments()
         if as_json:
             emit(
                 {
                     "learnwares": [json.loads(item.to_json()) for item in learnwares],
-                    "n_fragments": len(fragments),
+                    "n_fragments": len(found),
+                    **({"fragments": found} if fragments else {}),
                 }
             )
+            return
+        if fragments:
+            fragments_table(found)
+            typer.echo(f"{len(found)} fragments of {len(learnwares)} learnwares")
             return
         from rich.table import Table
 
@@ -168,11 +179,12 @@ def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False
                 item.licence,
             )
         console().print(table)
-        typer.echo(f"{len(learnwares)} learnwares, {len(fragments)} fragments")
+        typer.echo(f"{len(learnwares)} learnwares, {len(found)} fragments")
 
 
 def show(
     which: Annotated[str, typer.Argument(help="Name, id, or the first 6 digits of the id.")],
+    fragments: Annotated[bool, typer.Option("--fragments", help="List the fragments made from it.")] = False,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
@@ -183,8 +195,12 @@ def show(
 
         with Market.open(market) as opened:
             learnware = opened.get(which)
+            found = opened.fragments(which) if fragments else []
         if as_json:
-            emit(json.loads(learnware.to_json()))
+            emit({**json.loads(learnware.to_json()), **({"fragments": found} if fragments else {})})
+        elif fragments:
+            fragments_table(found)
+            typer.echo(f"{len(found)} fragments of {learnware.name}")
         else:
             typer.echo(learnware.to_yaml().rstrip())
 

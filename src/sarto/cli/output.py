@@ -48,15 +48,28 @@ def told(*, as_json: bool, debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error; silent where nobody looks."""
+def progress(*, quiet: bool, counted: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error; silent where nobody looks.
+
+    Args:
+        counted: show how many of how many are done, and the time left, in place of the time that went by.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda step, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [MofNCompleteColumn(), TimeRemainingColumn()] if counted else [TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
 

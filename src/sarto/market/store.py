@@ -244,13 +244,16 @@ class Store:
             row.manifest, row.removed = None, now()
         return Removed(learnware, tuple(item.key for item in fragments), self._sweep(freed))
 
-    def put_fragment(self, key: str, graph: ModelGraph, lineage: Mapping[str, Any]) -> Fragment:
+    def put_fragment(
+        self, key: str, graph: ModelGraph, lineage: Mapping[str, Any], *, replace: bool = False
+    ) -> Fragment:
         """Stock a part that was made from learnwares, under the key of the plan that builds it.
 
         Args:
             key: "sha256:<64 hex>". Where it is stocked already and sound, nothing changes.
             lineage: plain JSON that says how it was made, the plan for instance. Every id of a learnware in
                 it counts as a source, and so do the sources of every fragment whose key is in it.
+            replace: put it in the place of the one that is there.
 
         Raises:
             RequestError: no such key, or a lineage that is not plain JSON.
@@ -268,9 +271,10 @@ class Store:
             staged = self._stage(graph, folder)
             with self._publishing(staged) as session:
                 row = session.get(ObjectRow, key)
-                if row is not None and self._sound(row):
+                if row is not None and not replace and self._sound(row):
                     staged.clear()
                     return rows.fragment(session, row)
+                before = {row.graph_hash, row.weights_hash} if row is not None else set()
                 if row is not None:
                     session.delete(row)
                     session.flush()
@@ -283,7 +287,9 @@ class Store:
                 session.flush()
                 session.add_all(SourceRow(key=key, learnware=source) for source in sources)
                 session.flush()
-                return rows.fragment(session, row)
+                put = rows.fragment(session, row)
+        self._sweep(before)
+        return put
 
     def fragment(self, key: str) -> ModelGraph | None:
         """The graph of a stocked fragment; None where there is none.
@@ -300,15 +306,24 @@ class Store:
         with self._index.read() as session:
             return tuple(rows.fragment(session, row) for row in rows.stocked(session))
 
+    def sound_fragments(self, keys: Iterable[str]) -> frozenset[str]:
+        """Those of the keys under which a fragment is stocked whose files are whole; reads the files."""
+        with self._index.read() as session:
+            found = [row for key in sorted(set(keys)) if (row := session.get(ObjectRow, key)) is not None]
+        return frozenset(row.key for row in found if self._sound(row))
+
     def remove_fragment(self, key: str) -> bool:
         """Take one fragment out; True where there was one."""
+        return key in self.remove_fragments([key])[0]
+
+    def remove_fragments(self, keys: Iterable[str]) -> tuple[tuple[str, ...], int]:
+        """Take fragments out at once; the keys of those that were there, and the bytes that this frees."""
         with self._index.write() as session:
-            row = session.get(ObjectRow, key)
-            if row is None:
-                return False
-            session.delete(row)
-        self._sweep({row.graph_hash, row.weights_hash})
-        return True
+            found = [row for key in sorted(set(keys)) if (row := session.get(ObjectRow, key)) is not None]
+            for row in found:
+                session.delete(row)
+        freed = self._sweep({blob for row in found for blob in (row.graph_hash, row.weights_hash)})
+        return tuple(row.key for row in found), freed
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the market, by reading all of it; lines with "info:" are harmless.
@@ -358,9 +373,12 @@ class Store:
 
     def _sweep(self, keys: Iterable[str]) -> int:
         """Remove those of the blobs that nothing refers to; the bytes that this frees."""
+        doubtful = sorted(set(keys))
+        if not doubtful:
+            return 0
         with self._index.write() as session:
             needed = rows.used(session)
-            return sum(self._blobs.remove(key) for key in sorted(set(keys)) if key not in needed)
+            return sum(self._blobs.remove(key) for key in doubtful if key not in needed)
 
     def _sound(self, row: ObjectRow) -> bool:
         return all(self._blobs.problem(key) is None for key in (row.graph_hash, row.weights_hash))

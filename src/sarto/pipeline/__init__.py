@@ -10,6 +10,7 @@ from sarto.pipeline.loaded import Model, Prediction, load
 from sarto.pipeline.market import Market
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.sources import InputSpec, Source, load_source, read_input
+from sarto.pipeline.stocking import Pruned, Stocking
 
 __all__ = [
     "Artifact",
@@ -21,7 +22,9 @@ __all__ = [
     "Plans",
     "Prediction",
     "Progress",
+    "Pruned",
     "Source",
+    "Stocking",
     "load",
     "load_source",
     "read_input",

@@ -127,7 +127,7 @@ class Builder:
             graph = self.store.graph(node.of)
             return normalise(graph, learnware.preprocessing.mean, learnware.preprocessing.std)
         if isinstance(node, SliceNode):
-            return self._slicer.slice(node, keys[name], lambda: self._cut(plan, node, keys))
+            return self._slicer.slice(node, keys[name], lambda: self.cut(plan, node, keys))
         if isinstance(node, BlockNode):
             below = self._graph(plan, node.of, keys)
             return block(below, end=features(below).value)
@@ -135,7 +135,8 @@ class Builder:
             return branch([self._graph(plan, of, keys) for of in node.of], node.join)
         return self._head(plan, node, keys[name], keys)
 
-    def _cut(self, plan: Plan, node: SliceNode, keys: Mapping[str, str]) -> Cut:
+    def cut(self, plan: Plan, node: SliceNode, keys: Mapping[str, str]) -> Cut:
+        """What a slice of a plan is cut from; keys are those of the plan's nodes."""
         source = self._source_below(plan, node)
         samples = self._samples_of(node.samples, f"slice of {source.name!r}")
         whole = self._graph(plan, node.of, keys)

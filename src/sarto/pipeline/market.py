@@ -19,6 +19,14 @@ from sarto.pipeline.order import check_order
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.sources import InputSpec
 from sarto.pipeline.stock import stock
+from sarto.pipeline.stocking import (
+    STOCK_SHARES,
+    Pruned,
+    Stocking,
+    describe_fragments,
+    prune_fragments,
+    stock_fragments,
+)
 from sarto.types import Learnware, Plan, Preprocessing, Request
 
 
@@ -140,6 +148,63 @@ class Market:
             StoreError: there is none.
         """
         return self.store.remove(which)
+
+    def stock_fragments(
+        self,
+        names: Sequence[str] = (),
+        *,
+        sizes: Sequence[float] = STOCK_SHARES,
+        classes: Sequence[str] = (),
+        samples_per_class: int | None = None,
+        processes: int | None = None,
+        again: bool = False,
+        progress: Progress = silent,
+    ) -> Stocking:
+        """Slice each class ahead of orders, which then only pack; only what is missing is made.
+
+        Interrupted at any moment, even by a kill, nothing that was finished is lost.
+
+        Args:
+            names: of learnwares; none: all that have samples of each of their classes.
+            sizes: shares of the donor's extractor, out of those that it was stocked with.
+            classes: only these; none: all.
+            samples_per_class: the first k samples of each class, as in orders that say so; None: all of them.
+            processes: how many may work at once, one thread each; 1: this process; None: one a core.
+            again: slice and replace also what is stocked.
+
+        Returns:
+            What was made, what was there, and what failed while the rest went on.
+
+        Raises:
+            RequestError: unknown learnwares, classes or sizes, learnwares without samples; all problems at once.
+            StoreError: the market can't be read.
+        """
+        return stock_fragments(
+            self.store,
+            names,
+            sizes=sizes,
+            classes=classes,
+            samples_per_class=samples_per_class,
+            processes=processes,
+            again=again,
+            progress=progress,
+        )
+
+    def fragments(self, *names: str) -> list[dict[str, Any]]:
+        """What is known of the stocked fragments of learnwares (none named: of all) in plain JSON, oldest first.
+
+        Raises:
+            StoreError: there is no such learnware.
+        """
+        return describe_fragments(self.store, names)
+
+    def prune_fragments(self, *names: str) -> Pruned:
+        """Remove fragments that no order will ask for again: of removed learnwares, other widths, older settings.
+
+        Raises:
+            RequestError: unknown learnwares; all of them at once.
+        """
+        return prune_fragments(self.store, names)
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the market's files; empty where nothing is."""

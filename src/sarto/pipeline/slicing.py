@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
 from sarto.errors import GraphError
-from sarto.graph import ModelGraph, Selection, uniform_counts
+from sarto.graph import ModelGraph, Selection, block, features, uniform_counts
 from sarto.market import Samples, Store
 from sarto.pipeline.environment import versions
 from sarto.pipeline.progress import Progress, silent
@@ -70,8 +70,9 @@ class Slicer:
         return graph
 
     def make(self, node: SliceNode, cut: Cut) -> tuple[ModelGraph, dict[str, Any]]:
-        """A new fragment and its lineage in plain JSON."""
+        """A new fragment and its lineage in plain JSON; its seconds leave out reading the donor, which all share."""
         self.progress(f"slicing {', '.join(node.classes) or 'all classes'} out of {cut.learnware.name}", 0, 1)
+        self.read(cut)
         begun = time.perf_counter()
         graph, selection = self._fragment(node, cut)
         return graph, lineage_of(node, cut, graph, selection, time.perf_counter() - begun)
@@ -104,15 +105,22 @@ class Slicer:
 def lineage_of(
     node: SliceNode, cut: Cut, graph: ModelGraph, selection: Selection, seconds: float
 ) -> dict[str, Any]:
-    """How a fragment was made, in plain JSON: donor, samples, settings, kept units, size, seconds and versions."""
+    """How a fragment was made, in plain JSON: donor, samples, settings, kept units, seconds and versions.
+
+    `of` is the key of what it was cut from; `params` are those of its extractor, which is what a pack takes.
+    """
+    donor = cut.learnware
+    extractor = block(graph, end=features(graph).value)
     return {
-        "learnware": cut.learnware.id,
-        "name": cut.learnware.name,
+        "learnware": donor.id,
+        "name": donor.name,
+        "donor": {"graph_hash": donor.graph_hash, "weights_hash": donor.weights_hash},
+        "of": cut.key,
         "classes": list(node.classes),
         "samples": node.samples,
         "plan": node.model_dump(mode="json"),
         "kept": {name: len(units) for name, units in selection.kept.items()},
-        "params": sum(graph.tensors[name].numel() for name in graph.parameters),
+        "params": sum(extractor.tensors[name].numel() for name in extractor.parameters),
         "seconds": round(seconds, 4),
         "versions": dict(versions()),
     }

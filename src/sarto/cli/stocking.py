@@ -1,0 +1,122 @@
+"""`sarto stock`: fragments ahead of orders; and the list of those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sarto.cli.output import Debug, Json, MarketPath, console, emit, names, numbers, progress, told
+from sarto.errors import RequestError
+
+if TYPE_CHECKING:
+    from sarto.pipeline.stocking import Pruned, Stocking
+
+DEFAULT = "market"
+
+
+def stock(
+    which: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Learnwares; else all that have samples.")
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Shares of the donor's extractor, with commas; else 0.5,0.25.")
+    ] = "",
+    classes: Annotated[str, typer.Option(help="Only these classes, with commas; else all.")] = "",
+    samples_per_class: Annotated[
+        int | None, typer.Option(help="Slice with the first k samples of each class, for orders that do so.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="How many may work at once; 1: none beside this; else one a core.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Slice and replace also what is stocked.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Slice nothing: remove fragments of removed learnwares and older settings."
+        ),
+    ] = False,
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Slice every class of every learnware ahead of orders; only what is missing is made."""
+    with told(as_json=as_json, debug=debug):
+        from sarto.pipeline import Market
+
+        if prune:
+            given = {
+                "--sizes": sizes,
+                "--classes": classes,
+                "--samples-per-class": samples_per_class,
+                "--processes": processes,
+                "--again": again,
+            }
+            needless = [option for option, value in given.items() if value not in ("", None, False)]
+            if needless:
+                raise RequestError(f"--prune slices nothing; leave out {', '.join(needless)}")
+            with Market.open(market) as opened:
+                _tell_pruned(opened.prune_fragments(*(which or ())), as_json=as_json)
+            return
+        shares = {"sizes": numbers(sizes, "--sizes")} if sizes else {}
+        with Market.open(market) as opened, progress(quiet=as_json, counted=True) as tell:
+            done = opened.stock_fragments(
+                which or (),
+                **shares,
+                classes=names(classes),
+                samples_per_class=samples_per_class,
+                processes=processes,
+                again=again,
+                progress=tell,
+            )
+        _tell_stocked(done, as_json=as_json)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def fragments_table(found: Iterable[dict[str, Any]]) -> None:
+    """Print fragments, one a row."""
+    from rich.table import Table
+
+    table = Table("learnware", "classes", "share", "parameters", "samples", "seconds", "created", "key")
+    for item in found:
+        table.add_row(
+            str(item["name"]),
+            ", ".join(item["classes"]) or "all alike",
+            "" if item["share"] is None else f"{item['share']:.1%}",
+            "" if item["params"] is None else f"{item['params']:,}",
+            str(item["samples"] or "")[7:15],
+            "" if item["seconds"] is None else f"{item['seconds']:.2f}",
+            item["created"][:19],
+            item["key"][7:19],
+        )
+    console().print(table)
+
+
+def _tell_stocked(done: Stocking, *, as_json: bool) -> None:
+    if as_json:
+        emit(done.to_plain())
+    else:
+        typer.echo(
+            f"stocked {len(done.made)} fragments in {done.seconds:.1f} s; {len(done.present)} were there already"
+        )
+    for reason in done.skipped:
+        typer.echo(f"note: {reason}", err=True)
+    for failed in done.failed:
+        piece = failed.piece
+        typer.echo(f"error: {piece.cls} of {piece.name} at {piece.share:.1%}: {failed.reason}", err=True)
+    if done.failed:
+        typer.echo(
+            f"{len(done.failed)} fragments are missing; run the same command again to try them once more",
+            err=True,
+        )
+
+
+def _tell_pruned(done: Pruned, *, as_json: bool) -> None:
+    if as_json:
+        emit(done.to_plain())
+        return
+    for key, reason in done.removed:
+        typer.echo(f"  {key[7:19]}: {reason}")
+    typer.echo(f"removed {len(done.removed)} fragments; {done.freed_bytes:,} bytes freed")
