@@ -224,6 +224,9 @@ def unify(one: Sequence[Atom], two: Sequence[Atom], why: str) -> None:
             left.insert(0, a)
         elif a.size == b.size:
             _join(a, b, why)
+        elif 1 in (a.size, b.size):
+            # A part of size one holds a single position and no unit: it is passed over.
+            (right if a.size == 1 else left).insert(0, b if a.size == 1 else a)
         else:
             large, small = (a, b) if a.size > b.size else (b, a)
             parts = None
