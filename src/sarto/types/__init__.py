@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from sarto.types.cost import LIMITS, Budget, Cost, WidthCost, pack_cost
+from sarto.types.cost import LIMITS, Budget, Cost, TrunkCost, WidthCost, pack_cost
 from sarto.types.kinds import Kind
-from sarto.types.learnware import Learnware, Preprocessing
+from sarto.types.learnware import Learnware
 from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
 from sarto.types.paper import PaperSettings
 from sarto.types.plan import Plan
+from sarto.types.preprocessing import (
+    AnyPreprocessing,
+    Preprocessing,
+    TextPreprocessing,
+    parse_preprocessing,
+)
 from sarto.types.report import (
     Check,
     ClassScore,
@@ -26,6 +32,7 @@ from sarto.types.value import Value
 
 __all__ = [
     "LIMITS",
+    "AnyPreprocessing",
     "BlockNode",
     "BranchNode",
     "Budget",
@@ -56,8 +63,11 @@ __all__ = [
     "SliceNode",
     "SourceNode",
     "Task",
+    "TextPreprocessing",
+    "TrunkCost",
     "Value",
     "WidthCost",
     "pack_cost",
+    "parse_preprocessing",
     "reads",
 ]

@@ -3,56 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from sarto.errors import RequestError
 from sarto.types.cost import Cost, WidthCost
-from sarto.types.fields import (
-    AboveZero,
-    Frozen,
-    Name,
-    Names,
-    Number,
-    Positive,
-    Several,
-    Sha,
-    Share,
-    Text,
-    Whole,
-    twice,
-)
+from sarto.types.fields import Frozen, Name, Names, Positive, Several, Sha, Share, Text, Whole, twice
+from sarto.types.preprocessing import AnyPreprocessing
 from sarto.types.value import Value
-
-
-class Preprocessing(Value):
-    """From stored pixels to what a model reads: uint8 HWC -> float [0, 1] CHW -> (x - mean) / std.
-
-    Attributes:
-        size: (height, width) that the model reads; None: any.
-        channels: of the image.
-        mean: one for each channel.
-        std: one for each channel.
-        resize: what happens to images of another size.
-    """
-
-    size: tuple[Positive, Positive] | None = None
-    channels: Annotated[Positive, Field(le=1024)] = 3
-    mean: Several[Number]
-    std: Several[AboveZero]
-    resize: Literal["refuse", "bilinear"] = "refuse"
-
-    @model_validator(mode="after")
-    def _check_channels(self) -> Preprocessing:
-        wrong = [
-            f".{name}: has {len(values)} numbers, one for each of the {self.channels} channels was expected"
-            for name, values in (("mean", self.mean), ("std", self.std))
-            if len(values) != self.channels
-        ]
-        if wrong:
-            raise RequestError(wrong[0], problems=wrong)
-        return self
 
 
 class Learnware(Value):
@@ -61,6 +20,7 @@ class Learnware(Value):
     Attributes:
         id: content hash of the graph, the weights and what is said about them.
         classes: the model's outputs, in order.
+        preprocessing: from what is stored (images or texts) to what the model reads.
         samples_hash: content hash of the few samples stocked with it.
         origin: where it comes from: a path, an address, "made by ...".
         input_shape: without the batch axis.
@@ -73,7 +33,7 @@ class Learnware(Value):
     id: Sha
     name: Name
     classes: Annotated[Names, Field(min_length=1)]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     graph_hash: Sha
     weights_hash: Sha
     samples_hash: Sha | None = None

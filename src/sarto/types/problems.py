@@ -173,4 +173,4 @@ def _model(annotation: Any) -> type[BaseModel] | None:
 def _tag(annotation: Any) -> object:
     model = _model(annotation)
     info = model.model_fields.get("op") if model is not None else None
-    return info.default if info is not None else None
+    return info.default if info is not None else getattr(model, "TAG", None)
