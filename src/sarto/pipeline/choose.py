@@ -10,7 +10,7 @@ from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.order import Order
-from sarto.types import Budget, Cost, Plan
+from sarto.types import Budget, Cost, Plan, SliceNode
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,22 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
         return ()
     first = packs[0]
     size = first.predicted.params if first.predicted is not None else 0
-    kinds = {len(plan.nodes): plan for plan in reversed(packs)}
+    kinds = {_kind(plan): plan for plan in reversed(packs)}
     half = [plan for plan in packs if plan.predicted is not None and plan.predicted.params <= 0.55 * size]
     chosen = [first, *kinds.values(), *half[:1]]
     return tuple({plan.key(): plan for plan in chosen}.values())
+
+
+def _kind(plan: Plan) -> tuple[int, int]:
+    """What packs of one kind have in common: how many parts they have, and how deep the fronts are that they share."""
+    shared = [len(nodes.keep) for nodes in trunks(plan)]
+    return len(plan.nodes), max(shared, default=0)
+
+
+def trunks(plan: Plan) -> list[SliceNode]:
+    """The slices of a plan that other slices are cut from: fronts that fragments share."""
+    below = {node.of for node in plan.nodes.values() if isinstance(node, SliceNode)}
+    return [node for name, node in plan.nodes.items() if name in below and isinstance(node, SliceNode)]
 
 
 def show(name: str, value: float) -> str:

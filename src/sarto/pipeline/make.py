@@ -82,8 +82,7 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
         todo.append((given, "plan", given.note or f"given plan {given.key()[7:15]}"))
     for plan in to_build(plans) if given is None else ():
         if _sliced(plan):
-            together = ", classes of a donor together" if _merged(plan) else ""
-            todo.append((plan, "plan", f"pack, {plan.note}{together}"))
+            todo.append((plan, "plan", f"pack, {plan.note}"))
     taken = {plan.key() for plan, _, _ in todo}
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:
@@ -202,10 +201,6 @@ def _role(plan: Plan) -> Role:
 
 def _sliced(plan: Plan) -> bool:
     return any(isinstance(node, SliceNode) for node in plan.nodes.values())
-
-
-def _merged(plan: Plan) -> bool:
-    return any(isinstance(node, SliceNode) and len(node.classes) > 1 for node in plan.nodes.values())
 
 
 def _randomised(plan: Plan) -> Plan:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sarto.devices import count
-from sarto.engines.slicepack import SHARES, allocate, read_donor
+from sarto.engines.slicepack import SHARES, allocate, read_donor, trunk_costs
 from sarto.errors import GraphError, RequestError
 from sarto.graph import ModelGraph, block, features, leading, normalise, slice
 from sarto.market import Samples, Store, to_tensor
@@ -117,6 +117,7 @@ def width_cost(ready: ModelGraph, share: float, keep: Mapping[str, int]) -> Widt
         size_bytes=cost.size_bytes,
         output_bytes=4 * width,
         width=width,
+        trunks=trunk_costs(ready, extractor, keep) if share < 1.0 else (),
     )
 
 
@@ -145,13 +146,19 @@ def _problems(graph: ModelGraph, classes: Sequence[str], preprocessing: Preproce
     shape = graph.inputs[0].shape
     if len(shape) != 4 or shape[1] != preprocessing.channels:
         problems.append(
-            f"the model reads {list(shape[1:])} (without batch), preprocessing gives {preprocessing.channels} channels"
+            f"the model reads {_sizes(shape[1:])} (without batch), its mean and std are for {preprocessing.channels} "
+            "channels: give --mean and --std one number for each channel"
         )
     elif preprocessing.size is not None and tuple(shape[2:]) != tuple(preprocessing.size):
         problems.append(
-            f"the model reads images of {list(shape[2:])}, preprocessing gives {list(preprocessing.size)}"
+            f"the model reads images of {_sizes(shape[2:])}, its preprocessing says {_sizes(preprocessing.size)}: "
+            f"leave out --size, or give --size {_sizes(shape[2:])}"
         )
     return problems
+
+
+def _sizes(shape: Sequence[object]) -> str:
+    return ",".join(map(str, shape))
 
 
 def _skill(ready: ModelGraph, inputs: Tensor, samples: Samples, classes: Sequence[str]) -> dict[str, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sarto.errors import RequestError
-from sarto.types.fields import AboveZero, AtLeastZero, Frozen, Name, Positive, Ratio, Whole
+from sarto.types.fields import AboveZero, AtLeastZero, Frozen, Name, Positive, Ratio, Several, Whole
 from sarto.types.value import Value
 
 Limit = Literal["params", "flops", "memory_bytes", "size_bytes", "latency_ms"]
@@ -79,6 +79,21 @@ class Cost(Value):
         )
 
 
+class TrunkCost(Value):
+    """Cost of the front of an extractor, which several fragments of one donor can share.
+
+    Attributes:
+        groups: the channel groups whose units they share; all others they choose for themselves.
+        held_bytes: values of one sample that the front hands on.
+    """
+
+    groups: Annotated[Several[Name], Field(min_length=1)]
+    params: Whole
+    flops: Whole
+    size_bytes: Whole
+    held_bytes: Whole
+
+
 class WidthCost(Value):
     """Cost of a donor's feature extractor at one size.
 
@@ -87,6 +102,7 @@ class WidthCost(Value):
         keep: units kept of each sliceable channel group.
         output_bytes: size of the features of one sample.
         width: number of features.
+        trunks: fronts of the extractor at this size, from short to long.
     """
 
     ratio: Ratio
@@ -97,23 +113,35 @@ class WidthCost(Value):
     output_bytes: Whole
     size_bytes: Whole
     width: Positive
+    trunks: Several[TrunkCost] = ()
 
 
-def pack_cost(widths: Sequence[WidthCost], n_classes: int) -> Cost:
+def pack_cost(
+    widths: Sequence[WidthCost], n_classes: int, trunks: Sequence[tuple[TrunkCost, int]] = ()
+) -> Cost:
     """Predicted cost of extractors side by side under one linear head.
 
-    Parameters and FLOPs are exact where the extractors share nothing. Peak memory: branches run one after the
-    other, each beside the features already made; the input that they share is counted in each.
+    Parameters and FLOPs are exact where the extractors share their trunks and nothing else. Peak memory: branches
+    run one after the other, each beside the features already made and what the trunks hand on; the input that they
+    share is counted in each.
+
+    Args:
+        trunks: fronts that fragments share, and how many fragments share each.
     """
+    handed = sum(trunk.held_bytes for trunk, _ in trunks)
     width, held, peak = sum(w.width for w in widths), 0, 0
     for part in widths:
-        peak = max(peak, held + part.memory_bytes)
+        peak = max(peak, handed + held + part.memory_bytes)
         held += part.output_bytes
     head = n_classes * (width + 1)
     return Cost(
-        params=sum(w.params for w in widths) + head,
-        flops=sum(w.flops for w in widths) + 2 * n_classes * width,
+        params=sum(w.params for w in widths) + head - sum(t.params * (n - 1) for t, n in trunks),
+        flops=sum(w.flops for w in widths)
+        + 2 * n_classes * width
+        - sum(t.flops * (n - 1) for t, n in trunks),
         memory_bytes=max(peak, 2 * held),
-        size_bytes=sum(w.size_bytes for w in widths) + 4 * head,
+        size_bytes=sum(w.size_bytes for w in widths)
+        + 4 * head
+        - sum(t.size_bytes * (n - 1) for t, n in trunks),
         basis="predicted",
     )

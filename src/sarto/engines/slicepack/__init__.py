@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from sarto.engines.slicepack.fragment import GRAIL, RepairSettings, make_fragment
+from sarto.engines.slicepack.fragment import make_fragment
+from sarto.engines.slicepack.polish import Evidence
 from sarto.engines.slicepack.propose import pack_plan, propose, slice_node
 from sarto.engines.slicepack.readings import Readings, read_donor
+from sarto.engines.slicepack.repair import GRAIL, RepairSettings
 from sarto.engines.slicepack.settings import LAM, SHARES, WPOS
+from sarto.engines.slicepack.trunk import trunk_costs
 from sarto.engines.slicepack.units import choose_units
 from sarto.engines.slicepack.widths import allocate, allocate_within, rate_widths
 
@@ -14,6 +17,7 @@ __all__ = [
     "LAM",
     "SHARES",
     "WPOS",
+    "Evidence",
     "Readings",
     "RepairSettings",
     "allocate",
@@ -25,4 +29,5 @@ __all__ = [
     "rate_widths",
     "read_donor",
     "slice_node",
+    "trunk_costs",
 ]

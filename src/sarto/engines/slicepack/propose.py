@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from sarto.engines.slicepack.settings import LAM, WPOS
 from sarto.types import (
     BlockNode,
     BranchNode,
-    ClassOffer,
     HeadNode,
     Learnware,
     Plan,
@@ -16,9 +18,24 @@ from sarto.types import (
     Requirement,
     SliceNode,
     SourceNode,
+    TrunkCost,
     WidthCost,
     pack_cost,
 )
+
+EMPTY: Mapping[str, SliceNode] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the classes of one donor become fragments.
+
+    Attributes:
+        depth: place of the trunk that they share among those of the donor's width; None: they share nothing.
+    """
+
+    together: bool = False
+    depth: int | None = None
 
 
 def propose(
@@ -26,8 +43,9 @@ def propose(
 ) -> list[Plan]:
     """Packs of fragments at every stocked size, largest first, each with its predicted cost.
 
-    A fragment is a class of a donor. Where an order takes several classes of one donor, the pack with one fragment
-    for all of them is proposed too, and fragments that together outgrow their donor give way to the whole donor.
+    A fragment is a class of a donor. Where an order takes several classes of one donor, three more kinds are proposed:
+    fragments that share their front up to a few depths, and one fragment for all of them. Fragments that together
+    outgrow their donor give way to the whole donor.
 
     The whole donors side by side are an ensemble, which is not proposed here.
 
@@ -39,37 +57,43 @@ def propose(
     if any(not donor.widths for donor in donors):
         return []
     shares = sorted(set.intersection(*({w.ratio for w in donor.widths} for donor in donors)), reverse=True)
-    plans: list[Plan] = []
-    seen: set[str] = set()
+    plans: dict[str, Plan] = {}
     for share in (share for share in shares if share < 1.0):
-        for parts in _partitions(requirement.offers):
-            plan = _pack(requirement, learnwares, samples, parts, share)
-            if plan.key() not in seen:
-                seen.add(plan.key())
-                plans.append(plan)
-    return plans
+        for way in _ways(donors, share):
+            plan = _pack(requirement, learnwares, samples, way, share)
+            plans.setdefault(plan.key(), plan)
+    return list(plans.values())
 
 
 def pack_plan(
     requirement: Requirement,
     fragments: Sequence[tuple[Learnware, tuple[str, ...], SliceNode | None]],
     *,
+    trunks: Mapping[str, SliceNode] = EMPTY,
     note: str = "",
 ) -> Plan:
-    """A plan that packs fragments under a logistic head.
+    """A plan that packs fragments under a head.
 
     Args:
         fragments: donor, classes, and how it is sliced (its `of` is filled in here); None takes the whole donor.
+        trunks: learnware id -> the slice that all fragments of that donor are cut from (its `of` is filled in here).
     """
     nodes: dict[str, PlanNode] = {}
     members: list[str] = []
+    fronts: dict[str, str] = {}
     for place, (donor, classes, cut) in enumerate(fragments):
-        source = f"donor_{place}"
-        nodes[source] = SourceNode(of=donor.id)
-        below = source
+        below = f"donor_{place}"
+        if cut is not None and donor.id in fronts:
+            below = fronts[donor.id]
+        else:
+            nodes[below] = SourceNode(of=donor.id)
+        if cut is not None and donor.id in trunks and donor.id not in fronts:
+            fronts[donor.id] = f"trunk_{place}"
+            nodes[fronts[donor.id]] = trunks[donor.id].replace(of=below)
+            below = fronts[donor.id]
         if cut is not None:
+            nodes[f"slice_{place}"] = cut.replace(of=below, classes=classes)
             below = f"slice_{place}"
-            nodes[below] = cut.replace(of=source, classes=classes)
         members.append(f"features_{place}")
         nodes[members[-1]] = BlockNode(of=below)
     nodes["pack"] = BranchNode(of=tuple(members))
@@ -99,52 +123,93 @@ def slice_node(
     )
 
 
+def _ways(donors: Sequence[Learnware], share: float) -> list[_Way]:
+    """One fragment a class; and where a donor gives several classes: with its trunks, and as one fragment."""
+    counts = Counter(donor.id for donor in donors)
+    if max(counts.values()) == 1:
+        return [_Way()]
+    depths = max(len(_width(donor, share).trunks) for donor in donors if counts[donor.id] > 1)
+    return [_Way(), *(_Way(depth=depth) for depth in range(depths)), _Way(together=True)]
+
+
 def _pack(
     requirement: Requirement,
     learnwares: Mapping[str, Learnware],
     samples: Mapping[str, str],
-    parts: Sequence[tuple[str, tuple[str, ...]]],
+    way: _Way,
     share: float,
 ) -> Plan:
-    fragments: list[tuple[Learnware, tuple[str, ...], SliceNode | None]] = []
-    widths: list[WidthCost] = []
-    for learnware, classes in _capped(parts, learnwares, share):
-        donor = learnwares[learnware]
-        whole = len(classes) == 0 or share == 1.0
-        found = next(w for w in donor.widths if w.ratio == (1.0 if whole else share))
-        cut = None if whole else slice_node(found.keep, samples[learnware])
-        fragments.append((donor, classes, cut))
-        widths.append(found)
-    note = f"{share:.0%} of each donor's extractor"
-    if all(cut is None for _, _, cut in fragments):
+    by_donor: dict[str, list[str]] = {}
+    for offer in requirement.offers:
+        by_donor.setdefault(offer.learnware, []).append(offer.cls)
+    cuts = {
+        id_: _cut(learnwares[id_], classes, samples[id_], way, share) for id_, classes in by_donor.items()
+    }
+    fragments: dict[tuple[str, tuple[str, ...]], SliceNode | None] = {}
+    for offer in requirement.offers:
+        found = cuts[offer.learnware]
+        classes = () if found.cut is None else tuple(found.classes) if way.together else (offer.cls,)
+        fragments.setdefault((offer.learnware, classes), found.cut)
+    widths = [cuts[id_].width for id_, _ in fragments]
+    shared = [(found.front, len(found.classes)) for found in cuts.values() if found.front is not None]
+    plan = pack_plan(
+        requirement,
+        [(learnwares[id_], classes, cut) for (id_, classes), cut in fragments.items()],
+        trunks={id_: found.trunk for id_, found in cuts.items() if found.trunk is not None},
+        note=_note(cuts, learnwares, way, share),
+    )
+    return plan.replace(predicted=pack_cost(widths, len(requirement.offers), shared))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How one donor gives its classes.
+
+    Attributes:
+        width: size of each fragment.
+        cut: of each fragment; None takes the whole donor, once.
+        trunk: what the fragments are cut from; None where they share nothing.
+        front: cost of the trunk.
+    """
+
+    classes: Sequence[str]
+    width: WidthCost
+    cut: SliceNode | None
+    trunk: SliceNode | None = None
+    front: TrunkCost | None = None
+
+
+def _cut(donor: Learnware, classes: Sequence[str], samples: str, way: _Way, share: float) -> _Cut:
+    width, whole = _width(donor, share), _width(donor, 1.0)
+    times = 1 if way.together else len(classes)
+    front = None
+    if way.depth is not None and times > 1 and width.trunks:
+        front = width.trunks[min(way.depth, len(width.trunks) - 1)]
+    params = times * width.params - (times - 1) * (front.params if front is not None else 0)
+    if params >= whole.params:
+        # The cap rule: never larger than the donor itself.
+        return _Cut(classes, whole, None)
+    if front is None:
+        return _Cut(classes, width, slice_node(width.keep, samples))
+    shared = set(front.groups)
+    trunk = slice_node({name: units for name, units in width.keep.items() if name in shared}, samples)
+    rest = slice_node({name: units for name, units in width.keep.items() if name not in shared}, samples)
+    return _Cut(classes, width, rest, trunk.replace(classes=tuple(classes)), front)
+
+
+def _width(donor: Learnware, share: float) -> WidthCost:
+    return next(width for width in donor.widths if width.ratio == share)
+
+
+def _note(cuts: Mapping[str, _Cut], learnwares: Mapping[str, Learnware], way: _Way, share: float) -> str:
+    if all(found.cut is None for found in cuts.values()):
         # Nothing is left to slice: this is the baseline of the same name.
-        alone = len(fragments) == 1
-        note = f"probe on {fragments[0][0].name}" if alone else "ensemble of the whole donors"
-    plan = pack_plan(requirement, fragments, note=note)
-    return plan.replace(predicted=pack_cost(widths, len(requirement.offers)))
-
-
-def _capped(
-    parts: Sequence[tuple[str, tuple[str, ...]]], learnwares: Mapping[str, Learnware], share: float
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The parts, with the whole donor (once, without classes) where its fragments would cost as much as it does."""
-    done: set[str] = set()
-    for learnware, classes in parts:
-        many = sum(other == learnware for other, _ in parts)
-        widths = {w.ratio: w for w in learnwares[learnware].widths}
-        if share == 1.0 or many * widths[share].params >= widths[1.0].params:
-            if learnware not in done:
-                yield learnware, ()
-            done.add(learnware)
-        else:
-            yield learnware, classes
-
-
-def _partitions(offers: Sequence[ClassOffer]) -> list[list[tuple[str, tuple[str, ...]]]]:
-    """One fragment a class; and one fragment a donor, where that differs."""
-    single: list[tuple[str, tuple[str, ...]]] = [(offer.learnware, (offer.cls,)) for offer in offers]
-    merged: list[tuple[str, tuple[str, ...]]] = [
-        (learnware, tuple(offer.cls for offer in offers if offer.learnware == learnware))
-        for learnware in dict.fromkeys(offer.learnware for offer in offers)
-    ]
-    return [single] if len(merged) == len(single) else [single, merged]
+        alone = next(iter(cuts))
+        return f"probe on {learnwares[alone].name}" if len(cuts) == 1 else "ensemble of the whole donors"
+    note = f"{share:.0%} of each donor's extractor"
+    if way.together:
+        return f"{note}, classes of a donor together"
+    if any(found.trunk is not None for found in cuts.values()):
+        fronts = [len(f.front.groups) / len(f.width.keep) for f in cuts.values() if f.front is not None]
+        return f"{note}, the front {max(fronts):.0%} shared by a donor's classes"
+    return note

@@ -16,7 +16,8 @@ PAPER_BETA = 0.5
 POSITIONS = 128
 #: Samples that run at once through a donor: what bounds memory.
 CHUNK = 64
-#: No group keeps a smaller share of its units than this when widths are solved; below it an error curve says little.
+#: No group keeps a smaller share of its units than this when widths are solved, unless the size can't be reached
+#: otherwise; below it an error curve says little.
 LEAST = 0.3
 #: A step of that search drops this share of a group.
 STEP = 1 / 32
@@ -24,3 +25,11 @@ STEP = 1 / 32
 N0 = 20
 #: Samples of other classes that run through the sliced layers in a sequential repair (decision 10).
 RIVALS = 60
+#: How deep a trunk that fragments of one donor share may go, as shares of its sliced channel groups from the front.
+TRUNKS = (0.34, 0.67, 0.84)
+#: Polishing: steps of Adam, their rate (above 3e-4 the closed form is lost), samples a step, and samples of each class
+#: that are left out one at a time.
+POLISH_STEPS = 40
+POLISH_RATE = 1e-4
+POLISH_BATCH = 32
+POLISH_FOLDS = 2
