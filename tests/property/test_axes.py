@@ -163,6 +163,8 @@ def test_expressions_say_which_elements_belong_to_which_unit(
     widths, program = case
     graph = capture(Moves(widths, program).double(), torch.randn(2, sum(widths)).double(), prove=False)
     reach = reached(graph, widths)
+    # Copies go with the units that they later meet in a sum, though these do not reach them.
+    copies = any(name in ("expand", "interleave") for name, _ in program)
     for group in graph.analysis.sliceable:
         for unit in range(group.size):
             kept = {group.id: tuple(other for other in range(group.size) if other != unit)}
@@ -179,7 +181,13 @@ def test_expressions_say_which_elements_belong_to_which_unit(
             for value in next(iter(reach.values())):
                 want = np.logical_or.reduce([reach[row][value] for row in rows])
                 have = predicted(graph, value, group.id, unit, want.shape)
-                assert np.array_equal(have, want), (group.id, unit, value)
+                assert not np.any(want & ~have), (
+                    group.id,
+                    unit,
+                    value,
+                    "an element that it reaches is missed",
+                )
+                assert copies or np.array_equal(have, want), (group.id, unit, value)
 
 
 @settings(max_examples=8)
