@@ -34,8 +34,10 @@ one rule per operator. In float64, with weights drawn so that signals keep their
 - slicing must move the output, or the comparison proves nothing: a group alone that moves nothing in five drawings
   is counted as *without effect*, not as equal.
 
-*Share* is the part of the parameters that some sliceable unit carries. *Pinned by* names what keeps the other groups
-whole and how many groups say so. *Seconds* are capture and proof on one thread. Outcomes: **exact**; *part refused*
+*Groups* names the kinds of the sliceable groups and how many there are of each; *units* are theirs together; *cuts*
+are cut points; *alone* says how many groups are exact by themselves. *Share* is the part of the parameters that some
+sliceable unit carries. *Pinned by* names what keeps the other groups whole and how many groups say so. *Seconds* are
+capture and proof on one thread. Outcomes: **exact**; *part refused*
 (the proof pinned groups, the rest is exact); *no group* (captured, but everything is pinned); *not captured* (sarto
 refuses and says why); *not exported* (`torch.export` itself can't, with a free batch size).
 """
@@ -104,7 +106,7 @@ def _summary(coverage: Result, run: Sequence[Mapping[str, Any]]) -> str:
     packages = sorted({str(row["package"]) for row in run if row["source"] != "zoo" and row.get("package")})
     text = (
         f"**{numbers['n_exact']} of the {numbers['n_exported']} architectures that `torch.export` captures are exact "
-        f"({numbers['exact_share']:.1%}), {numbers['n_groups']} groups in all**"
+        f"({100 * numbers['exact_share']:.1f} %), {numbers['n_groups']} groups in all**"
     )
     if "relative_difference_max" in numbers:
         text += f"; the largest difference is {numbers['relative_difference_max']:.0e}"
@@ -124,9 +126,9 @@ def _models(run: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             str(row["architecture"]),
             outcome,
-            str(row.get("kinds") or row.get("n_groups", "")),
+            _kinds(row),
             str(row.get("n_units", "")),
-            f"{row['sliceable_params_share']:.0%}" if "sliceable_params_share" in row else "",
+            f"{100 * row['sliceable_params_share']:.0f} %" if "sliceable_params_share" in row else "",
             str(row.get("n_cuts", "")),
             alone,
             f"{max(gaps):.0e}" if gaps else "",
@@ -135,6 +137,12 @@ def _models(run: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _kinds(row: Mapping[str, Any]) -> str:
+    """Kinds and counts of groups as the reasons for pinning are written: "heads 1, hidden units 2"."""
+    counted = [part.partition(" ") for part in str(row.get("kinds") or "").split(", ") if part]
+    return ", ".join(f"{kind} {number}" for number, _, kind in counted) or str(row.get("n_groups", ""))
 
 
 def _failures(run: Sequence[Mapping[str, Any]]) -> str:

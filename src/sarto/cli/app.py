@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sarto.cli import artifact, inspecting, market, orders, stocking
+from sarto.cli import adding, artifact, inspecting, market, orders, stocking
 from sarto.cli.failing import OneLine
 
 app = typer.Typer(
@@ -21,14 +21,14 @@ app = typer.Typer(
 
 market_app = typer.Typer(help="Make a market, and look after it.", no_args_is_help=True)
 market_app.command("init")(market.init)
-market_app.command("add")(market.add)
+market_app.command("add")(adding.add)
 market_app.command("ls")(market.ls)
 market_app.command("show")(market.show)
 market_app.command("rm")(market.rm)
 market_app.command("stock")(stocking.stock)
 app.add_typer(market_app, name="market")
 
-app.command("add")(market.add)
+app.command("add")(adding.add)
 app.command("ls")(market.ls)
 app.command("show")(market.show)
 app.command("rm")(market.rm)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sarto.cli.market import factory_arguments
+from sarto.cli.given import check_inputs, check_place, factory_arguments, together
 from sarto.cli.output import Debug, Json, MarketPath, console, emit, told
-from sarto.errors import RequestError
+from sarto.errors import RequestError, StoreError
+from sarto.types.sources import KINDS, check_source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,15 @@ def inspect(
 ) -> None:
     """Show what can be sliced in a model, what can't and why, where it can be parted, and what it costs."""
     with told(as_json=as_json, debug=debug):
-        graph = _graph(source, factory_arguments(arg or []), weights, inputs or [], market)
+        arguments: dict[str, Any] = {}
+        together(
+            lambda: arguments.update(factory_arguments(arg or [])),
+            lambda: check_inputs(inputs or []),
+            lambda: _check(source, arguments, weights, market),
+            lambda: check_place("--html", html),
+            lambda: check_place("--svg", svg),
+        )
+        graph, notes = _graph(source, arguments, weights, inputs or [], market)
         from sarto.pipeline.anatomy import describe, explain, group_named
 
         found = describe(graph)
@@ -69,6 +78,8 @@ def inspect(
         if not as_json:
             for path in written:
                 typer.echo(f"wrote {path}")
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
 
 
 def _write(found: Anatomy, name: str, html: str | None, svg: str | None) -> list[str]:
@@ -87,7 +98,7 @@ def _write(found: Anatomy, name: str, html: str | None, svg: str | None) -> list
 
 
 def _show(found: Anatomy, *, every: bool) -> None:
-    from sarto.pipeline.anatomy.words import counted, pin_sentence, shape_text, share_text
+    from sarto.pipeline.anatomy.words import counted, inputs_text, pin_sentence, shape_text, share_text
 
     screen, cost, names = console(), found.cost, found.names
     screen.print(
@@ -95,8 +106,9 @@ def _show(found: Anatomy, *, every: bool) -> None:
         f"{share_text(found.sliceable_share)} of them sliceable; {cost.flops:,} FLOPs "
         f"and {cost.memory_bytes:,} bytes of activations a sample"
     )
+    screen.print(f"captured with {inputs_text(found.inputs)}")
     screen.print(
-        f"{len(found.sliceable)} of {counted(len(found.groups), 'channel group')} sliceable; "
+        f"{len(found.sliceable)} of {counted(found.n_groups, 'channel group')} sliceable; "
         f"{counted(len(found.cut_points), 'cut point')}, {counted(len(found.blocks), 'block')}"
     )
     hidden = _table(
@@ -180,20 +192,55 @@ def _few(names: Sequence[str], most: int) -> str:
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
+def _is_finished(source: str) -> bool:
+    return (Path(source) / "manifest.json").is_file()
+
+
+def _is_learnware(source: str) -> bool:
+    """Whether a text can only name a learnware: it is no path, and has no colon but that of an id."""
+    return not Path(source).exists() and (":" not in source or source.startswith("sha256:"))
+
+
+def _check(source: str, arguments: Mapping[str, Any], weights: str | None, market: str) -> None:
+    """Refuse what names no model, and options that it does not take, from names and first bytes."""
+    if not _is_finished(source) and not (_is_learnware(source) and Path(market).is_dir()):
+        try:
+            check_source(source, arguments=arguments, weights=weights)
+        except RequestError as error:
+            if not _is_learnware(source):
+                raise
+            named = "/" not in source and not Path(source).suffix
+            cure = f"; or name a learnware, with --market (there is no market in {market!r})" if named else ""
+            raise RequestError(f"{error}{cure}") from None
+        return
+    what = "a finished model" if _is_finished(source) else "a learnware"
+    problems = [
+        f"{source} is {what}, which is read as it is: leave out {option}"
+        for option, given in (("--arg", arguments), ("--weights", weights))
+        if given
+    ]
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+
+
 def _graph(
     source: str, arguments: dict[str, Any], weights: str | None, inputs: list[str], market: str
-) -> ModelGraph:
+) -> tuple[ModelGraph, tuple[str, ...]]:
+    """The model's graph, and what the user should know about it."""
     from sarto.pipeline import Artifact, Market, load_source, read_input
+    from sarto.pipeline.sources import check_captured
 
-    if (Path(source) / "manifest.json").is_file():
-        return Artifact.read(source).graph
-    if Path(source).exists() or (":" in source and not source.startswith("sha256:")):
-        specs = [read_input(text) for text in inputs]
-        return load_source(source, arguments=arguments, weights=weights, inputs=specs).graph
-    if not Path(market).is_dir():
-        from sarto.pipeline.sources import KINDS
-
-        raise RequestError(f"{source!r} is no model: give {KINDS}; or a learnware with --market")
-    with Market.open(market) as opened:
-        graph = opened.store.graph(source)
-        return graph
+    specs = [read_input(text) for text in inputs]
+    if _is_finished(source):
+        graph = Artifact.read(source).graph
+    elif _is_learnware(source):
+        with Market.open(market) as opened:
+            try:
+                graph = opened.store.graph(source)
+            except StoreError as error:
+                raise StoreError(f"{error}. A model from elsewhere is {KINDS}") from error
+    else:
+        found = load_source(source, arguments=arguments, weights=weights, inputs=specs)
+        return found.graph, found.notes
+    check_captured(graph, specs, source)
+    return graph, ()

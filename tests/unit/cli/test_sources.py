@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sarto.errors import RequestError
 from sarto.graph import capture, write_graph
+from sarto.graph.pt2 import write_pt2
 from sarto.pipeline import Market
 from sarto.types import Preprocessing
 from sarto.zoo import vgg
@@ -150,10 +152,115 @@ def test_a_model_folder_brings_its_classes_and_its_preprocessing(store: Path, tm
     assert found["cost"]["params"] == sum(p.numel() for p in model.parameters())
 
 
-def test_a_folder_that_does_not_say_its_colours_is_not_guessed_at(store: Path, tmp_path: Path) -> None:
+def test_colours_that_nobody_says_are_assumed_and_told(store: Path, tmp_path: Path) -> None:
     image_folder(tmp_path / "net")
     args = ("add", tmp_path / "net", "--name", "net", "--size", "32,32", "--market", store)
     found = run(*args)
-    assert found.exit_code == 2 and "does not say the mean and std of its images: give --mean" in found.stderr
-    stocked = as_json(*args, "--mean", "0.5,0.5,0.5", "--std", "1,1,1", "--classes", "x,y,z")
-    assert stocked["preprocessing"]["mean"] == [0.5] * 3 and stocked["classes"] == ["x", "y", "z"]
+    assert found.exit_code == 0, found.output
+    assert (
+        "note: nothing says the mean and std of the images, so mean 0 and std 1 are assumed" in found.stderr
+    )
+    stocked = as_json(*args[:3], "said", *args[4:], "--mean", "0.5,0.5,0.5", "--std", "1,1,1")
+    assert stocked["preprocessing"]["mean"] == [0.5] * 3
+
+
+@pytest.mark.parametrize("kind", ["factory", "graph", "pt2"])
+def test_every_source_has_one_rule_for_colours(store: Path, tmp_path: Path, kind: str) -> None:
+    graph = capture(vgg(widths=[4, "M", 6, "M"], n_classes=3).eval(), torch.randn(2, 3, 8, 8))
+    write_graph(graph, tmp_path / "graph")
+    write_pt2(graph, tmp_path / "m.pt2")
+    source: dict[str, tuple[object, ...]] = {
+        "factory": (*FACTORY, "--size", "8,8"),
+        "graph": (tmp_path / "graph",),
+        "pt2": (tmp_path / "m.pt2", "--input", "3,8,8"),
+    }
+    add = ("add", *source[kind], "--classes", "a,b,c", "--market", store)
+    bare, half, full = (
+        run(*add, "--name", name, *said)
+        for name, said in (
+            ("bare", ()),
+            ("half", ("--mean", "0.5,0.5,0.5")),
+            ("full", ("--mean", "0.5,0.5,0.5", "--std", "1,1,1")),
+        )
+    )
+    assert [found.exit_code for found in (bare, half, full)] == [0, 0, 0], bare.output
+    assert "so mean 0 and std 1 are assumed" in bare.stderr and "--mean and --std" in bare.stderr
+    assert "so std 1 are assumed" in half.stderr and full.stderr == ""
+    shown = as_json("show", "bare", "--market", store)
+    assert shown["preprocessing"]["mean"] == [0.0] * 3 and shown["preprocessing"]["size"] == [8, 8]
+
+
+def test_another_size_than_that_of_a_graph_is_told_in_options(store: Path, tmp_path: Path) -> None:
+    graph = capture(vgg(widths=[4, "M"], n_classes=2).eval(), torch.randn(2, 3, 12, 8))
+    write_graph(graph, tmp_path / "graph")
+    add = ("add", tmp_path / "graph", "--name", "g", "--classes", "a,b", "--market", store)
+    other = run(*add, "--size", "8,8")
+    assert (
+        other.exit_code == 2 and "reads images of 12,8" in other.stderr and "give --size 12,8" in other.stderr
+    )
+    other = run(*add, "--input", "3,8,8")
+    assert other.exit_code == 2 and "can't be given 3,8,8: leave out --input" in other.stderr
+    assert as_json(*add)["preprocessing"]["size"] == [12, 8]
+
+
+def test_options_that_a_stocked_or_captured_model_does_not_take_are_refused(
+    market: Path, tmp_path: Path
+) -> None:
+    found = run("inspect", "tiny", "--market", market, "--input", "3,9,9")
+    assert found.exit_code == 2 and "tiny was captured with" in found.stderr
+    assert run("inspect", "tiny", "--market", market, "--input", "3,8,8").exit_code == 0
+    found = run("inspect", "tiny", "--market", market, "--arg", "n=1", "--weights", "w.safetensors")
+    assert (
+        found.exit_code == 2 and "leave out --arg" in found.stderr and "leave out --weights" in found.stderr
+    )
+
+
+def test_what_a_model_was_captured_with_is_shown(tmp_path: Path) -> None:
+    args = ("inspect", *FACTORY, "--input", "3,8,8")
+    value = as_json(*args)
+    assert [(entry["shape"], entry["dtype"]) for entry in value["inputs"]] == [([3, 8, 8], "float32")]
+    name = value["inputs"][0]["name"]
+    text = run(*args, "--html", tmp_path / "page.html")
+    want = f"{name} (float32, 3 \N{MULTIPLICATION SIGN} 8 \N{MULTIPLICATION SIGN} 8)"
+    assert f"captured with {want}" in text.stdout and "note:" not in text.stderr
+    assert f"Captured with {want}" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (
+        "note: nothing says what sarto.zoo:vgg reads: captured with --input 3,32,32" in run(*args[:-2]).stderr
+    )
+
+
+MISTAKES: list[tuple[tuple[str, ...], str]] = [
+    (("inspect", "nowhere/model.pt2"), "there is no file or folder"),
+    (("inspect", "no_such_package:net"), "Python finds no 'no_such_package'"),
+    (("inspect", "sarto.zoo:vgg", "--input", "banana"), "is no list of sizes"),
+    (("inspect", "sarto.zoo:vgg", "--arg", "widths=[3"), "the value is no JSON"),
+    (("inspect", "sarto.zoo:vgg", "--arg", "a=1", "--arg", "a=2"), "--arg a is given twice"),
+    (("inspect", "sarto.zoo:vgg", "--weights", "gone.safetensors"), "there is no such file"),
+    (("inspect", "sarto.zoo:vgg", "--html", "nowhere/page.html"), "there is no folder nowhere"),
+    (("add", "sarto.zoo:vgg", "--name", "x", "--classes", "a", "--market", "gone"), "no market in gone"),
+    (
+        ("add", "sarto.zoo:vgg", "--name", "x", "--classes", "a", "--samples", "gone"),
+        "--samples gone: there is no",
+    ),
+    (
+        ("add", "sarto.zoo:vgg", "--name", "x", "--classes", "a", "--size", "8,8", "--input", "3,9,9"),
+        "--size 8,8 and --input 3,9,9 differ",
+    ),
+]
+
+
+def test_mistakes_are_found_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import json, sys\nfrom typer.testing import CliRunner\nfrom sarto.cli import app\n"
+        "found = [CliRunner().invoke(app, args) for args in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([[one.exit_code, one.stderr] for one in found] + ['torch' in sys.modules]))"
+    )
+    given = json.dumps([args for args, _ in MISTAKES])
+    ran = subprocess.run(
+        [sys.executable, "-c", code, given], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    *told, torch_loaded = json.loads(ran.stdout)
+    assert torch_loaded is False
+    for (args, words), (exit_code, stderr) in zip(MISTAKES, told, strict=True):
+        assert exit_code in (1, 2) and words in stderr, (args, stderr)
+        assert len(stderr.splitlines()) == 1 and "defect" not in stderr

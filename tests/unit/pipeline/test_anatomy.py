@@ -198,3 +198,27 @@ def test_an_unknown_group_is_refused_with_the_nearest(attention: tuple[ModelGrap
 def test_blocks_with_one_prefix_name_their_layers_too() -> None:
     inside = [["stem"], ["b.0.q", "b.0.k", "b.0.proj.weight"], ["b.0.fc1", "b.0.fc2"], ["b.1.q", "c"], []]
     assert block_names(inside) == ["stem", "b.0 (q, k, proj)", "b.0 (fc1, fc2)", "b.1.q to c", ""]
+
+
+class Fused(nn.Module):
+    """Attention whose queries, keys and values come from one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.head = nn.Linear(8, 24), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 5, 8)
+        return self.head(F.relu(self.proj(x)).mean(1))
+
+
+def test_fixed_factors_are_listed_but_not_counted() -> None:
+    found = describe(capture(Fused().eval(), torch.zeros(2, 5, 8), prove=False))
+    fixed = [group for group in found.groups if group.kind == "fixed factor"]
+    assert [group.size for group in fixed] == [3]
+    assert not any(set(pin.groups) & {group.id for group in fixed} for pin in found.pins)
+    assert found.n_groups == len(found.groups) - 1 == len(found.sliceable) + len(found.pinned)
+    assert [(entry.shape, entry.dtype) for entry in found.inputs] == [((5, 8), "float32")]
+    with pytest.raises(RequestError, match=r"'qkv' makes 2 channel groups; name one of .*\(heads\)"):
+        group_named(found, "qkv")

@@ -146,7 +146,7 @@ def test_a_graph_folder_gives_the_same_graph(library: types.ModuleType, tmp_path
     assert again.graph.nodes == source.graph.nodes and again.origin == "graph folder graph"
     with pytest.raises(RequestError, match="brings its own weights"):
         load_source(str(tmp_path / "graph"), weights="w.safetensors")
-    with pytest.raises(RequestError, match="no factory: leave out the arguments width"):
+    with pytest.raises(RequestError, match="no factory: leave out --arg width"):
         load_source(str(tmp_path / "graph"), arguments={"width": 3})
 
 
@@ -156,7 +156,8 @@ def test_a_graph_folder_gives_the_same_graph(library: types.ModuleType, tmp_path
 def test_what_is_no_model_names_what_is_one(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "thing")
     with pytest.raises(
-        RequestError, match=r"is no model: give package.module:factory, timm:NAME.*config.json.*onnx"
+        RequestError,
+        match=r"(no model:|no file or folder).*package.module:factory, timm:NAME.*config.json.*onnx",
     ):
         load_source(str(tmp_path / "thing"))
 
@@ -189,7 +190,7 @@ def test_a_missing_library_names_its_extra(library_name: str, monkeypatch: pytes
 
 def test_a_missing_converter_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    (tmp_path / "model.onnx").write_bytes(b"")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
     with pytest.raises(RequestError, match=r"pip install 'sarto\[onnx-import\]'.*torchvision"):
         load_source(str(tmp_path / "model.onnx"))
 
@@ -320,3 +321,87 @@ def test_a_pt2_file_gives_the_graph_that_was_written(library: types.ModuleType, 
     ids = torch.randint(0, 11, (3, 5))
     assert torch.equal(again.graph(ids), source.graph(ids))  # type: ignore[arg-type]
     assert again.origin == "exported program model.pt2"
+
+
+class Sized(nn.Sequential):
+    """A convolutional classifier whose width is an argument."""
+
+    def __init__(self, width: int = 4, path: str = "") -> None:
+        if path:
+            Path(path).read_bytes()
+        if width == 0:
+            raise KeyError("width")
+        super().__init__(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
+
+
+@pytest.fixture
+def sized(library: types.ModuleType) -> str:
+    """The spec of a factory that makes `Sized`."""
+    library.sized = Sized  # type: ignore[attr-defined]
+    library.number = 3  # type: ignore[attr-defined]
+    return "my_models:sized"
+
+
+@pytest.mark.parametrize("kind", ["graph", "pt2"])
+def test_a_captured_model_takes_its_own_input_and_no_other(sized: str, tmp_path: Path, kind: str) -> None:
+    graph = load_source(sized, input_shape=(3, 6, 5)).graph
+    path = tmp_path / ("folder" if kind == "graph" else "model.pt2")
+    (write_graph if kind == "graph" else write_pt2)(graph, path)
+    (own,) = graph.inputs
+    for same in (InputSpec((3, 6, 5)), InputSpec((3, 6, 5), name=own.name)):
+        assert load_source(str(path), inputs=[same]).graph.inputs == graph.inputs
+    assert load_source(str(path), input_shape=(3, 6, 5)).graph.inputs == graph.inputs
+    others = [InputSpec((3, 9, 9)), InputSpec((3, 6, 5), "int64"), InputSpec((3, 6, 5), name="no")]
+    for other in others:
+        with pytest.raises(
+            RequestError,
+            match=rf"captured with {own.name}=float32:3,6,5 and can't be given .*leave out --input",
+        ):
+            load_source(str(path), inputs=[other])
+    with pytest.raises(RequestError, match="leave out --input"):
+        load_source(str(path), inputs=[InputSpec((3, 6, 5))] * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"widht": 3}, r"has no argument 'widht' \(did you mean 'width'\?\)"),
+        ({"width": "ten"}, r"failed: TypeError: .*; width is to be int, found 'ten' \(str\)"),
+        ({"path": "/no/where.txt"}, r"needs the file '/no/where.txt', which is not there"),
+        ({"width": 0}, r"my_models:sized\(width=0\) failed: KeyError: 'width'"),
+    ],
+)
+def test_wrong_arguments_of_a_factory_are_told(sized: str, arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        load_source(sized, arguments=arguments)
+
+
+def test_a_factory_that_is_none_or_lacks_arguments_is_told(sized: str, library: types.ModuleType) -> None:
+    def needs(width: int, *, depth: int) -> nn.Module:
+        return nn.Linear(width, depth)
+
+    library.needs = needs  # type: ignore[attr-defined]
+    library.kind = lambda: Sized  # type: ignore[attr-defined]
+    with pytest.raises(RequestError, match=r"2 problems.*needs the argument 'width': give --arg width="):
+        load_source("my_models:needs")
+    with pytest.raises(RequestError, match="my_models:number is a int, not a factory"):
+        load_source("my_models:number")
+    with pytest.raises(RequestError, match=r"gives a class \(Sized\) in place of a model, not an nn.Module"):
+        load_source("my_models:kind")
+
+
+def test_a_guessed_input_is_told_and_a_failure_hints_at_it(sized: str, library: types.ModuleType) -> None:
+    assert load_source(sized).notes == (f"nothing says what {sized} reads: captured with --input 3,32,32",)
+    assert load_source(sized, input_shape=(3, 32, 32)).notes == ()
+    with pytest.raises(GraphError, match=r"Nothing said what the model reads, so 3,32,32 was tried.*--input"):
+        load_source("my_models:tokens")
+    with pytest.raises(GraphError) as told:
+        load_source("my_models:tokens", input_shape=(3, 4, 4))
+    assert "was tried" not in str(told.value)
+
+
+def test_weights_of_another_model_are_told_in_one_sentence(sized: str, tmp_path: Path) -> None:
+    save_file(dict(Tokens().state_dict()), tmp_path / "w.safetensors")
+    words = r"those of another model: none of its 3 tensors \(head.bias, .*is one of the model's 4 \(0.bias"
+    with pytest.raises(RequestError, match=words):
+        load_source(sized, weights=tmp_path / "w.safetensors")

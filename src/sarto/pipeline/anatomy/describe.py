@@ -9,12 +9,12 @@ from itertools import chain
 
 from sarto.devices import UnitCost, params_by_tensor, unit_costs
 from sarto.graph import ChannelGroup, ModelGraph
-from sarto.graph.model import shapes_of
+from sarto.graph.model import shapes_of, size_at
 from sarto.pipeline.anatomy.parting import Costs, blocks_of, costs_of, cuts_of, ends_of
 from sarto.pipeline.anatomy.reach import reach
 from sarto.pipeline.anatomy.steps import steps_of
 from sarto.pipeline.anatomy.units import positions_per_unit, sliceable_elements
-from sarto.pipeline.anatomy.values import Anatomy, Group, Pin
+from sarto.pipeline.anatomy.values import FIXED, Anatomy, Group, Pin, Reading
 from sarto.types import Cost
 
 _BY_NODE = re.compile(r"^(?P<rule>no rule for )?(?P<op>\S+) at (?P<node>\S+)$")
@@ -33,6 +33,10 @@ def describe(graph: ModelGraph) -> Anatomy:
     layers = [(step.id, step.name) for step in steps if step.kind == "layer"]
     axes = graph.analysis.tensor_axes
     return Anatomy(
+        inputs=tuple(
+            Reading(name=entry.name, shape=size_at(entry.shape, 1)[1:], dtype=entry.dtype)
+            for entry in graph.inputs
+        ),
         n_nodes=len(graph.nodes),
         cost=_cost(graph, costs),
         sliceable_params=sum(sliceable_elements(axes[name]) for name in graph.parameters),
@@ -58,12 +62,14 @@ def _cost(graph: ModelGraph, costs: Costs) -> Cost:
 
 
 def pins_of(groups: Iterable[ChannelGroup]) -> tuple[Pin, ...]:
-    """Why groups are pinned, reasons of one operator together, the one that pins most units first.
+    """Why groups are pinned, reasons of one operator together, the one that pins most units first; no fixed factors.
 
     That nothing reads the units of a group is left out where the group has another reason: it follows from it.
     """
     table: dict[tuple[str, str], dict[str, dict[str, ChannelGroup]]] = {}
     for group in groups:
+        if group.kind == FIXED:
+            continue
         telling = [text for text in group.pinned if text != _UNREAD]
         for text in telling or group.pinned:
             named = _BY_NODE.match(text)

@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from sarto.pipeline.anatomy.picture import draw
 from sarto.pipeline.anatomy.values import Anatomy
-from sarto.pipeline.anatomy.words import shape_text, share_text
+from sarto.pipeline.anatomy.words import inputs_text, shape_text, share_text
 from sarto.pipeline.page import wording
 
 #: Rows of a table that stand open; the rest is folded away.
@@ -29,6 +29,7 @@ def render_page(anatomy: Anatomy, *, name: str) -> str:
         .render(
             anatomy=anatomy,
             name=name,
+            inputs=inputs_text(anatomy.inputs),
             picture=Markup(draw(anatomy, title=f"The layers of {name}")),
             most_params=max([1, *(block.params for block in blocks)]),
             most_flops=max([1, *(block.flops for block in blocks)]),

@@ -7,7 +7,23 @@ from typing import Literal
 from sarto.types import Cost, Value
 
 Layout = Literal["map", "tokens", "vector"]
+#: Kind of a group that is merely a factor of an axis: queries, keys and values of one projection, the gates of an RNN.
+FIXED = "fixed factor"
 StepKind = Literal["input", "layer", "norm", "weights", "join"]
+
+
+class Reading(Value):
+    """One input that a model was captured with.
+
+    Attributes:
+        name: of the argument.
+        shape: of one sample, without the batch.
+        dtype: of its numbers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Group(Value):
@@ -149,17 +165,19 @@ class Anatomy(Value):
     """Everything that `sarto inspect` shows of a model.
 
     Attributes:
+        inputs: what the model was captured with; costs are those of one such sample.
         n_nodes: operators of the graph.
         cost: of the whole model.
         sliceable_params: parameters that lie on at least one sliceable axis.
-        groups: all channel groups, the pinned ones too.
-        pins: why groups are pinned, the reason that pins most units first.
+        groups: all channel groups, the pinned ones and fixed factors too.
+        pins: why groups other than fixed factors are pinned, the reason that pins most units first.
         unruled: operators without a rule, with the nodes that use them.
         cut_points: in order; every one, `canonical` tells the ones that stand for their neighbours.
         blocks: between neighbouring canonical cuts, first to last.
         steps: in the order in which the picture draws them.
     """
 
+    inputs: tuple[Reading, ...]
     n_nodes: int
     cost: Cost
     sliceable_params: int
@@ -177,8 +195,13 @@ class Anatomy(Value):
 
     @property
     def pinned(self) -> tuple[Group, ...]:
-        """Groups that something pins."""
-        return tuple(group for group in self.groups if group.pinned)
+        """Groups that something pins; fixed factors are none, since nobody would slice them."""
+        return tuple(group for group in self.groups if group.pinned and group.kind != FIXED)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups, without the fixed factors of axes."""
+        return len(self.sliceable) + len(self.pinned)
 
     @property
     def names(self) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from sarto.errors import RequestError, suggest
 from sarto.graph import ModelGraph
 from sarto.graph.analysis import INSIDE_HEADS
 from sarto.graph.model import shapes_of
-from sarto.pipeline.anatomy.values import Anatomy, Group, Pin
+from sarto.pipeline.anatomy.values import FIXED, Anatomy, Group, Pin, Reading
 
 _TIMES = " \N{MULTIPLICATION SIGN} "
 
@@ -23,6 +23,14 @@ def share_text(share: float) -> str:
     if share in (0.0, 1.0):
         return f"{100 * share:.0f}%"
     return f"{min(99.9, max(0.1, round(100 * share, 1))):.1f}%"
+
+
+def inputs_text(inputs: Sequence[Reading]) -> str:
+    """What a model was captured with: "x (float32, 3 x 32 x 32)"."""
+    return " and ".join(
+        f"{entry.name} ({entry.dtype}{', ' if entry.shape else ''}{shape_text(entry.shape)})"
+        for entry in inputs
+    )
 
 
 def counted(number: int, noun: str) -> str:
@@ -52,9 +60,16 @@ def group_named(anatomy: Anatomy, name: str) -> Group:
     for wanted in (name, f"{name}.weight:0", f"{name}:0"):
         if wanted in by_id:
             return by_id[wanted]
-    held = [group for group in anatomy.groups if f"{name}.weight:0" in group.places]
+    made = [group for group in anatomy.groups if group.id.rpartition(":")[0].rpartition(".")[0] == name]
+    held = made or [group for group in anatomy.groups if f"{name}.weight:0" in group.places]
+    held = [group for group in held if group.kind != FIXED] or held
     if len(held) == 1:
         return held[0]
+    if held:
+        listed = ", ".join(f"{group.id} ({group.kind})" for group in held)
+        raise RequestError(
+            f"{name!r} makes {len(held)} channel groups; name one of {listed}", where="--group"
+        )
     layers = [group.removesuffix(".weight:0") for group in by_id]
     near = suggest(name, list(by_id)) if ":" in name else suggest(name, layers)
     raise RequestError(f"no channel group {name!r} in this model{near}; --all lists them", where="--group")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sarto.errors import RequestError, suggest
-from sarto.pipeline.sources.factory import refuse_pickle
 from sarto.pipeline.sources.processing import read_json
+from sarto.types.sources import refuse_pickle
 
 _INDEX = "model.safetensors.index.json"
 

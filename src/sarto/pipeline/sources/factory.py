@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sarto.errors import RequestError, suggest
+from sarto.errors import GraphError, RequestError, SartoError, suggest
 from sarto.graph import ModelGraph, capture
 from sarto.pipeline.sources.calling import capture_called, check_names
 from sarto.pipeline.sources.inputs import InputSpec
 from sarto.pipeline.sources.source import Source
+from sarto.types.sources import refuse_pickle
 
-_PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
-_SAFE_WAY = (
-    "it may hold code that runs when it is read. Where you trust it, convert it once: "
-    'python -c "import torch, safetensors.torch as s; '
-    "s.save_file(torch.load('{path}', weights_only=True), 'weights.safetensors')\""
-)
+#: Hints against which an argument can be held.
+_PLAIN = (int, float, str, bool, list, dict)
 
 
 def load_factory(
@@ -31,8 +29,12 @@ def load_factory(
     arguments: Mapping[str, Any],
     weights: Path | None,
     inputs: Sequence[InputSpec],
+    guessed: bool = False,
 ) -> Source:
     """The model that `package.module:factory` makes, captured on examples of its inputs.
+
+    Args:
+        guessed: nobody said the inputs; a note says so, and an error how to say them.
 
     Raises:
         RequestError: the factory or its weights can't be found or don't fit, or the weights are a pickle.
@@ -44,21 +46,42 @@ def load_factory(
     if weights is not None:
         load_weights(model, weights)
     said = weights.name if weights else "its own weights"
-    return Source(capture_module(model, inputs), f"{spec} with {said}")
+    notes = (f"nothing says what {spec} reads: captured with --input {inputs[0]}",) if guessed else ()
+    return Source(capture_module(model, inputs, guessed=guessed), f"{spec} with {said}", notes=notes)
 
 
-def capture_module(model: nn.Module, inputs: Sequence[InputSpec]) -> ModelGraph:
+def capture_module(model: nn.Module, inputs: Sequence[InputSpec], *, guessed: bool = False) -> ModelGraph:
     """The graph of a module on examples of its inputs, by place or (where they have names) by keyword.
+
+    Args:
+        guessed: nobody said the inputs, so that an error says how to.
 
     Raises:
         RequestError: `forward` has no input of that name.
         GraphError: the model can't be captured.
     """
     example = tuple(entry.example() for entry in inputs)
-    if not any(entry.name for entry in inputs):
-        return capture(model, example)
-    check_names(model, inputs)
-    return capture_called(model, [entry.name for entry in inputs], example)
+    try:
+        if not any(entry.name for entry in inputs):
+            return capture(model, example)
+        check_names(model, inputs)
+        return capture_called(model, [entry.name for entry in inputs], example)
+    except GraphError as error:
+        if not guessed:
+            raise
+        names = [name for name, entry in inspect.signature(model.forward).parameters.items()
+                 if entry.default is entry.empty and entry.kind is entry.POSITIONAL_OR_KEYWORD]  # fmt: skip
+        example_text = (
+            " ".join(f"--input {name}=..." for name in names)
+            if len(names) > 1
+            else "--input 1,28,28 for images, --input int64:32 for token ids"
+        )
+        raise GraphError(
+            f"{error}. Nothing said what the model reads, so {' and '.join(map(str, inputs))} was tried: if that is "
+            f"wrong, say it with --input (without the batch), for instance {example_text}",
+            where=error.where,
+            problems=error.problems,
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -72,6 +95,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise RequestError(f"can't read weights {path}: {error}", where=str(path)) from None
     own = model.state_dict()
+    if state and own and not set(state) & set(own):
+        raise RequestError(
+            f"weights {path.name} are those of another model: none of its {len(state)} tensors "
+            f"({_few(state)}) is one of the model's {len(own)} ({_few(own)})",
+            where=str(path),
+        )
     problems = [
         f"{name}: the model has no such tensor{suggest(name, own)}" for name in sorted(set(state) - set(own))
     ]
@@ -90,46 +119,114 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
 
 
-def refuse_pickle(path: Path) -> None:
-    """Refuse files that run code when they are read, by their name or by their first bytes.
-
-    Raises:
-        RequestError: says how to convert the file safely.
-    """
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(4)
-    zipped = head[:2] == b"PK" and path.suffix not in (".npz", ".whl")
-    if path.suffix.lower() in _PICKLES or zipped or head[:1] == b"\x80":
-        raise RequestError(f"{path.name} is not read: {_SAFE_WAY.format(path=path.name)}", where=str(path))
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
 
 
 def call_factory(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The module that `package.module:factory(**arguments)` gives.
 
     Raises:
-        RequestError: there is no such factory, it fails, or it gives something else.
+        RequestError: there is no such factory, it does not take the arguments, it fails, or it gives something else.
     """
+    factory = _factory(spec)
+    _check_arguments(spec, factory, arguments)
+    try:
+        model = factory(**arguments)
+    except SartoError:
+        raise
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"{_call(spec, arguments)} needs the file {str(error.filename)!r}, which is not there"
+        ) from error
+    except (Exception, SystemExit) as error:
+        # What code that is not ours raises is up to it.
+        raise RequestError(
+            f"{_call(spec, arguments)} failed: {_told(error)}{_other_types(factory, arguments)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            kind = f"class ({model.__name__}) in place of a model"
+        raise RequestError(f"{spec} gives a {kind}, not an nn.Module")
+    return model
+
+
+def _factory(spec: str) -> Callable[..., Any]:
     module_name, _, factory_name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RequestError(
-            f"can't import {module_name!r}: {error}; install it, or run where Python finds it (PYTHONPATH)"
-        ) from None
-    factory = getattr(module, factory_name, None)
+    except ModuleNotFoundError as error:
+        own = error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
+        cure = "install it, or run where Python finds it (PYTHONPATH)" if own else f"it needs {error.name!r}"
+        raise RequestError(f"can't import {module_name!r}: {error}; {cure}") from error
+    except (Exception, SystemExit) as error:
+        raise RequestError(f"can't import {module_name!r}: {_told(error)}") from error
+    factory: Any = getattr(module, factory_name, None)
     if not callable(factory):
         known = [
             name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))
         ]
+        if factory is not None:
+            raise RequestError(f"{spec} is a {type(factory).__name__}, not a factory{suggest('', known)}")
         raise RequestError(f"{module_name!r} has no factory {factory_name!r}{suggest(factory_name, known)}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _check_arguments(spec: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that a factory does not have, and the lack of those that it needs."""
     try:
-        model = factory(**arguments)
-    except (TypeError, ValueError) as error:
-        raise RequestError(
-            f"{spec}({', '.join(f'{k}={v!r}' for k, v in arguments.items())}) failed: {error}"
-        ) from None
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"{spec} gives a {type(model).__name__}, not an nn.Module")
-    return model
+        known = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        # Some callables have no signature; calling them tells.
+        return
+    kinds = inspect.Parameter
+    named = [
+        name
+        for name, entry in known.items()
+        if entry.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    ]
+    problems = []
+    if not any(entry.kind is kinds.VAR_KEYWORD for entry in known.values()):
+        problems += [
+            f"{spec} has no argument {name!r}{suggest(name, named) or ' (it takes none)'}"
+            for name in arguments
+            if name not in named
+        ]
+    problems += [
+        f"{spec} needs the argument {name!r}: give --arg {name}=..."
+        for name in named
+        if known[name].default is kinds.empty and name not in arguments
+    ]
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+
+
+def _other_types(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """The arguments of another type than a factory's plain hints say, as the end of a message."""
+    made: Any = factory
+    try:
+        hints = get_type_hints(made.__dict__.get("__init__", made) if inspect.isclass(made) else made)
+    except Exception:
+        # Hints may name what is imported for type checkers only.
+        return ""
+    wrong = []
+    for name, value in arguments.items():
+        wanted: Any = hints.get(name)
+        if wanted not in _PLAIN:
+            continue
+        fits = isinstance(value, (int, float) if wanted is float else wanted)
+        if not fits or (wanted in (int, float) and isinstance(value, bool)):
+            wrong.append(f"{name} is to be {wanted.__name__}, found {value!r} ({type(value).__name__})")
+    return f"; {'; '.join(wrong)}" if wrong else ""
+
+
+def _call(spec: str, arguments: Mapping[str, Any]) -> str:
+    return f"{spec}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+
+def _told(error: BaseException) -> str:
+    """A failure of code that is not ours: its type, and its first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

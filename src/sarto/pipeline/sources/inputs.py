@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sarto.errors import RequestError, suggest
+from sarto.errors import RequestError
+from sarto.graph import Input, ModelGraph
+from sarto.graph.model import size_at
+from sarto.types.inputs import input_parts
 
 BATCH = 2
-_DTYPES = ("float32", "float64", "int64", "int32", "bool")
-_HOW = "write a shape without the batch (3,32,32), a dtype before it (int64:32), a name before that (ids=int64:32)"
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,37 @@ def read_input(text: str) -> InputSpec:
     Raises:
         RequestError: the text is something else.
     """
-    name, named, rest = text.rpartition("=")
-    dtype, typed, sizes = rest.rpartition(":")
-    name, dtype = name.strip(), dtype.strip() or "float32"
-    if named and not name.isidentifier():
-        raise RequestError(f"input {text!r}: {name!r} can't be the name of an argument; {_HOW}")
-    if dtype not in _DTYPES or (typed and not rest.partition(":")[0].strip()):
-        raise RequestError(f"input {text!r}: no dtype {dtype!r}{suggest(dtype, _DTYPES)}; {_HOW}")
-    parts = [part.strip() for part in sizes.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise RequestError(f"input {text!r}: {sizes!r} is no list of sizes above 0; {_HOW}")
-    return InputSpec(tuple(int(part) for part in parts), dtype, name)
+    return InputSpec(*input_parts(text))
+
+
+def check_captured(graph: ModelGraph, inputs: Sequence[InputSpec], what: str) -> None:
+    """Refuse inputs that are not those which a graph was captured with: it can't be changed any more.
+
+    Args:
+        what: the graph in words, for the message.
+
+    Raises:
+        RequestError: says what the graph reads.
+    """
+    own = tuple(InputSpec(sample_shape(entry), entry.dtype, entry.name) for entry in graph.inputs)
+    if len(inputs) == len(own):
+        by_name = {entry.name: entry for entry in own}
+        pairs = [
+            (entry, by_name.get(entry.name) if entry.name else mine)
+            for entry, mine in zip(inputs, own, strict=True)
+        ]
+        if all(mine and (entry.shape, entry.dtype) == (mine.shape, mine.dtype) for entry, mine in pairs):
+            return
+    if inputs:
+        raise RequestError(
+            f"{what} was captured with {' and '.join(map(str, own))} and can't be given "
+            f"{' and '.join(map(str, inputs))}: leave out --input, or capture the model itself again"
+        )
+
+
+def sample_shape(entry: Input) -> tuple[int, ...]:
+    """Shape of an input without its batch."""
+    return size_at(entry.shape, 1)[1:]
 
 
 def given_inputs(
@@ -77,6 +98,6 @@ def given_inputs(
         return (InputSpec(tuple(default if shape is None else shape)),)
     if any(entry.name for entry in inputs) and not all(entry.name for entry in inputs):
         raise RequestError(
-            f"inputs {', '.join(map(str, inputs))}: name all of them, or none (then they go by their place)"
+            f"--input {' --input '.join(map(str, inputs))}: name all of them, or none (then they go by their place)"
         )
     return tuple(inputs)

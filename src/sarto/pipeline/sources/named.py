@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from sarto.errors import RequestError, suggest
-from sarto.pipeline.sources.factory import capture_module, load_weights, refuse_pickle
+from sarto.pipeline.sources.factory import capture_module, load_weights
 from sarto.pipeline.sources.inputs import InputSpec, given_inputs
 from sarto.pipeline.sources.source import Source
 from sarto.types import Preprocessing
+from sarto.types.sources import refuse_pickle
 
-LIBRARIES = ("timm", "torchvision")
 _PICTURE = (3, 224, 224)
 _CROPS = (
     "the library resizes and crops images in its own way; sarto does not imitate it, so give images of the model's "
@@ -52,7 +52,8 @@ def load_named(
     notes = [] if weights else [f"no weights were given: those of {library}:{name} are random"]
     if preprocessing is not None:
         notes.append(_CROPS)
-    graph = capture_module(model, given_inputs(shape, inputs, side))
+    said_input = shape is not None or bool(inputs)
+    graph = capture_module(model, given_inputs(shape, inputs, side), guessed=not said_input)
     said = weights.name if weights else "random weights"
     return Source(graph, f"{library}:{name} with {said}", preprocessing, classes, tuple(notes))
 
