@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from sarto.market.blobs import Blobs, FolderBlobs, Staged
+from sarto.market.fitting import embedding_rows
+from sarto.market.intake import LUMA, Intake, with_channels
+from sarto.market.labelled import Labelled
 from sarto.market.manifest import IDENTITY, content_id, id_of
 from sarto.market.preprocess import to_tensor
 from sarto.market.reading import read_samples
 from sarto.market.rows import Fragment
 from sarto.market.samples import Samples, encode_samples
 from sarto.market.store import Removed, Store
+from sarto.market.texts import TextSamples
+from sarto.market.vocabulary import Vocabulary, joint_vocabulary, read_vocabulary, words
 
 __all__ = [
     "IDENTITY",
+    "LUMA",
     "Blobs",
     "FolderBlobs",
     "Fragment",
+    "Intake",
+    "Labelled",
     "Removed",
     "Samples",
     "Staged",
     "Store",
+    "TextSamples",
+    "Vocabulary",
     "content_id",
+    "embedding_rows",
     "encode_samples",
     "id_of",
+    "joint_vocabulary",
     "read_samples",
+    "read_vocabulary",
     "to_tensor",
+    "with_channels",
+    "words",
 ]

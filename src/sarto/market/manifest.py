@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from sarto.errors import suggest
 from sarto.graph.model import ModelGraph
-from sarto.market.samples import Samples
-from sarto.types import Learnware, Preprocessing
+from sarto.market.fitting import image_problems, reading_text_problems, sample_problems
+from sarto.market.labelled import Labelled, repeated
+from sarto.market.vocabulary import Vocabulary
+from sarto.types import Learnware, Preprocessing, TextPreprocessing
 from sarto.types.text import to_json_text
 
 #: What the id of a learnware is computed from. Everything else in a manifest either follows from these (input
@@ -25,7 +27,7 @@ def content_id(
     weights_hash: str,
     samples_hash: str | None,
     classes: Sequence[str],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | TextPreprocessing,
     licence: str,
 ) -> str:
     """The id "sha256:<64 hex>" of a learnware with this content; see `IDENTITY`."""
@@ -58,6 +60,8 @@ def hashes_of(learnware: Learnware) -> dict[str, str]:
     parts = {"graph": learnware.graph_hash, "weights": learnware.weights_hash}
     if learnware.samples_hash is not None:
         parts["samples"] = learnware.samples_hash
+    if isinstance(learnware.preprocessing, TextPreprocessing):
+        parts["vocabulary"] = learnware.preprocessing.vocabulary
     return parts
 
 
@@ -66,9 +70,10 @@ def stocking_problems(
     *,
     name: str,
     classes: Sequence[str],
-    preprocessing: Preprocessing,
-    samples: Samples | None,
+    preprocessing: Preprocessing | TextPreprocessing,
+    samples: Labelled | None,
     skill: Mapping[str, float] | None,
+    vocabulary: Vocabulary | None = None,
 ) -> list[str]:
     """Everything that keeps a learnware from being stocked, in plain words."""
     problems: list[str] = []
@@ -77,33 +82,12 @@ def stocking_problems(
             f"name {name!r}: must be 1 to 100 letters, digits, '.', '_' or '-', and not begin with '.' or '-'"
         )
     problems += _class_problems(graph, classes)
-    if len(graph.inputs) != 1 or len(graph.inputs[0].shape) != 4:
-        found = [entry.shape for entry in graph.inputs]
-        problems.append(
-            f"the model must read one batch of images (n, channels, height, width), it reads {found}"
-        )
+    if isinstance(preprocessing, TextPreprocessing):
+        problems += reading_text_problems(graph, preprocessing, vocabulary)
     else:
-        channels, *size = graph.inputs[0].shape[1:]
-        if preprocessing.channels != channels:
-            problems.append(
-                f"preprocessing has {preprocessing.channels} channels, the model reads {channels}"
-            )
-        if preprocessing.size is not None and list(preprocessing.size) != size:
-            problems.append(f"preprocessing has size {list(preprocessing.size)}, the model reads {size}")
+        problems += image_problems(graph, preprocessing)
     if samples is not None:
-        problems += [
-            f"samples of class {found!r}, which the model does not know{suggest(found, classes)}"
-            for found in samples.classes
-            if found not in classes
-        ]
-        height, width, channels = samples.images.shape[1:]
-        if channels != preprocessing.channels:
-            problems.append(f"samples have {channels} channels, preprocessing has {preprocessing.channels}")
-        if preprocessing.resize == "refuse" and preprocessing.size not in (None, (height, width)):
-            problems.append(
-                f"samples are {[height, width]} (height, width), preprocessing has "
-                f"{list(preprocessing.size or ())}: resize them, or allow it with resize='bilinear'"
-            )
+        problems += sample_problems(samples, classes, preprocessing)
     problems += [
         f"skill of class {found!r}, which the model does not know{suggest(found, classes)}"
         for found in skill or {}
@@ -113,7 +97,7 @@ def stocking_problems(
 
 
 def _class_problems(graph: ModelGraph, classes: Sequence[str]) -> list[str]:
-    problems = [f"class {name!r} is named {classes.count(name)} times" for name in _repeated(classes)]
+    problems = [f"class {name!r} is named {classes.count(name)} times" for name in repeated(classes)]
     problems += [
         f"class {name!r}: may not hold ':', which stands between learnware and class in an order"
         for name in classes
@@ -129,7 +113,3 @@ def _class_problems(graph: ModelGraph, classes: Sequence[str]) -> list[str]:
     elif classes and node.shape[1] != len(classes):
         problems.append(f"{len(classes)} classes are named, the model has {node.shape[1]} outputs")
     return problems
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return [name for name in dict.fromkeys(names) if names.count(name) > 1]

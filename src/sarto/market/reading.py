@@ -1,4 +1,4 @@
-"""Samples from files: folders of images or sheets, .npz and .safetensors. No code of a file is ever run."""
+"""Samples from files: folders of images, sheets or texts, tables, .npz, .safetensors. No code of a file is ever run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 
 from sarto.errors import RequestError, suggest
+from sarto.market.reading_text import TABLES, read_encoded_texts, read_text_folder, read_texts
 from sarto.market.samples import FORMAT, Samples
+from sarto.market.texts import START, TextSamples
 from sarto.types.fields import Frozen, Name, Names, Positive, Text
 from sarto.types.value import Value
 
@@ -66,14 +68,16 @@ class Sheet(Value):
         return self
 
 
-def read_samples(path: str | Path) -> Samples:
-    """Samples from a path.
+def read_samples(path: str | Path) -> Samples | TextSamples:
+    """Samples from a path: images or texts.
 
     Args:
         path: one of
             a folder with one sub-folder of images (png, jpg, webp, bmp) a class; both are sorted by name;
             a folder with sheet.json ({"tile": [height, width], "classes": [...]}; see `Sheet`) and one image
             a class, named after it, with the tiles row by row;
+            a folder with one sub-folder of .txt files a class, one text a file;
+            a .tsv or .csv with the columns label and text, or a .jsonl of {"label": ..., "text": ...};
             an .npz with `images` (n, height, width, channels), `labels` (n,) and `classes` (names);
             a .safetensors as `encode_samples` writes it.
 
@@ -82,6 +86,7 @@ def read_samples(path: str | Path) -> Samples:
             `Samples` refuses. All problems at once.
     """
     place = Path(path)
+    found: Samples | TextSamples
     if not place.exists():
         raise RequestError(f"samples {str(place)!r}: there is nothing at this path", where=str(place))
     if place.is_dir():
@@ -90,25 +95,30 @@ def read_samples(path: str | Path) -> Samples:
         found = _read_npz(place)
     elif place.suffix.lower() == ".safetensors":
         found = read_encoded(place)
+    elif place.suffix.lower() in TABLES:
+        found = _read_table(place)
     elif place.suffix.lower() in PICKLES:
         raise RequestError(_pickle_text(place), where=str(place))
     else:
         raise RequestError(
             f"samples {str(place)!r}: {place.suffix or 'no ending'} is not a kind of samples that is read; "
-            "give a folder with one sub-folder of images a class, a folder with sheet.json, an .npz "
-            "or a .safetensors",
+            "give a folder with one sub-folder of images (or .txt files) a class, a folder with sheet.json, an .npz or "
+            "a .safetensors; for texts a .tsv, .csv or .jsonl",
             where=str(place),
         )
     return found
 
 
-def read_encoded(path: Path) -> Samples:
-    """Samples from a file that `encode_samples` wrote.
+def read_encoded(path: Path) -> Samples | TextSamples:
+    """Samples from a file that `encoded` of images or texts wrote.
 
     Raises:
         RequestError: not such a file.
     """
     try:
+        with path.open("rb") as raw:
+            if raw.read(len(START)) == START:
+                return read_encoded_texts(path)
         with safe_open(str(path), framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("sarto", "null"))
             names = set(file.keys())
@@ -128,7 +138,16 @@ def read_encoded(path: Path) -> Samples:
     return _samples(path, images, labels, _names(about.get("classes"), path))
 
 
-def _read_folder(place: Path) -> Samples:
+def _read_table(place: Path) -> TextSamples:
+    try:
+        return read_texts(place)
+    except RequestError as error:
+        if error.problems:
+            raise
+        raise RequestError(f"samples {str(place)!r}: {error.detail}", where=str(place)) from error
+
+
+def _read_folder(place: Path) -> Samples | TextSamples:
     entries = _listed(place)
     folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
@@ -142,11 +161,13 @@ def _read_folder(place: Path) -> Samples:
         for entry in entries
         if not entry.is_dir()
     ]
+    listed = [_listed(folder) for folder in folders]
+    if not problems and any(file.suffix.lower() == ".txt" for files in listed for file in files):
+        return read_text_folder(place, folders, listed)
     pictures: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     size_bytes = 0
-    for label, folder in enumerate(folders):
-        files = _listed(folder)
+    for label, (folder, files) in enumerate(zip(folders, listed, strict=True)):
         if not files:
             problems.append(f"{folder.name}: no image in this class folder")
         for file in files:

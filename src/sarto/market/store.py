@@ -23,8 +23,10 @@ from sarto.market.index import FILE, Catalogue, ObjectRow, SourceRow, not_a_mark
 from sarto.market.manifest import content_id, hashes_of, stocking_problems
 from sarto.market.reading import read_encoded
 from sarto.market.rows import Fragment
-from sarto.market.samples import Samples, encode_samples
-from sarto.types import Cost, Learnware, Preprocessing, WidthCost
+from sarto.market.samples import Samples
+from sarto.market.texts import TextSamples
+from sarto.market.vocabulary import Vocabulary, decode_vocabulary
+from sarto.types import Cost, Learnware, Preprocessing, TextPreprocessing, WidthCost
 
 
 @dataclass(frozen=True)
@@ -108,23 +110,25 @@ class Store:
         *,
         name: str,
         classes: Sequence[str],
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | TextPreprocessing,
         cost: Cost,
         licence: str = "",
-        samples: Samples | None = None,
+        samples: Samples | TextSamples | None = None,
         notes: str = "",
         origin: str = "",
         skill: Mapping[str, float] | None = None,
         skill_basis: str | None = None,
         widths: Sequence[WidthCost] = (),
+        vocabulary: Vocabulary | None = None,
     ) -> Learnware:
         """Stock a model with its specification.
 
         Args:
-            graph: reads images after `preprocessing` and gives one score a class.
+            graph: reads images or token ids after `preprocessing` and gives one score a class.
             name: unique among the learnwares of this market.
             classes: what the scores stand for, in order.
-            samples: a few images of some or all of the classes.
+            samples: a few images or texts of some or all of the classes.
+            vocabulary: of a model that reads texts.
             licence: as its owner states it; empty where nothing is stated.
             skill: accuracy a class, measured by the caller, as described by `skill_basis`.
             cost, widths: counted by the caller.
@@ -144,15 +148,19 @@ class Store:
             preprocessing=preprocessing,
             samples=samples,
             skill=skill,
+            vocabulary=vocabulary,
         )
         if problems:
             raise RequestError(f"learnware {name!r} can't be stocked", problems=problems)
         with self._blobs.workplace() as folder:
             staged = self._stage(graph, folder)
             if samples is not None:
-                (folder / "samples").write_bytes(encode_samples(samples))
+                (folder / "samples").write_bytes(samples.encoded())
                 staged.append(self._blobs.stage(folder / "samples"))
             graph_hash, weights_hash, samples_hash, *_ = [*(item.key for item in staged), None]
+            if vocabulary is not None:
+                (folder / "vocabulary").write_bytes(vocabulary.encoded())
+                staged.append(self._blobs.stage(folder / "vocabulary"))
             learnware = Learnware(
                 id=content_id(
                     graph_hash=graph_hash,
@@ -208,7 +216,7 @@ class Store:
         learnware = self.get(which)
         return self._read_graph(f"learnware {learnware.name!r}", learnware.graph_hash, learnware.weights_hash)
 
-    def samples(self, which: str) -> Samples:
+    def samples(self, which: str) -> Samples | TextSamples:
         """The samples of a learnware, grouped by class, in the order of the learnware's classes.
 
         Raises:
@@ -221,6 +229,18 @@ class Store:
         with _told(what):
             found = read_encoded(self._blobs.path(learnware.samples_hash))
         return found.only([name for name in learnware.classes if name in found.classes])
+
+    def vocabulary(self, which: str) -> Vocabulary | None:
+        """The vocabulary of a learnware that reads texts; None for images.
+
+        Raises:
+            StoreError: there is no such learnware, or the file is missing or damaged.
+        """
+        learnware = self.get(which)
+        if not isinstance(learnware.preprocessing, TextPreprocessing):
+            return None
+        with _told(f"learnware {learnware.name!r}"):
+            return decode_vocabulary(self._blobs.path(learnware.preprocessing.vocabulary).read_bytes())
 
     def remove(self, which: str) -> Removed:
         """Take a learnware out, with the fragments made from it and the blobs that nobody else needs.

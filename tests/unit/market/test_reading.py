@@ -281,6 +281,6 @@ def test_paths_without_samples_say_what_is_needed(tmp_path: Path) -> None:
         read_samples(tmp_path / "nowhere")
     with pytest.raises(RequestError, match="no sub-folder in it; make one folder a class"):
         read_samples(tmp_path)
-    (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(RequestError, match=r".csv is not a kind of samples that is read; give a folder"):
-        read_samples(tmp_path / "x.csv")
+    (tmp_path / "x.xls").write_text("1,2")
+    with pytest.raises(RequestError, match=r".xls is not a kind of samples that is read; give a folder"):
+        read_samples(tmp_path / "x.xls")
