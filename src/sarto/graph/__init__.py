@@ -12,6 +12,7 @@ from sarto.graph.compose import (
     normalise,
     restrict,
     with_head,
+    with_layer,
 )
 from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect, main_cuts
 from sarto.graph.file import GraphFile, graph_hash, read_graph, write_graph
@@ -85,6 +86,7 @@ __all__ = [
     "trim",
     "uniform_counts",
     "with_head",
+    "with_layer",
     "with_state",
     "write_graph",
     "write_pt2",

@@ -158,19 +158,40 @@ def with_head(graph: ModelGraph, weight: Tensor, bias: Tensor | None = None) -> 
     Raises:
         ShapeError: the weight does not fit the output.
     """
+    return with_layer(graph, "head", weight, bias)
+
+
+def with_layer(
+    graph: ModelGraph, name: str, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
+) -> ModelGraph:
+    """The graph with one more linear layer on its output, and ReLU after it where asked for.
+
+    Args:
+        name: of the layer; its tensors are `name.weight` and `name.bias`.
+        weight: shape (n_outputs, width of the graph's output).
+        bias: shape (n_outputs,), or None.
+
+    Raises:
+        ShapeError: the weight does not fit the output.
+    """
     node = graph.index.get(graph.outputs[0])
     if len(graph.outputs) != 1 or node is None or len(node.shape) != 2 or node.shape[1] != weight.shape[1]:
         have = shape_text(node.shape) if node is not None else "an input"
-        raise ShapeError(f"a head of shape {tuple(weight.shape)} can't read an output of shape {have}")
+        raise ShapeError(f"a {name} of shape {tuple(weight.shape)} can't read an output of shape {have}")
     merger = Merger(graph.inputs)
     values = merger.add(graph, {entry.name: entry.name for entry in graph.inputs})
     args: dict[str, Arg] = {
         "input": Ref(values[node.name]),
-        "weight": TensorRef(merger.store("head.weight", weight, parameter=True)),
-        "bias": TensorRef(merger.store("head.bias", bias, parameter=True)) if bias is not None else None,
+        "weight": TensorRef(merger.store(f"{name}.weight", weight, parameter=True)),
+        "bias": TensorRef(merger.store(f"{name}.bias", bias, parameter=True)) if bias is not None else None,
     }
     shape = (BatchDim(1), int(weight.shape[0]))
-    return merger.graph([merger.call(Node("head", "aten.linear.default", args, (shape,), node.dtypes))])
+    made = merger.call(Node(name, "aten.linear.default", args, (shape,), node.dtypes))
+    if relu:
+        made = merger.call(
+            Node(f"{name}_relu", "aten.relu.default", {"self": Ref(made)}, (shape,), node.dtypes)
+        )
+    return merger.graph([made])
 
 
 def normalise(graph: ModelGraph, mean: Sequence[float], std: Sequence[float]) -> ModelGraph:

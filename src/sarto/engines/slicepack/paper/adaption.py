@@ -22,7 +22,8 @@ from sarto.engines.slicepack.paper.network import (
     units_read,
 )
 from sarto.engines.slicepack.paper.task import Front, Learned, Progress, Task, descend, row_mask
-from sarto.training import cross_moment, reconstruction_map, second_moment
+from sarto.engines.slicepack.settings import POSITIONS
+from sarto.training import cross_moment, position_stride, reconstruction_map, second_moment
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +184,10 @@ def start_maps(
     for key, (output, leaf) in seen.items():
         given = units_read(donor, output, leaf, layer.group, changed)[:, list(units)]
         wanted = units_read(donor, output, leaf, layer.group, original)[:, list(rest)]
+        stride = position_stride((given.shape[2],), POSITIONS)
         maps[key] = reconstruction_map(
-            second_moment(given, weights),
-            cross_moment(wanted, given, weights),
+            second_moment(given, weights, stride=stride),
+            cross_moment(wanted, given, weights, stride=stride),
             lam=settings.map_lam,
             towards=torch.zeros(len(rest), len(units), dtype=torch.float64),
         ).to(like.dtype)
