@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sarto.graph import ModelGraph
-from sarto.training import finetune
-
-#: Few and small steps. Of 1e-3, 3e-4, 1e-4 and 3e-5 this rate did best on left-out samples of three orders of the
-#: demo's donors, where 1e-3 fell below the probe it starts from.
-STEPS, BATCH, RATE, FOLDS = 40, 16, 1e-4, 3
+from sarto.engines.baselines.given import CHUNK, Given, Trained, count_params, run
+from sarto.engines.baselines.probing import best_probe
+from sarto.engines.baselines.settings import FINE_TUNE, FineTuneSettings
+from sarto.graph import ModelGraph, with_state
+from sarto.training import FineTuned, finetune
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class FineTunedScore:
     """A fine-tuned donor and its accuracy on left-out samples.
 
     Attributes:
-        predict: images as the graph reads them, (n, ...), to predicted classes (n,).
+        predict: inputs as the graph reads them, (n, ...), to predicted classes (n,).
         left_out: predictions (n,) when a third of each class was left out; -1 where it never was.
     """
 
@@ -30,43 +30,96 @@ class FineTunedScore:
 
 
 def finetune_donor(
-    graph: ModelGraph, inputs: Tensor, labels: Tensor, *, seed: int = 0, estimate: bool = True
+    graph: ModelGraph,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    estimate: bool = True,
+    settings: FineTuneSettings = FINE_TUNE,
 ) -> FineTunedScore:
     """Train a probed donor on all samples, and on folds that leave a third of each class out.
 
     Args:
         graph: the donor under a linear head for the wanted classes, already fitted (a probe).
-        inputs: samples as the graph reads them, shape (n, channels, height, width); labels: (n,).
+        inputs: samples as the graph reads them, shape (n, ...); labels: (n,).
         estimate: whether to train on the folds too (three more runs).
     """
     left_out = torch.full_like(labels, -1)
     if estimate:
-        for fold in _folds(labels):
-            rest = torch.ones(len(labels), dtype=torch.bool)
-            rest[fold] = False
-            if len(set(labels[rest].tolist())) == len(set(labels.tolist())):
-                left_out[fold] = _train(graph, inputs[rest], labels[rest], seed)(inputs[fold])
-    return FineTunedScore(_train(graph, inputs, labels, seed), left_out)
+        for rest, fold in left_out_folds(labels, settings.folds):
+            tuned = _predictor(_train(graph, inputs[rest], labels[rest], seed, settings))
+            left_out[fold] = tuned(inputs[fold])
+    return FineTunedScore(_predictor(_train(graph, inputs, labels, seed, settings)), left_out)
 
 
-def _train(graph: ModelGraph, inputs: Tensor, labels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    module = graph.module().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-    tuned = finetune(
-        module, inputs, labels, steps=STEPS, lr=RATE, seed=seed, batch_size=BATCH, flip=True, autocast=True
-    ).module.eval()
+def fine_tune(given: Given, settings: FineTuneSettings = FINE_TUNE) -> Trained:
+    """The donor whose probe does best on left-out samples, fine-tuned from that probe.
 
-    @torch.no_grad()
-    def predict(images: Tensor) -> Tensor:
-        return torch.cat([tuned(part).argmax(1) for part in images.split(256)])
+    Reference: Slice-and-Pack, Table 2, "Finetune". Differs: which donor is chosen, on the order's samples alone.
+    """
+    begun = time.perf_counter()
+    found = best_probe(given)
+    steps = given.budget.steps or settings.steps
+    tuned = _train(found.graph(), given.inputs, given.labels, given.seed, settings, given, steps)
+    graph = with_state(found.graph(), tuned.module)
+    note = f"fine-tuned {found.donor.name}: {len(tuned.history)} Adam steps of {settings.batch} samples from the probe"
+    note += f"; {tuned.stopped}" if tuned.stopped else ""
+    seconds = time.perf_counter() - begun
+    return Trained(lambda x: run(graph, x), count_params(graph), seconds, len(tuned.history), note, graph)
 
-    return predict
 
+def left_out_folds(labels: Tensor, folds: int = FINE_TUNE.folds) -> list[tuple[Tensor, Tensor]]:
+    """Indices of the samples trained on and of those left out, for each fold that leaves every class some samples.
 
-def _folds(labels: Tensor) -> list[Tensor]:
-    """Indices of each fold: the samples of a class dealt out one after the other."""
+    The samples of a class are dealt out one after the other.
+    """
     place = torch.zeros_like(labels)
     for label in labels.unique():
         mine = labels == label
-        place[mine] = torch.arange(int(mine.sum())) % FOLDS
-    return [torch.nonzero(place == fold).flatten() for fold in range(FOLDS) if bool((place == fold).any())]
+        place[mine] = torch.arange(int(mine.sum())) % folds
+    found = []
+    for fold in range(folds):
+        inside, outside = torch.nonzero(place == fold).flatten(), torch.nonzero(place != fold).flatten()
+        if len(inside) and len(labels[outside].unique()) == len(labels.unique()):
+            found.append((outside, inside))
+    return found
+
+
+def _train(
+    graph: ModelGraph,
+    inputs: Tensor,
+    labels: Tensor,
+    seed: int,
+    settings: FineTuneSettings,
+    given: Given | None = None,
+    steps: int | None = None,
+) -> FineTuned:
+    module, images = graph.module(), inputs.ndim == 4 and inputs.is_floating_point()
+    if images:
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return finetune(
+        module,
+        inputs,
+        labels,
+        steps=steps or settings.steps,
+        lr=settings.rate,
+        seed=seed,
+        batch_size=settings.batch,
+        flip=images,
+        autocast=True,
+        progress=(lambda done, total, _: given.progress("fine-tuning", done, total))
+        if given is not None
+        else None,
+    )
+
+
+def _predictor(tuned: FineTuned) -> Callable[[Tensor], Tensor]:
+    module = tuned.module.eval()
+
+    @torch.no_grad()
+    def predict(inputs: Tensor) -> Tensor:
+        return torch.cat([module(part).argmax(1) for part in inputs.split(CHUNK)])
+
+    return predict
