@@ -21,7 +21,7 @@ from sarto.engines.slicepack import (
     rate_widths,
     read_donor,
 )
-from sarto.engines.slicepack.fragment import fit_repair
+from sarto.engines.slicepack.repair import fit_repair
 from sarto.engines.slicepack.units import group_moment
 from sarto.graph import (
     ModelGraph,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,6 +83,20 @@ def read_donor(graph: ModelGraph, inputs: Tensor, labels: Tensor, n_classes: int
     readings = Readings(graph, inputs, labels, n_classes, readers, rows, {})
     grams = {read: class_grams(readings.units(read), labels, n_classes) for read in reads_of(readers)}
     return Readings(graph, inputs, labels, n_classes, readers, rows, grams)
+
+
+def part_of(readings: Readings, chosen: Tensor) -> Readings:
+    """The same donor on some of its samples (indices), without another pass.
+
+    Raises:
+        RequestError: a class is left without samples.
+    """
+    inputs, labels = readings.inputs[chosen], readings.labels[chosen]
+    _check(inputs, labels, readings.n_classes)
+    rows = {name: found[chosen] for name, found in readings.rows.items()}
+    part = replace(readings, inputs=inputs, labels=labels, rows=rows, grams={})
+    grams = {read: class_grams(part.units(read), labels, part.n_classes) for read in reads_of(part.readers)}
+    return replace(part, grams=grams)
 
 
 def reads_of(readers: tuple[Reader, ...]) -> tuple[Read, ...]:

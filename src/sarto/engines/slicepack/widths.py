@@ -43,7 +43,7 @@ def allocate(
         work: a cost of one's own (of another device, say) instead of the objective's.
 
     Returns:
-        share -> channel group -> units; a share below what `LEAST` allows gives the smallest there is.
+        share -> channel group -> units; a share below one unit of each group gives the smallest there is.
 
     Raises:
         RequestError: an unknown objective.
@@ -79,8 +79,7 @@ def allocate_within(
             f"{name} <= {limits[name]:g}, the smallest is {cost:g}" for name, cost in over.items()
         )
         raise InfeasibleError(
-            f"no widths fit: {said}. No group keeps less than {LEAST:.0%} of its units; allow more, or take another "
-            "donor",
+            f"no widths fit: {said}. Each channel group keeps at least one unit; allow more, or take another donor",
             floor=over,
         )
     return dict(search.counts)
@@ -138,6 +137,7 @@ class _Search:
     readings: Readings
     works: Mapping[str, Work]
     streams: bool
+    floor: float = LEAST
     counts: dict[str, int] = field(init=False)
     full: dict[str, float] = field(init=False)
     now: dict[str, float] = field(init=False)
@@ -168,7 +168,18 @@ class _Search:
         self.now = dict(self.full)
 
     def down_to(self, limits: Mapping[str, float]) -> None:
-        """Take units away until every cost is at most its limit, or nothing is left to take."""
+        """Take units away until every cost is at most its limit, or one unit is left of each group.
+
+        No group falls below `LEAST` of its units while the limits can be kept otherwise; then the floor is halved.
+        """
+        while self._exceeded(limits):
+            self._down_to(limits)
+            if all(count <= 1 for count in self.counts.values()):
+                return
+            if self._exceeded(limits):
+                self.floor /= 2
+
+    def _down_to(self, limits: Mapping[str, float]) -> None:
         steps: dict[str, _Step | None] = {}
         exceeded = self._exceeded(limits)
         while exceeded:
@@ -198,7 +209,7 @@ class _Search:
     def _step(self, name: str, exceeded: tuple[str, ...]) -> _Step | None:
         group = self.groups[name]
         fewer = self.counts[name] - max(1, round(STEP * group.size))
-        if fewer < max(1, LEAST * group.size):
+        if fewer < max(1, self.floor * group.size):
             return None
         after = {**self.counts, name: fewer}
         saved = {
