@@ -166,6 +166,7 @@ class _Hand:
     """A process that slices."""
 
     process: subprocess.Popen[str]
+    listener: threading.Thread | None = None
     ready: bool = False
     donor: str | None = None
     piece: Piece | None = None
@@ -247,11 +248,13 @@ class _Crew:
             raise StoreError(f"no process can be started to slice in: {error}; give --processes 1") from error
         hand = _Hand(process)
         self.hands.append(hand)
-        threading.Thread(target=self._listen, args=(hand,), daemon=True).start()
+        hand.listener = threading.Thread(target=self._listen, args=(hand,), daemon=True)
+        hand.listener.start()
 
     def _listen(self, hand: _Hand) -> None:
-        for line in _pipe(hand.process.stdout):
-            self.said.put((hand, line))
+        with _pipe(hand.process.stdout) as answers:
+            for line in answers:
+                self.said.put((hand, line))
         self.said.put((hand, None))
 
     def _next(self, hand: _Hand) -> None:
@@ -296,7 +299,10 @@ class _Crew:
             _pipe(hand.process.stdin).close()
         except OSError:
             hand.process.kill()
-        return hand.process.wait()
+        code = hand.process.wait()
+        if hand.listener is not None:
+            hand.listener.join()
+        return code
 
 
 def _outcome(piece: Piece, answer: dict[str, Any]) -> Outcome:
