@@ -77,7 +77,8 @@ def capture_module(model: nn.Module, inputs: Sequence[InputSpec], *, guessed: bo
             else "--input 1,28,28 for images, --input int64:32 for token ids"
         )
         raise GraphError(
-            f"{error.detail.rstrip('.')}. Nothing said what the model reads, so {' and '.join(map(str, inputs))} was tried: if that is "
+            f"{error.detail.rstrip('.')}. Nothing said what the model reads, so "
+            f"{' and '.join(map(str, inputs))} was tried: if that is "
             f"wrong, say it with --input (without the batch), for instance {example_text}",
             where=error.where,
             problems=error.problems,
