@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarto.types import Plan
+from sarto.types import Plan, Repair
 
 SIZES = {"g": 7, "h": 5, "last": 4}
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -224,7 +224,7 @@ def sliced(state: State, fields: dict[str, Any]) -> State:
         left.append((group, units if kept is None else chosen(fields, kept, units, group, seen)))
     log = state.log
     if fields["repair"] is not None:
-        repair = sorted({"wpos": 0.5, "sequential": True, **fields["repair"]}.items())
+        repair = sorted({**Repair().model_dump(), **fields["repair"]}.items())
         log = (*log, number(seen, left, repair, sorted(fields["classes"]), fields["samples"]))
     return replace(state, left=tuple(left), log=log)
 

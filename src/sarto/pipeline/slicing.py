@@ -13,8 +13,9 @@ from torch import Tensor
 from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph, Selection, block, features, uniform_counts
-from sarto.market import Samples, Store
+from sarto.market import Labelled, Store
 from sarto.pipeline.environment import versions
+from sarto.pipeline.papering import train_fragment
 from sarto.pipeline.progress import Progress, silent
 from sarto.types import Learnware, SliceNode
 
@@ -34,8 +35,8 @@ class Cut:
     learnware: Learnware
     graph: ModelGraph
     key: str
-    samples: Samples
-    to_inputs: Callable[[Samples], Tensor]
+    samples: Labelled
+    to_inputs: Callable[[Labelled], Tensor]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,15 +73,28 @@ class Slicer:
     def make(self, node: SliceNode, cut: Cut) -> tuple[ModelGraph, dict[str, Any]]:
         """A new fragment and its lineage in plain JSON; its seconds leave out reading the donor, which all share."""
         self.progress(f"slicing {', '.join(node.classes) or 'all classes'} out of {cut.learnware.name}", 0, 1)
-        self.read(cut)
+        if node.paper is None:
+            self.read(cut)
         begun = time.perf_counter()
         graph, selection = self._fragment(node, cut)
         return graph, lineage_of(node, cut, graph, selection, time.perf_counter() - begun)
 
     def _fragment(self, node: SliceNode, cut: Cut) -> tuple[ModelGraph, Selection]:
         keep = resolve_keep(cut.graph, node)
+        if node.paper is not None:
+            ordered = cut.samples.only(cut.classes)
+            return train_fragment(
+                node,
+                cut.graph,
+                cut.to_inputs(ordered),
+                torch.from_numpy(ordered.labels.copy()),
+                cut.classes,
+                keep,
+                self.progress,
+                own_outputs=cut.classes == cut.learnware.classes,
+            )
         repair = node.repair
-        settings = RepairSettings(repair.lam, repair.wpos, repair.sequential) if repair is not None else None
+        settings = RepairSettings(**repair.model_dump(exclude={"fit"})) if repair is not None else None
         return make_fragment(
             self.read(cut),
             [cut.classes.index(cls) for cls in node.classes],

@@ -11,6 +11,8 @@ from sarto.errors import RequestError
 from sarto.types.fields import AboveZero, AtLeastZero, Frozen, Name, Positive, Ratio, Several, Whole
 from sarto.types.value import Value
 
+#: What widths are solved for; bytes follow parameters.
+Objective = Literal["params", "flops", "latency_ms"]
 Limit = Literal["params", "flops", "memory_bytes", "size_bytes", "latency_ms"]
 
 #: The names of the limits, in the order in which tables show them.
@@ -98,7 +100,8 @@ class WidthCost(Value):
     """Cost of a donor's feature extractor at one size.
 
     Attributes:
-        ratio: share of the extractor's parameters that this size aims at.
+        ratio: share of the extractor's cost that this size aims at.
+        objective: the cost that it is a share of, and that the widths save most of for what they lose.
         keep: units kept of each sliceable channel group.
         output_bytes: size of the features of one sample.
         width: number of features.
@@ -106,6 +109,7 @@ class WidthCost(Value):
     """
 
     ratio: Ratio
+    objective: Objective = "params"
     keep: Frozen[Name, Positive] = Field(default_factory=dict, validate_default=True)
     params: Whole
     flops: Whole

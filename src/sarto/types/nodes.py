@@ -17,6 +17,7 @@ from sarto.types.fields import (
     FrozenDict,
     Name,
     Names,
+    Positive,
     Several,
     Sha,
     Share,
@@ -24,6 +25,7 @@ from sarto.types.fields import (
     problem,
     twice,
 )
+from sarto.types.paper import PaperSettings, head_problems, slice_problems
 from sarto.types.problems import show
 from sarto.types.value import Value
 
@@ -58,12 +60,20 @@ class Repair(Value):
         lam: ridge strength, in units of the mean diagonal of the Gram matrix.
         wpos: weight of the samples of the slice's own classes; the others share 1 - wpos.
         sequential: fit each map on what the already sliced layers give, not on the donor's activations.
+        rivals: samples of other classes that a sequential fit runs through the sliced layers; None: all.
+        towards: what a map is drawn to where samples say little: the kept units as they are, or zero.
+        recalibrate: move the statistics of batch norms too.
+        polish: distil towards the donor's features in small steps, where samples left out say that it helps.
     """
 
     fit: Literal["ridge"] = "ridge"
     lam: AtLeastZero = 1e-3
     wpos: Share = 0.5
     sequential: Flag = True
+    rivals: Positive | None = 60
+    towards: Literal["kept", "zero"] = "kept"
+    recalibrate: Flag = False
+    polish: Flag = False
 
 
 def _check_keep(value: Any) -> FrozenDict[str, Kept]:
@@ -132,16 +142,24 @@ class SliceNode(Value):
         repair: how the dropped units are given back; None: they are not.
         samples: content hash of the samples that the choice and the repair read.
         seed: of `random`; without meaning otherwise.
+        paper: to train the fragment by the paper's method with these numbers instead; `keep` gives its rate or
+            threshold.
     """
 
     op: Literal["slice"] = "slice"
     of: Name
     keep: Keep
-    select: Literal["css", "energy", "threshold", "random", "first"] = "css"
+    select: Literal["css", "energy", "fisher", "threshold", "random", "first"] = "css"
     classes: Names = ()
     repair: Repair | None = None
     samples: Sha | None = None
     seed: Whole = 0
+    paper: PaperSettings | None = None
+
+    @property
+    def method(self) -> Literal["closed_form", "paper"]:
+        """How the fragment is made."""
+        return "closed_form" if self.paper is None else "paper"
 
     @property
     def explicit(self) -> bool:
@@ -158,6 +176,8 @@ class SliceNode(Value):
         if self.select == "threshold":
             counts = [group for group, kept in self.keep.items() if type(kept) is int]
             problems += [f".keep.{group}: a threshold is a ratio, got a count" for group in counts]
+        if self.paper is not None:
+            problems += slice_problems(self.paper, self.keep, self.select, repaired=self.repair is not None)
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self
@@ -181,18 +201,20 @@ class HeadNode(Value):
 
     Attributes:
         kind: "restrict" keeps these outputs of the model's own classifier and needs no samples; "ridge" and
-            "logistic" are fitted on features.
+            "logistic" are fitted on features; "paper" trains an encoder and a classifier on it.
         classes: the outputs, in order.
         lam: strength of the penalty; None: chosen on the samples.
         samples: content hash of the samples that it is fitted on.
+        paper: the numbers of kind "paper".
     """
 
     op: Literal["head"] = "head"
     of: Name
-    kind: Literal["restrict", "ridge", "logistic"]
+    kind: Literal["restrict", "ridge", "logistic", "paper"]
     classes: Annotated[Names, Field(min_length=1)]
     lam: AboveZero | None = None
     samples: Sha | None = None
+    paper: PaperSettings | None = None
 
     @model_validator(mode="after")
     def _check_head(self) -> HeadNode:
@@ -204,6 +226,7 @@ class HeadNode(Value):
             ]
         elif self.samples is None:
             problems.append(f".samples: a head of kind {self.kind!r} is fitted on samples; give their hash")
+        problems += head_problems(self.paper, self.kind, self.lam)
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self
