@@ -88,9 +88,12 @@ def test_no_file_names_a_place_that_only_one_machine_knows(repository: Path) -> 
 
 
 def test_every_benchmark_case_is_valid(repository: Path) -> None:
-    paths = sorted((repository / "benchmarks" / "cases").glob("*"))
+    cases = repository / "benchmarks" / "cases"
+    paths = sorted(path for path in cases.rglob("*") if path.is_file())
     assert [path.suffix for path in paths] == [".yaml"] * len(paths)
-    assert [Case.read(path).name for path in paths] == [path.stem for path in paths]
+    names = [path.stem for path in paths]
+    assert [Case.read(path).name for path in paths] == names
+    assert len(set(names)) == len(names), "results lie in one folder, whatever folder the case is in"
 
 
 def test_the_table_of_results_is_that_of_the_result_files(repository: Path) -> None:

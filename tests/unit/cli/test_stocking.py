@@ -1,0 +1,74 @@
+"""`sarto stock`, and fragments in `ls` and `show`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.markets import CLASSES, run
+
+
+@pytest.fixture
+def own(market: Path, tmp_path: Path) -> Path:
+    """A copy of the market, without fragments."""
+    return Path(shutil.copytree(market, tmp_path / "market"))
+
+
+def test_stock_makes_what_is_missing_and_lists_it(own: Path) -> None:
+    first = run("stock", "--market", own, "--sizes", ".5", "--processes", 1)
+    assert first.exit_code == 0 and "stocked 3 fragments" in first.stdout, first.output
+    again = run("stock", "tiny", "--market", own, "--sizes", "0.5,0.8", "--json")
+    said = json.loads(again.stdout)
+    assert [piece["share"] for piece in said["made"]] == [0.8] * 3 and len(said["present"]) == 3
+    assert {piece["class"] for piece in said["made"]} == set(CLASSES)
+    listed = run("ls", "--fragments", "--market", own)
+    assert "6 fragments of 1 learnwares" in listed.stdout and "[red]ship" in listed.stdout
+    shown = json.loads(run("market", "show", "tiny", "--fragments", "--json", "--market", own).stdout)
+    keys = {piece["key"] for piece in [*said["made"], *said["present"]]}
+    assert {item["key"] for item in shown["fragments"]} == keys
+    counted = json.loads(run("ls", "--json", "--market", own).stdout)
+    assert counted["n_fragments"] == 6 and "fragments" not in counted
+
+
+def test_prune_says_what_it_took_and_slices_nothing(own: Path) -> None:
+    run("stock", "--market", own, "--sizes", ".5", "--processes", 1)
+    pruned = run("stock", "--prune", "--market", own)
+    assert pruned.exit_code == 0 and "removed 0 fragments; 0 bytes freed" in pruned.stdout
+    refused = run("stock", "--prune", "--sizes", ".5", "--again", "--market", own)
+    assert refused.exit_code == 2 and "leave out --sizes, --again" in refused.stderr
+
+
+def test_bad_words_end_in_one_message_with_all_problems(own: Path) -> None:
+    refused = run("stock", "tin", "--market", own, "--sizes", "1.5", "--classes", "dgo", "--processes", 0)
+    assert refused.exit_code == 2
+    for words in (
+        "no learnware 'tin' (did you mean 'tiny'?)",
+        "1.5 is no share",
+        "'dgo' (did you mean 'dog'?)",
+    ):
+        assert words in refused.stderr
+    assert "--processes: must be at least 1, got 0" in refused.stderr and refused.stderr.count("error:") == 1
+    gone = run("stock", "--market", own / "nowhere")
+    assert gone.exit_code == 1 and "is not a market" in gone.stderr
+
+
+def test_a_fragment_that_fails_is_named_and_the_exit_code_says_so(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sarto.pipeline.slicing as slicing
+
+    make = slicing.make_fragment
+
+    def failing(readings: object, classes: list[int], *rest: object, **more: object) -> object:
+        if classes == [1]:
+            raise ValueError("no\nluck")
+        return make(readings, classes, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(slicing, "make_fragment", failing)
+    failed = run("stock", "--market", own, "--sizes", ".5", "--processes", 1)
+    assert failed.exit_code == 1 and "stocked 2 fragments" in failed.stdout
+    assert "error: dog of tiny at 50.0%: ValueError: no luck" in failed.stderr
+    assert "1 fragments are missing; run the same command again" in failed.stderr
