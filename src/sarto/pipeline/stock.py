@@ -14,8 +14,10 @@ from sarto.graph import ModelGraph, block, features, leading, normalise, slice
 from sarto.market import Samples, Store, to_tensor
 from sarto.pipeline.builder import run
 from sarto.pipeline.progress import Progress, silent
-from sarto.types import Learnware, Preprocessing, WidthCost
+from sarto.types import Learnware, Objective, Preprocessing, WidthCost
 
+#: What stocked widths are solved for. Milliseconds are not: they belong to a machine, a manifest to all.
+STOCKED: tuple[Objective, ...] = ("params", "flops")
 SKILL_BASIS = "recall on the samples that came with it; whether it was trained on them is the owner's word"
 
 
@@ -102,7 +104,9 @@ def check_images(graph: ModelGraph) -> None:
         )
 
 
-def width_cost(ready: ModelGraph, share: float, keep: Mapping[str, int]) -> WidthCost:
+def width_cost(
+    ready: ModelGraph, share: float, keep: Mapping[str, int], objective: Objective = "params"
+) -> WidthCost:
     """Exact cost of a donor's extractor at given widths, from shapes alone."""
     small = slice(ready.sketch(), leading(keep))
     extractor = block(small, end=features(small).value)
@@ -110,6 +114,7 @@ def width_cost(ready: ModelGraph, share: float, keep: Mapping[str, int]) -> Widt
     width = features(small).width
     return WidthCost(
         ratio=share,
+        objective=objective,
         keep=dict(keep),
         params=cost.params,
         flops=cost.flops,
@@ -179,12 +184,16 @@ def _widths(
     if not sliceable:
         return [width_cost(ready, 1.0, {})]
     if inputs is None or samples is None or set(samples.classes) != set(classes):
-        rates = {
-            share: {name: max(1, round(share**0.5 * size)) for name, size in whole.items()}
+        return [
+            width_cost(ready, share, {name: max(1, round(share**0.5 * size)) for name, size in whole.items()})
             for share in SHARES
-        }
-    else:
-        # `_own_samples` has put the classes in the order of the outputs.
-        labels = torch.from_numpy(samples.labels.copy())
-        rates = allocate(read_donor(ready, inputs, labels, len(classes)), SHARES)
-    return [width_cost(ready, share, keep) for share, keep in rates.items()]
+        ]
+    # `_own_samples` has put the classes in the order of the outputs.
+    labels = torch.from_numpy(samples.labels.copy())
+    readings = read_donor(ready, inputs, labels, len(classes))
+    found: list[WidthCost] = []
+    for objective in STOCKED:
+        for share, keep in allocate(readings, SHARES, objective=objective).items():
+            if share < 1.0 or not found:
+                found.append(width_cost(ready, share, keep, objective))
+    return found

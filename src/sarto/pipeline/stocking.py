@@ -243,7 +243,7 @@ def _pieces(
 ) -> Iterator[Piece]:
     own = store.samples(donor.id)
     samples = own if samples_per_class is None else own.take(samples_per_class)
-    widths = {width.ratio: width for width in donor.widths}
+    widths = {width.ratio: width for width in donor.widths if width.objective == "params"}
     for cls in classes:
         for share in sorted(set(sizes), reverse=True):
             node = slice_node(widths[share].keep, samples.digest).replace(classes=(cls,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sarto.types.cost import LIMITS, Budget, Cost, TrunkCost, WidthCost, pack_cost
+from sarto.types.cost import LIMITS, Budget, Cost, Objective, TrunkCost, WidthCost, pack_cost
 from sarto.types.kinds import Kind
 from sarto.types.learnware import Learnware
 from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
@@ -50,6 +50,7 @@ __all__ = [
     "Interval",
     "Kind",
     "Learnware",
+    "Objective",
     "PaperSettings",
     "Part",
     "Plan",

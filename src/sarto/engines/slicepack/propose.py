@@ -53,6 +53,28 @@ def propose(
         learnwares: manifests by id; donors without stocked widths are passed over.
         samples: learnware id -> digest of the samples that its slices are fitted on.
     """
+    used = {offer.learnware: learnwares[offer.learnware] for offer in requirement.offers}
+    budget = requirement.request.budget
+    # Milliseconds follow FLOPs more than parameters.
+    quick = budget.flops is not None or budget.latency_ms is not None
+    plans: dict[str, Plan] = {}
+    for objective in ("params", "flops") if quick else ("params",):
+        solved = {id_: _solved_for(donor, objective) for id_, donor in used.items()}
+        for plan in _proposed(requirement, solved, samples):
+            plans.setdefault(plan.key(), plan)
+    return list(plans.values())
+
+
+def _solved_for(donor: Learnware, objective: str) -> Learnware:
+    """The donor with the widths that were solved for one objective, and itself whole."""
+    return donor.replace(
+        widths=tuple(width for width in donor.widths if width.objective == objective or width.ratio == 1.0)
+    )
+
+
+def _proposed(
+    requirement: Requirement, learnwares: Mapping[str, Learnware], samples: Mapping[str, str]
+) -> list[Plan]:
     donors = [learnwares[offer.learnware] for offer in requirement.offers]
     if any(not donor.widths for donor in donors):
         return []
