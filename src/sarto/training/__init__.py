@@ -3,6 +3,7 @@
 Pure functions over torch tensors; float64 inside, cast back. Nothing here knows graphs, markets or plans.
 """
 
+from sarto.training.blocks import PackState
 from sarto.training.calibration import expected_calibration_error, fit_temperature
 from sarto.training.evaluate import accuracy, balanced_accuracy, confusion, per_class_recall
 from sarto.training.finetune import FineTuned, Progress, finetune
@@ -40,7 +41,14 @@ from sarto.training.selection import (
     top,
     top_rate,
 )
-from sarto.training.trivial import chance, majority, nearest_mean_loto, pixel_features, pixel_ridge_loto
+from sarto.training.trivial import (
+    chance,
+    majority,
+    nearest_mean_loto,
+    pixel_features,
+    pixel_ridge_loto,
+    word_features,
+)
 
 __all__ = [
     "LAM_GRID",
@@ -55,6 +63,7 @@ __all__ = [
     "Interval",
     "LamChoice",
     "LotoScore",
+    "PackState",
     "Progress",
     "above_threshold",
     "accuracy",
@@ -97,4 +106,5 @@ __all__ = [
     "top",
     "top_rate",
     "wilson",
+    "word_features",
 ]

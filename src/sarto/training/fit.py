@@ -91,6 +91,11 @@ def fit_head(
         head = ridge_head(features, labels, n_classes, lam=loto.lam or RIDGE_LAM, blocks=blocks)
     else:
         raise RequestError(f"no kind of head {kind!r}{suggest(kind, ['logistic', 'ridge'])}")
+    return calibrated(head, loto, labels)
+
+
+def calibrated(head: Head, loto: LotoScore, labels: Tensor) -> FittedHead:
+    """A head with the temperature that its LOTO scores ask for, and what could not be done in words."""
     notes: list[str] = []
     if loto.skipped_classes:
         notes.append(

@@ -28,7 +28,7 @@ from sarto.training.score import LotoScore, entry_weights, summarise
 
 LAM_GRID = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Strengths tried when lam is chosen by LOTO."""
-_INNER = 10
+_INNER = 5
 """Inner folds looked at for each outer fold when lam is chosen inside."""
 _PROBLEM_NUMBERS = 1 << 23
 """Scores of all refits computed at a time: 64 MiB."""
@@ -76,11 +76,18 @@ def ridge_loto(
         RequestError: labels out of range, a class without samples, non-finite features, or lam <= 0.
     """
     labels = check_samples(features, labels, n_classes)
-    grid = _grid(lam)
+    grid = lam_grid(lam)
     folds = one_of_each(labels, n_classes, pairings=pairings, seed=seed, groups=groups)
     if not folds.count:
-        return _nothing_counted(folds, labels, n_classes, _default(grid, RIDGE_LAM))
+        return nothing_counted(folds, labels, n_classes, _default(grid, RIDGE_LAM))
     dual, targets = _dual(features, labels, n_classes, grid, blocks, per_feature)
+    return dual_loto(dual, targets, folds, labels, n_classes, grid)
+
+
+def dual_loto(
+    dual: DualRidge, targets: Tensor, folds: Folds, labels: Tensor, n_classes: int, grid: tuple[float, ...]
+) -> LotoScore:
+    """LOTO score of ridge regressions solved over samples, one for each lam of the grid (ascending)."""
     residuals = left_out_residuals(dual.inverse, dual.alpha, folds.left_out)
     losses = residuals.square().mean(3)
     best = _smallest(losses, folds, labels, n_classes)
@@ -118,10 +125,10 @@ def logistic_loto(
     in `ridge_loto`; the scaling is that of the whole set here too.
     """
     labels = check_samples(features, labels, n_classes)
-    grid = _grid(lam)
+    grid = lam_grid(lam)
     folds = one_of_each(labels, n_classes, pairings=pairings, seed=seed, groups=groups)
     if not folds.count:
-        return _nothing_counted(folds, labels, n_classes, _default(grid, LOGISTIC_LAM))
+        return nothing_counted(folds, labels, n_classes, _default(grid, LOGISTIC_LAM))
     scores = _refit_logistic(features, labels, n_classes, grid, blocks, per_feature, folds)
     losses = log_losses(scores, folds, labels)
     best = _smallest(losses, folds, labels, n_classes)
@@ -156,7 +163,7 @@ def choose_lam(
     errors as in `ridge_loto`.
     """
     labels = check_samples(features, labels, n_classes)
-    strengths = _grid(grid)
+    strengths = lam_grid(grid)
     folds = one_of_each(labels, n_classes, pairings=pairings, seed=seed, groups=groups)
     if not folds.count:
         return LamChoice(None, ())
@@ -281,7 +288,12 @@ def _first_from_strong(losses: Tensor) -> Tensor:
     return torch.where(losses <= reach, positions, -1).max(0).values
 
 
-def _grid(lam: float | Sequence[float]) -> tuple[float, ...]:
+def lam_grid(lam: float | Sequence[float]) -> tuple[float, ...]:
+    """The strengths to choose from, each once, ascending.
+
+    Raises:
+        RequestError: none, or one that is not above 0.
+    """
     strengths = tuple(lam) if isinstance(lam, Sequence) else (lam,)
     if not strengths:
         raise RequestError("at least one lam was asked for, got none; pass a number or a few to choose from")
@@ -292,7 +304,8 @@ def _default(grid: tuple[float, ...], usual: float) -> float:
     return min(grid, key=lambda strength: abs(math.log(strength / usual)))
 
 
-def _nothing_counted(folds: Folds, labels: Tensor, n_classes: int, lam: float) -> LotoScore:
+def nothing_counted(folds: Folds, labels: Tensor, n_classes: int, lam: float) -> LotoScore:
+    """The score where no sample could be left out."""
     empty = torch.empty(0, 1, n_classes, dtype=torch.float64)
     return summarise(
         empty, empty[:, :, 0], folds, labels, n_classes, lam=lam, basis="no sample could be left out"
