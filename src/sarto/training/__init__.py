@@ -30,6 +30,7 @@ from sarto.training.moments import (
     position_stride,
     second_moment,
 )
+from sarto.training.novelty import FALSE_REJECT, Novelty, fit_novelty
 from sarto.training.ridge import reconstruction_map, selection_matrix
 from sarto.training.score import LotoScore
 from sarto.training.selection import (
@@ -51,6 +52,7 @@ from sarto.training.trivial import (
 )
 
 __all__ = [
+    "FALSE_REJECT",
     "LAM_GRID",
     "LOGISTIC_LAM",
     "RIDGE_LAM",
@@ -63,6 +65,7 @@ __all__ = [
     "Interval",
     "LamChoice",
     "LotoScore",
+    "Novelty",
     "PackState",
     "Progress",
     "above_threshold",
@@ -81,6 +84,7 @@ __all__ = [
     "expected_calibration_error",
     "finetune",
     "fit_head",
+    "fit_novelty",
     "fit_temperature",
     "h_score",
     "jeffreys",
