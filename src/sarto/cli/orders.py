@@ -33,6 +33,7 @@ PerClass = Annotated[
     int | None, typer.Option("--samples-per-class", help="Use the first k samples of each class.")
 ]
 Engines = Annotated[str | None, typer.Option(help="Who proposes plans, with commas: slicepack,baselines.")]
+Method = Annotated[str | None, typer.Option(help="How fragments are made: closed_form or paper.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything that is drawn.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder of the finished model.")]
 
@@ -52,6 +53,7 @@ def plan(
     heldout: Heldout = None,
     samples_per_class: PerClass = None,
     engines: Engines = None,
+    method: Method = None,
     seed: Seed = None,
     market: MarketPath = DEFAULT,
     out: Annotated[
@@ -110,6 +112,7 @@ def make(
     heldout: Heldout = None,
     samples_per_class: PerClass = None,
     engines: Engines = None,
+    method: Method = None,
     seed: Seed = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
@@ -167,7 +170,7 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
             **given.get(key, {}),
             **{name: value for name, value in changes.items() if value is not None},
         }
-    for key in ("samples", "heldout", "samples_per_class", "seed"):
+    for key in ("samples", "heldout", "samples_per_class", "method", "seed"):
         if flags[key] is not None:
             given[key] = flags[key]
     if flags["engines"]:

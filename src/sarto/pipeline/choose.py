@@ -134,6 +134,8 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
     if not packs:
         return ()
     first = packs[0]
+    if plans.order.request.method == "paper":
+        return (first,)  # each is trained for minutes
     size = first.predicted.params if first.predicted is not None else 0
     kinds = {_kind(plan): plan for plan in reversed(packs)}
     half = [plan for plan in packs if plan.predicted is not None and plan.predicted.params <= 0.55 * size]

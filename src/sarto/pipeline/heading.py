@@ -10,6 +10,7 @@ from torch import Tensor
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, restrict, with_head
 from sarto.market import Samples
+from sarto.pipeline.papering import EncodedHead, fit_encoded, put_encoded
 from sarto.training import FittedHead, fit_head
 from sarto.types import HeadNode, Learnware
 
@@ -21,9 +22,12 @@ def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Samples) -> Fitt
         blocks: features (n, width) of the samples for each member of the branch below.
         samples: of exactly the node's classes, in their order.
     """
+    labels = torch.from_numpy(samples.labels.copy())
+    if node.kind == "paper":
+        return fit_encoded(node, blocks, labels)
     return fit_head(
         torch.cat(list(blocks), 1),
-        torch.from_numpy(samples.labels.copy()),
+        labels,
         len(node.classes),
         kind="ridge" if node.kind == "ridge" else "logistic",
         lam=node.lam,
@@ -34,6 +38,8 @@ def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Samples) -> Fitt
 def put_head(below: ModelGraph, fitted: FittedHead) -> ModelGraph:
     """The graph of features with a fitted head on it: calibrated logits."""
     head = fitted.head
+    if isinstance(head, EncodedHead):
+        return put_encoded(below, head)
     scale = 1.0 / head.temperature
     return with_head(below, (head.weight * scale).float(), (head.bias * scale).float())
 

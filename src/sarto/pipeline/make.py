@@ -20,7 +20,7 @@ from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.reporting import Delivered, make_report
 from sarto.pipeline.verify import Verified, verify
-from sarto.types import BlockNode, Plan, Request, SliceNode
+from sarto.types import BlockNode, Plan, Repair, Request, SliceNode
 
 
 def make(
@@ -204,8 +204,11 @@ def _sliced(plan: Plan) -> bool:
 
 
 def _randomised(plan: Plan) -> Plan:
-    nodes = {
-        name: node.replace(select="random", seed=1) if isinstance(node, SliceNode) else node
-        for name, node in plan.nodes.items()
-    }
+    nodes = {name: _drawn(node) if isinstance(node, SliceNode) else node for name, node in plan.nodes.items()}
     return plan.replace(nodes=nodes, note="units drawn at random")
+
+
+def _drawn(node: SliceNode) -> SliceNode:
+    # What is trained is not drawn and trained again: the control is repaired in closed form.
+    repair = node.repair if node.paper is None else Repair()
+    return node.replace(select="random", seed=1, paper=None, repair=repair)

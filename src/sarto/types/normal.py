@@ -239,6 +239,9 @@ def _canonical(node: PlanNode) -> bytes:
     if isinstance(node, SliceNode):
         fields["keep"] = {group: _tagged(kept) for group, kept in node.keep.items()}
         fields["repair"] = None if node.repair is None else _plain(node.repair.model_dump())
+    paper = fields.pop("paper", None)
+    if paper is not None:
+        fields["paper"] = _plain(paper.model_dump())
     fields["semantics"] = SEMANTICS
     return to_json_text(fields).encode()
 

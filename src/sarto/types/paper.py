@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -84,3 +85,30 @@ class PaperSettings(Value):
     pack_steps: Whole = 500
     pack_lr: AboveZero = 1e-3
     seed: Whole = 0
+
+
+def slice_problems(
+    paper: PaperSettings, keep: Mapping[str, object], select: str, *, repaired: bool
+) -> list[str]:
+    """What a slice asks for beside the paper's method that goes against it; empty when all is well."""
+    problems = []
+    wanted = "threshold" if paper.select == "threshold" else "energy"
+    if select != wanted:
+        problems.append(f".select: the paper's method by {paper.select} is {wanted!r} here, got {select!r}")
+    if repaired:
+        problems.append(".repair: the paper's method trains its own repair; leave it out")
+    if keep.get("*", paper.beta) != paper.beta:
+        problems.append(f".paper.beta: must be the ratio of '*', which is {keep['*']}; got {paper.beta}")
+    listed = [group for group, kept in keep.items() if isinstance(kept, tuple)]
+    problems += [f".keep.{group}: the paper's method chooses units itself; give a count" for group in listed]
+    return problems
+
+
+def head_problems(paper: PaperSettings | None, kind: str, lam: float | None) -> list[str]:
+    """What a head asks for that goes against its kind; empty when all is well."""
+    if kind != "paper":
+        return [] if paper is None else [f".paper: a head of kind {kind!r} has no such numbers; leave it out"]
+    problems = [] if paper is not None else [".paper: a head of kind 'paper' needs its numbers"]
+    if lam is not None:
+        problems.append(".lam: a head of kind 'paper' has no penalty; leave it out")
+    return problems

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from sarto.errors import RequestError
 from sarto.types.cost import Budget
 from sarto.types.fields import FilePath, Frozen, Name, Names, Positive, Several, Sha, Share, Whole, twice
+from sarto.types.paper import PaperSettings
 from sarto.types.value import Value
 
 
@@ -63,6 +64,8 @@ class Request(Value):
         samples_per_class: use only the first k samples of each class.
         engines: who may propose plans.
         seed: of everything that is drawn.
+        method: how fragments are made: solved in closed form, or trained as the paper does.
+        paper: the numbers of the paper's method; None takes its defaults.
     """
 
     task: Task
@@ -74,6 +77,24 @@ class Request(Value):
     engines: Annotated[Names, Field(min_length=1)] = ("slicepack", "baselines")
     seed: Whole = 0
     name: Name | None = None
+    method: Literal["closed_form", "paper"] = "closed_form"
+    paper: PaperSettings | None = None
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Request:
+        problems = []
+        if self.paper is not None and self.method != "paper":
+            problems.append(
+                ".paper: these numbers are of the paper's method; give method: paper, or leave them out"
+            )
+        if self.paper is not None and self.paper.select != "rate":
+            problems.append(
+                ".paper.select: an order is planned by size, so its units are chosen by rate; a threshold decides "
+                "sizes by itself"
+            )
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
 
 
 class ClassOffer(Value):

@@ -360,7 +360,9 @@ def test_counts_may_be_given_layer_by_layer() -> None:
     found = paper_fragment(
         graph, inputs, labels, 3, 1, PaperSettings.parse(STEPS), keep={"conv1.weight:0": 3, "fc1.weight:0": 7}
     )
-    assert found.selection.counts == {"conv1.weight:0": 3, "conv2.weight:0": 3, "fc1.weight:0": 7}
+    assert found.selection.counts == {"conv1.weight:0": 3, "fc1.weight:0": 7}
+    with pytest.raises(GraphError, match="no channel group 'conv9'"):
+        paper_fragment(graph, inputs, labels, 3, 1, keep={"conv9": 2})
 
 
 def test_streams_are_sliced_only_where_asked_for() -> None:
@@ -380,7 +382,6 @@ def test_an_embedding_is_no_layer() -> None:
     [
         ({"classes": 3}, "class 3 is none of the donor's 3"),
         ({"classes": []}, "a fragment is of at least one class; none was named"),
-        ({"keep": {"conv9": 2}}, "'conv9' is no layer that the paper's method slices here"),
         ({"keep": {"conv1.weight:0": 99}}, "'conv1.weight:0' has 8 units, 99 can't be kept"),
         ({"settings": PaperSettings(lr=1e300)}, "diverged: after .* take a smaller lr"),
     ],

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sarto.engines.slicepack.paper import as_paper
 from sarto.engines.slicepack.settings import LAM, WPOS
 from sarto.types import (
     BlockNode,
     BranchNode,
     HeadNode,
     Learnware,
+    PaperSettings,
     Plan,
     PlanNode,
     Requirement,
@@ -79,6 +81,13 @@ def _proposed(
     if any(not donor.widths for donor in donors):
         return []
     shares = sorted(set.intersection(*({w.ratio for w in donor.widths} for donor in donors)), reverse=True)
+    if requirement.request.method == "paper":
+        settings = requirement.request.paper or PaperSettings()
+        packs = [
+            (share, _pack(requirement, learnwares, samples, _Way(), share)) for share in shares if share < 1.0
+        ]
+        trained = [as_paper(pack, learnwares, share, settings) for share, pack in packs]
+        return [plan for plan in trained if plan is not None]
     plans: dict[str, Plan] = {}
     for share in (share for share in shares if share < 1.0):
         for way in _ways(donors, share):

@@ -60,7 +60,7 @@ def paper_fragment(
         classes: whose fragment it is; all others are "a single negative class".
         settings: None takes every default.
         progress: called with the stage, the steps done and the steps of the stage.
-        keep: channel group -> units kept by rate, instead of the beta share of each.
+        keep: channel group -> units kept by rate; then these groups are the layers, and beta has no say.
 
     Raises:
         GraphError: the donor is no classifier or has no layer to slice.
@@ -72,7 +72,7 @@ def paper_fragment(
     """
     settings = settings or PaperSettings()
     wanted = (classes,) if isinstance(classes, int) else tuple(classes)
-    donor = read_layers(graph, streams=settings.streams)
+    donor = read_layers(graph, streams=settings.streams, groups=keep)
     counts = _counts(donor, keep, settings)
     task = make_task(donor, inputs, labels, n_classes, wanted, settings)
     adapted: list[Adapted] = []
@@ -129,18 +129,14 @@ def _counts(donor: Donor, keep: Mapping[str, int] | None, settings: PaperSetting
     if keep is None:
         return {}
     sizes = {layer.group: layer.size for layer in donor.layers}
+    wanted = {donor.graph.analysis.group(name).id: count for name, count in keep.items()}
     problems = [
-        f"{group!r} is no layer that the paper's method slices here; it slices {', '.join(sizes)}"
-        for group in keep
-        if group not in sizes
-    ]
-    problems += [
         f"{group!r} has {sizes[group]} units, {count} can't be kept"
-        for group, count in keep.items()
+        for group, count in wanted.items()
         if group in sizes and not 1 <= count <= sizes[group]
     ]
     if settings.select == "threshold":
         problems.append("a threshold decides by itself how many units are kept; leave the counts out")
     if problems:
         raise RequestError(problems[0], problems=problems)
-    return dict(keep)
+    return wanted

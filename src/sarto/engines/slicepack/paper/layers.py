@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sarto.engines.slicepack.paper.mixing import places_of
@@ -84,7 +84,7 @@ class Donor:
     layers: tuple[Layer, ...]
 
 
-def read_layers(graph: ModelGraph, *, streams: bool = False) -> Donor:
+def read_layers(graph: ModelGraph, *, streams: bool = False, groups: Collection[str] | None = None) -> Donor:
     """The layers of a donor, front to back.
 
     Left out are embeddings (the paper shares the table and does not count it), positions inside attention heads, and,
@@ -92,9 +92,10 @@ def read_layers(graph: ModelGraph, *, streams: bool = False) -> Donor:
 
     Args:
         streams: also units of residual streams.
+        groups: exactly these channel groups instead.
 
     Raises:
-        GraphError: the graph is no classifier, or no layer is left.
+        GraphError: a group is unknown or can't be sliced, the graph is no classifier, or no layer is left.
     """
     found = features(graph)
     needed = _needed(graph, found.value)
@@ -103,18 +104,28 @@ def read_layers(graph: ModelGraph, *, streams: bool = False) -> Donor:
     if not isinstance(weight, TensorRef):
         raise GraphError("the classifier has no stored weight", where=found.classifier)
     reading = _reading_places(graph)
-    layers = []
-    for group in graph.analysis.sliceable:
-        made_by = {graph.node(name).op for name in group.producers}
-        if group.kind in INSIDE_HEADS or made_by == {_EMBEDDING} or (group.kind == "stream" and not streams):
-            continue
-        if any(name in position for name in group.producers):
-            layers.append(_layer(graph, group, needed, reading))
+    named = [graph.analysis.group(name) for name in groups or ()]
+    pinned = [
+        f"group {group.id!r} can't be sliced: {'; '.join(group.pinned)}" for group in named if group.pinned
+    ]
+    if pinned:
+        raise GraphError(pinned[0], problems=pinned)
+    usual = [group for group in graph.analysis.sliceable if _is_layer(graph, group, streams)]
+    layers = [
+        _layer(graph, group, needed, reading)
+        for group in (usual if groups is None else named)
+        if any(name in position for name in group.producers)
+    ]
     if not layers:
         raise GraphError("this donor has no layer that the paper's method could slice")
     axis = graph.analysis.value_axes[found.value][0][1]
     ordered = tuple(sorted(layers, key=lambda layer: layer.start))
     return Donor(graph, needed, found, axis, weight.name, ordered)
+
+
+def _is_layer(graph: ModelGraph, group: ChannelGroup, streams: bool) -> bool:
+    made_by = {graph.node(name).op for name in group.producers}
+    return group.kind not in INSIDE_HEADS and made_by != {_EMBEDDING} and (streams or group.kind != "stream")
 
 
 def _layer(
