@@ -6,12 +6,22 @@ import pytest
 import torch
 
 from sarto.devices import count, flops_by_node
-from sarto.engines.slicepack import Readings, allocate, allocate_within, rate_widths, read_donor
+from sarto.engines.slicepack import Readings, allocate, allocate_within, propose, rate_widths, read_donor
 from sarto.engines.slicepack.widths import left_unexplained
 from sarto.engines.slicepack.work import Work, flops_work, latency_work, params_work
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import ModelGraph, block, capture, features, leading, slice
 from sarto.testing.pico import pico
+from sarto.types import (
+    ClassOffer,
+    Cost,
+    Learnware,
+    Preprocessing,
+    Request,
+    Requirement,
+    SliceNode,
+    WidthCost,
+)
 from sarto.zoo import recurrent
 
 NAMES = ["plain", "residual", "mobile", "dense", "text"]
@@ -117,3 +127,63 @@ def test_unknown_objectives_and_rates_are_refused() -> None:
         allocate(readings, (0.5,), objective="flop")
     with pytest.raises(RequestError, match=r"must lie in \(0, 1\], got 0"):
         rate_widths(readings.graph, 0)
+
+
+SHA = "sha256:" + 64 * "0"
+
+
+def stocked(ratio: float, objective: str, units: int) -> WidthCost:
+    return WidthCost.parse(
+        {
+            "ratio": ratio,
+            "objective": objective,
+            "keep": {"g": units},
+            "params": int(1000 * ratio),
+            "flops": 100 * units,
+            "memory_bytes": 8,
+            "output_bytes": 4,
+            "size_bytes": 4000,
+            "width": 1,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "widths"),
+    [({}, {5}), ({"params": 700}, {5}), ({"flops": 700}, {5, 3}), ({"latency_ms": 1.0}, {5, 3})],
+)
+def test_a_budget_of_flops_or_milliseconds_gets_widths_solved_for_them(
+    budget: dict[str, float], widths: set[int]
+) -> None:
+    donor = Learnware(
+        id=SHA,
+        name="donor",
+        classes=("a", "b"),
+        preprocessing=Preprocessing(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3),
+        graph_hash=SHA,
+        weights_hash=SHA,
+        samples_hash=None,
+        licence="",
+        notes="",
+        origin="",
+        input_shape=(3, 8, 8),
+        n_samples={"a": 3, "b": 3},
+        skill=None,
+        skill_basis=None,
+        cost=Cost(params=1, flops=1, memory_bytes=1, size_bytes=1, basis="measured"),
+        created="2026-01-01T00:00:00+00:00",
+        widths=(stocked(1.0, "params", 8), stocked(0.5, "params", 5), stocked(0.5, "flops", 3)),
+    )
+    request = Request.parse({"task": {"classes": ["a"]}, "budget": budget})
+    requirement = Requirement(
+        request=request,
+        offers=(ClassOffer(cls="a", learnware=SHA, label=0),),
+        n_samples={"a": 3},
+        samples_digest=SHA,
+    )
+    plans = propose(requirement, {SHA: donor}, {SHA: SHA})
+    slices = [(plan, node) for plan in plans for node in plan.nodes.values() if isinstance(node, SliceNode)]
+    assert {dict(node.keep)["g"] for _, node in slices} == widths
+    for plan, node in slices:
+        assert plan.predicted is not None and plan.predicted.flops == 100 * dict(node.keep)["g"] + 2
+        assert plan.note.endswith("widths for FLOPs") == (dict(node.keep)["g"] == 3)

@@ -63,7 +63,8 @@ def propose(
     for objective in ("params", "flops") if quick else ("params",):
         solved = {id_: _solved_for(donor, objective) for id_, donor in used.items()}
         for plan in _proposed(requirement, solved, samples):
-            plans.setdefault(plan.key(), plan)
+            said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
+            plans.setdefault(plan.key(), plan.replace(note=said))
     return list(plans.values())
 
 
@@ -129,7 +130,7 @@ def pack_plan(
         nodes[members[-1]] = BlockNode(of=below)
     nodes["pack"] = BranchNode(of=tuple(members))
     wanted = tuple(offer.cls for offer in requirement.offers)
-    nodes["head"] = HeadNode(of="pack", kind="logistic", classes=wanted, samples=requirement.samples_digest)
+    nodes["head"] = HeadNode(of="pack", kind="ridge", classes=wanted, samples=requirement.samples_digest)
     return Plan(nodes=nodes, out="head", engine="slicepack", note=note)
 
 
