@@ -56,6 +56,7 @@ def test_each_class_is_sliced_once_and_costs_what_plans_say(shop: Any, calls: li
         (learnware.name, width.ratio): width.params
         for learnware in shop.market.learnwares()
         for width in learnware.widths
+        if width.objective == "params"
     }
     for made in done.made:
         assert made.params == widths[made.piece.name, made.piece.share]
@@ -65,7 +66,7 @@ def test_each_class_is_sliced_once_and_costs_what_plans_say(shop: Any, calls: li
     for item in listed:
         assert item["learnware"] == donor.id and item["samples"] == donor.samples_hash
         assert item["share"] in (0.5, 0.25) and item["select"] == "css" and item["versions"]["torch"]
-        width = next(width for width in donor.widths if width.ratio == item["share"])
+        width = next(w for w in donor.widths if w.ratio == item["share"] and w.objective == "params")
         assert item["kept"] == dict(width.keep)
     calls.clear()
     again = shop.market.stock_fragments(sizes=[0.5, 0.25], processes=1)
@@ -117,7 +118,7 @@ def test_other_settings_give_other_keys_and_prune_takes_the_older_ones(
     assert len(calls) == 3 and keys_of(first).isdisjoint(keys_of(second))
     pruned = shop.market.prune_fragments("discs")
     old = {made.piece.key for made in first.made if made.piece.name == "discs"}
-    assert dict(pruned.removed) == dict.fromkeys(old, "repaired with other settings")
+    assert dict(pruned.removed) == dict.fromkeys(old, "repaired with other settings (lam)")
     assert pruned.freed_bytes > 0
     assert set(shop.fragments()) == keys_of(second) | (keys_of(first) - old)
     assert shop.market.verify() == []

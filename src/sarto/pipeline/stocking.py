@@ -23,7 +23,7 @@ from sarto.pipeline.crew import (
     work_together,
 )
 from sarto.pipeline.progress import Progress, silent
-from sarto.types import Learnware, Plan, SliceNode, SourceNode
+from sarto.types import Learnware, Plan, SliceNode, SourceNode, WidthCost
 
 #: Shares of a donor's extractor that are stocked where nothing else is said: half of it, and the quarter that half of
 #: every layer (the paper's setting) comes to.
@@ -188,9 +188,9 @@ def pieces_of(
 def stale_fragments(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Fragment, str], ...]:
     """Fragments that no order will ask for again, each with the reason.
 
-    They come from no learnware that is there, or were cut to widths or with a repair that this version would not
-    choose, or under a key of an older version. Fragments of other samples, sets of classes and ways of choosing units
-    stay: orders may ask for them.
+    They come from no learnware that is there, were repaired with a strength that this version would not choose, or
+    stand under a key of an older version. Fragments of other samples, widths, sets of classes and ways of choosing
+    units stay: orders may ask for them.
 
     Args:
         names: only of these learnwares; none: all, and what belongs to no learnware.
@@ -311,19 +311,24 @@ def _unfit(donor: Learnware) -> str | None:
             f"has no samples of {', '.join(missing)}; slicing tells each class from all others, so orders bring their "
             "own samples for it"
         )
-    if not any(width.ratio < 1.0 for width in donor.widths):
+    if not _widths(donor):
         return "has no channel group that can be sliced; orders take it whole"
     return None
 
 
 def _width_problems(donor: Learnware, sizes: Sequence[float]) -> list[str]:
-    known = sorted((width.ratio for width in donor.widths if width.ratio < 1.0), reverse=True)
+    known = sorted((width.ratio for width in _widths(donor)), reverse=True)
     return [
         f"--sizes: {size:g} is none of the sizes of learnware {donor.name!r}; orders take one of "
         f"{', '.join(f'{ratio:g}' for ratio in known)}"
         for size in sizes
         if 0.0 < size < 1.0 and size not in known
     ]
+
+
+def _widths(donor: Learnware) -> list[WidthCost]:
+    """The sizes of a learnware that are shares of its parameters, without the whole."""
+    return [width for width in donor.widths if width.ratio < 1.0 and width.objective == "params"]
 
 
 def _stale(fragment: Fragment, donors: dict[str, Learnware]) -> str | None:
@@ -342,12 +347,12 @@ def _stale(fragment: Fragment, donors: dict[str, Learnware]) -> str | None:
         return "made by another version, whose plans differ"
     if piece_plan(donor.id, node).subkeys()["slice"] != fragment.key:
         return "made by another version, whose keys differ"
-    if share_of(fragment, donor) is None:
-        return "cut to widths that the learnware does not have"
     today = slice_node({"*": 0.5}, str(node.samples)).repair
-    if node.repair is not None and node.repair != today:
-        return "repaired with other settings"
-    return None
+    if node.paper is not None or node.repair is None or today is None or node.repair.towards != today.towards:
+        return None
+    # What orders may ask for in several ways (sequential or not, polished, ...) is no older setting.
+    older = [name for name in ("lam", "wpos") if getattr(node.repair, name) != getattr(today, name)]
+    return f"repaired with other settings ({', '.join(older)})" if older else None
 
 
 def _source_key(donor: Learnware) -> str:
