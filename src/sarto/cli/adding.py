@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sarto.cli.adding_text import known_words, text_options, whole_text
 from sarto.cli.given import check_there, factory_arguments, together
 from sarto.cli.output import Debug, Json, MarketPath, emit, names, numbers, progress, told
 from sarto.errors import RequestError, StoreError
@@ -37,13 +38,17 @@ def add(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights in a safetensors file.")] = None,
     samples: Annotated[
-        str | None, typer.Option(help="A few labelled images: a folder a class, sheets, or .npz.")
+        str | None,
+        typer.Option(
+            help="A few labelled images (folders, sheets, .npz) or texts (.tsv, .csv, .jsonl, folders of .txt)."
+        ),
     ] = None,
     given: Annotated[
         str,
         typer.Option(
             "--input",
-            help="Channels,height,width of the images that the model reads; else the source's, else 3,32,32.",
+            help="Channels,height,width of the images that the model reads, or int64:length; else the source's, else "
+            "3,32,32.",
         ),
     ] = "",
     size: Annotated[str, typer.Option(help="Height,width alone, in place of --input.")] = "",
@@ -56,6 +61,19 @@ def add(
     resize: Annotated[
         str, typer.Option(help="Images of another size: refuse or bilinear; else the source's, else refuse.")
     ] = "",
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of a text model: one a line, JSON, or a tokenizer.json; the line is the id."
+        ),
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens that a text model reads.")] = None,
+    pad: Annotated[str, typer.Option(help="Token that fills up short texts; else the first one.")] = "",
+    unknown: Annotated[str, typer.Option(help="Token for unknown words; else the second one.")] = "",
+    side: Annotated[
+        str, typer.Option("--pad-side", help="Where texts are filled up and cut: end or start.")
+    ] = "",
+    cased: Annotated[bool, typer.Option("--cased", help="Large letters stay large.")] = False,
     card: Annotated[
         str | None, typer.Option(help="JSON with name, factory, arguments, classes, preprocessing.")
     ] = None,
@@ -79,12 +97,16 @@ def add(
             lambda: said.update(_preprocessing(given, size, mean, std, resize)),
             lambda: arguments.update(factory_arguments(arg or [])),
             lambda: check_source(source, arguments=arguments, weights=weights),
+            lambda: said.update(text_options(vocabulary, length, pad, unknown, side, cased)),
             lambda: check_there("--samples", samples),
+            lambda: check_there("--vocabulary", vocabulary),
             lambda: _check_market(market),
         )
         from sarto.pipeline import InputSpec, Market, load_source
-        from sarto.pipeline.stock import check_images
+        from sarto.pipeline.stock import check_reads
 
+        known = known_words(vocabulary, said)
+        given = given or (f"int64:{said['length']}" if "length" in said else "")
         with Market.open(market) as opened, progress(quiet=as_json) as tell:
             tell("capturing", 0, 1)
             loaded = load_source(
@@ -97,14 +119,17 @@ def add(
             wanted = wanted or list(loaded.classes)
             if not wanted:
                 raise RequestError(f"can't add a model: {source} does not name its classes: give --classes")
-            check_images(loaded.graph)
-            preprocessing, assumed = _whole(loaded, said)
+            check_reads(loaded.graph)
+            preprocessing, assumed = (
+                _whole(loaded, said) if known is None else (whole_text(loaded.graph, said, known), [])
+            )
             learnware = opened.add(
                 loaded.graph,
                 name=called,
                 classes=wanted,
                 preprocessing=preprocessing,
                 samples=samples,
+                vocabulary=known,
                 licence=licence or str(described.get("licence", "")),
                 notes=notes,
                 origin=loaded.origin,
@@ -119,8 +144,9 @@ def add(
 
 
 def _show(learnware: Learnware) -> None:
+    each = "an image" if learnware.preprocessing.TAG == "image" else "a text"
     typer.echo(f"stocked {learnware.name} ({learnware.id[7:19]}): {', '.join(learnware.classes)}")
-    typer.echo(f"  {learnware.cost.params:,} parameters, {learnware.cost.flops:,} FLOPs an image")
+    typer.echo(f"  {learnware.cost.params:,} parameters, {learnware.cost.flops:,} FLOPs {each}")
     if learnware.skill:
         told_skill = ", ".join(f"{cls} {value:.0%}" for cls, value in learnware.skill.items())
         typer.echo(f"  recall on its samples: {told_skill}")
@@ -213,6 +239,10 @@ def _whole(loaded: Source, said: dict[str, Any]) -> tuple[Preprocessing, list[st
     """What was said, above what the source says, above the model's size and pixels in 0..1; and what was assumed."""
     from sarto.types import Preprocessing
 
+    if len(loaded.graph.inputs[0].shape) != 4:
+        raise RequestError(
+            f"{loaded.origin} reads token ids: give the tokens in the order of their ids with --vocabulary FILE"
+        )
     channels, height, width = (int(size) for size in loaded.graph.inputs[0].shape[1:])  # type: ignore[arg-type]
     own = loaded.preprocessing.model_dump(mode="json") if loaded.preprocessing else {}
     whole = {"channels": channels, "size": [height, width], **own, **said}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sarto.market.blobs import Blobs, FolderBlobs, Staged
-from sarto.market.fitting import embedding_rows
+from sarto.market.fitting import embedding_rows, reading_text_problems, sample_problems
 from sarto.market.intake import LUMA, Intake, with_channels
 from sarto.market.labelled import Labelled
 from sarto.market.manifest import IDENTITY, content_id, id_of
@@ -13,7 +13,7 @@ from sarto.market.rows import Fragment
 from sarto.market.samples import Samples, encode_samples
 from sarto.market.store import Removed, Store
 from sarto.market.texts import TextSamples
-from sarto.market.vocabulary import Vocabulary, joint_vocabulary, read_vocabulary, words
+from sarto.market.vocabulary import Vocabulary, decode_vocabulary, joint_vocabulary, read_vocabulary, words
 
 __all__ = [
     "IDENTITY",
@@ -30,12 +30,15 @@ __all__ = [
     "TextSamples",
     "Vocabulary",
     "content_id",
+    "decode_vocabulary",
     "embedding_rows",
     "encode_samples",
     "id_of",
     "joint_vocabulary",
     "read_samples",
     "read_vocabulary",
+    "reading_text_problems",
+    "sample_problems",
     "to_tensor",
     "with_channels",
     "words",

@@ -91,6 +91,6 @@ def with_channels(images: NDArray[Any], channels: int) -> NDArray[Any]:
         return np.repeat(images, 3, axis=-1)
     if have == 3 and channels == 1:
         values = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
-        grey: NDArray[np.float32] = values @ np.array(LUMA, np.float32)
-        return np.clip(grey, 0, 1)[..., None]
+        grey = values @ np.array(LUMA, np.float32)
+        return np.asarray(np.clip(grey, 0, 1)[..., None], np.float32)
     return images

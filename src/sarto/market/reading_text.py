@@ -99,8 +99,11 @@ def read_utf8(path: Path) -> str:
 
 def _table_rows(text: str, delimiter: str, problems: list[str]) -> Iterator[_Row]:
     # Tabs part the columns of a .tsv and quotes mean nothing there; a .csv follows the usual rules.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    lines = io.StringIO(text, newline="")
+    if delimiter == "\t":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
     columns: Sequence[str] | None = None
     try:
         for cells in reader:

@@ -86,7 +86,7 @@ class Vocabulary:
                 "pip install 'sarto[text]'"
             ) from error
         try:
-            found = Tokenizer.from_str(self.tokenizer)
+            found = Tokenizer.from_str(self.tokenizer or "")
         except Exception as error:
             # The library raises plain Exception.
             raise RequestError(f"the library 'tokenizers' can't read this vocabulary: {error}") from error

@@ -13,10 +13,22 @@ from pydantic import Field, model_validator
 from sarto.errors import RequestError, StoreError
 from sarto.graph import ModelGraph
 from sarto.graph.file import read_graph
-from sarto.types import Donor, Plan, Preprocessing, Report, Request, Value
+from sarto.market import Intake, Vocabulary, decode_vocabulary
+from sarto.types import (
+    AnyPreprocessing,
+    Donor,
+    Plan,
+    Preprocessing,
+    Report,
+    Request,
+    TextPreprocessing,
+    Value,
+)
 
 GRAPH = "graph"
 MANIFEST = "manifest.json"
+#: Tokens of a model that reads texts.
+VOCABULARY = "vocabulary.json"
 #: Files without which there is no model.
 NEEDED = (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx", "report.json")
 
@@ -31,7 +43,7 @@ class Manifest(Value):
 
     artifact: Literal[1] = 1
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     plan_key: str
     lineage: tuple[Donor, ...] = ()
     files: dict[str, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
@@ -39,7 +51,8 @@ class Manifest(Value):
     @model_validator(mode="after")
     def _inside(self) -> Self:
         climbing = [n for n in self.files if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]
-        missing = [name for name in NEEDED if name not in self.files]
+        needed = (*NEEDED, VOCABULARY) if isinstance(self.preprocessing, TextPreprocessing) else NEEDED
+        missing = [name for name in needed if name not in self.files]
         problems = [f".files: {name!r} leads out of the folder" for name in climbing]
         problems += [f".files: {name!r} is missing" for name in missing]
         if problems:
@@ -84,8 +97,31 @@ class Artifact:
         return self.manifest.classes
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing | TextPreprocessing:
         return self.manifest.preprocessing
+
+    @property
+    def intake(self) -> Intake:
+        """How images or texts become what the model reads.
+
+        Raises:
+            StoreError: the vocabulary is missing, or another one than the manifest says.
+        """
+        return Intake(self.preprocessing, self._vocabulary())
+
+    def _vocabulary(self) -> Vocabulary | None:
+        said, path = self.preprocessing, self.folder / VOCABULARY
+        if not isinstance(said, TextPreprocessing):
+            return None
+        try:
+            found = decode_vocabulary(path.read_bytes())
+        except (OSError, RequestError) as error:
+            raise StoreError(
+                f"{self.folder} can't be read: {VOCABULARY}: {error}", where=str(path)
+            ) from error
+        if found.digest != said.vocabulary:
+            raise StoreError(f"{path} was changed: it is not the vocabulary of the manifest", where=str(path))
+        return found
 
     @property
     def request(self) -> Request:
@@ -129,7 +165,7 @@ def write_manifest(
     folder: Path,
     *,
     classes: tuple[str, ...],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | TextPreprocessing,
     plan_key: str,
     lineage: tuple[Donor, ...],
 ) -> Artifact:

@@ -16,8 +16,9 @@ from sarto.graph import (
     features,
     normalise,
 )
-from sarto.market import Samples, Store, to_tensor
+from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
+from sarto.pipeline.intakes import adapt, intake_of, joint_intake, sources
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.slicing import Cut, Slicer
 from sarto.training import FittedHead
@@ -30,6 +31,7 @@ from sarto.types import (
     Preprocessing,
     SliceNode,
     SourceNode,
+    TextPreprocessing,
 )
 
 #: Samples that run at once when features are computed.
@@ -41,7 +43,9 @@ class Assembly:
     """A built plan.
 
     Attributes:
-        graph: images in [0, 1], shape (batch, channels, height, width), to calibrated logits.
+        graph: images in [0, 1], shape (batch, channels, height, width), or token ids (batch, length), to calibrated
+            logits.
+        intake: how samples become what the graph reads.
         classes: what the logits stand for.
         head: the fitted head with what leaving samples out says of it; None where nothing was fitted.
         parts: (name, learnware id, classes, parameters) of every member, then the head.
@@ -49,6 +53,7 @@ class Assembly:
 
     plan: Plan
     graph: ModelGraph
+    intake: Intake
     classes: tuple[str, ...]
     head: FittedHead | None
     parts: tuple[tuple[str, str | None, tuple[str, ...], int], ...]
@@ -63,10 +68,11 @@ class Builder:
     """
 
     store: Store
-    samples: Mapping[str, Samples]
+    samples: Mapping[str, Labelled]
     progress: Progress = silent
     _graphs: dict[str, ModelGraph] = field(default_factory=dict)
-    _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _features: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
+    _intakes: dict[tuple[str, ...], Intake] = field(default_factory=dict)
     _heads: dict[str, FittedHead] = field(default_factory=dict)
     _slicer: Slicer = field(init=False)
 
@@ -88,23 +94,42 @@ class Builder:
         keys = plan.subkeys()
         graph = self._graph(plan, plan.out, keys)
         classes = self._output_classes(plan)
-        return Assembly(plan, graph, classes, self._heads.get(keys[plan.out]), self._parts(plan, graph, keys))
+        intake = self.intake(plan)
+        return Assembly(
+            plan, graph, intake, classes, self._heads.get(keys[plan.out]), self._parts(plan, graph, keys)
+        )
 
-    def features(self, plan: Plan, name: str, samples: Samples) -> Tensor:
-        """Features (n, width) of samples at a node of a plan, computed once per node and set of samples."""
-        key = plan.subkeys()[name]
-        found = self._features.get((key, samples.digest))
-        if found is None:
+    def intake(self, plan: Plan, name: str | None = None) -> Intake:
+        """What the graph of a plan, or of one of its nodes, reads.
+
+        Raises:
+            RequestError: the donors can't be read for together.
+        """
+        donors = tuple(dict.fromkeys(sources(plan, name or plan.out)))
+        if donors not in self._intakes:
+            found = [
+                (learnware, intake_of(self.store, learnware)) for learnware in map(self.store.get, donors)
+            ]
+            self._intakes[donors] = joint_intake(found)
+        return self._intakes[donors]
+
+    def features(self, plan: Plan, name: str, samples: Labelled) -> Tensor:
+        """Features (n, width) of samples at a node of a plan, computed once per node and set of samples.
+
+        The samples go the way that they go in the whole plan, where donors may read smaller images than the plan.
+        """
+        intake = self.intake(plan)
+        key = (plan.subkeys()[name], samples.digest, intake.preprocessing.to_json())
+        if key not in self._features:
             graph = self._graph(plan, name, plan.subkeys())
-            found = run(graph, self._tensor(plan, samples))
-            self._features[key, samples.digest] = found
-        return found
+            self._features[key] = run(adapt(graph, self.intake(plan, name), intake), intake.tensor(samples))
+        return self._features[key]
 
-    def logits(self, plan: Plan, samples: Samples) -> Tensor:
+    def logits(self, plan: Plan, samples: Labelled) -> Tensor:
         """Logits (n, classes) of a plan; features of members are computed once for all plans that share them."""
         node = plan.nodes[plan.out]
         if not isinstance(node, HeadNode) or node.kind == "restrict":
-            return run(self.build(plan).graph, self._tensor(plan, samples))
+            return run(self.build(plan).graph, self.intake(plan).tensor(samples))
         head = self.fit(plan, node, plan.subkeys()[plan.out]).head
         parts = [self.features(plan, member, samples) for member in self.members(plan, node)]
         return head.scores(torch.cat(parts, 1)) / head.temperature
@@ -124,15 +149,16 @@ class Builder:
         node = plan.nodes[name]
         if isinstance(node, SourceNode):
             learnware = self.store.get(node.of)
-            graph = self.store.graph(node.of)
-            return normalise(graph, learnware.preprocessing.mean, learnware.preprocessing.std)
+            return ready(self.store.graph(node.of), learnware.preprocessing)
         if isinstance(node, SliceNode):
             return self._slicer.slice(node, keys[name], lambda: self.cut(plan, node, keys))
         if isinstance(node, BlockNode):
             below = self._graph(plan, node.of, keys)
             return block(below, end=features(below).value)
         if isinstance(node, BranchNode):
-            return branch([self._graph(plan, of, keys) for of in node.of], node.join)
+            intake = self.intake(plan, name)
+            members = [adapt(self._graph(plan, of, keys), self.intake(plan, of), intake) for of in node.of]
+            return branch(members, node.join)
         return self._head(plan, node, keys[name], keys)
 
     def cut(self, plan: Plan, node: SliceNode, keys: Mapping[str, str]) -> Cut:
@@ -140,7 +166,7 @@ class Builder:
         source = self._source_below(plan, node)
         samples = self._samples_of(node.samples, f"slice of {source.name!r}")
         whole = self._graph(plan, node.of, keys)
-        return Cut(source, whole, keys[node.of], samples, lambda some: self._tensor(plan, some))
+        return Cut(source, whole, keys[node.of], samples, self.intake(plan, node.of).tensor)
 
     def _head(self, plan: Plan, node: HeadNode, key: str, keys: Mapping[str, str]) -> ModelGraph:
         below = self._graph(plan, node.of, keys)
@@ -164,7 +190,7 @@ class Builder:
             raise GraphError("a part of several donors has no classes of its own")
         return self.store.get(below.of)
 
-    def _samples_of(self, digest: str | None, what: str) -> Samples:
+    def _samples_of(self, digest: str | None, what: str) -> Labelled:
         found = self.samples.get(digest or "")
         if found is None:
             known = ", ".join(sorted(self.samples)) or "none"
@@ -173,9 +199,6 @@ class Builder:
                 "--samples, or plan anew"
             )
         return found
-
-    def _tensor(self, plan: Plan, samples: Samples) -> Tensor:
-        return to_tensor(samples.images, pack_preprocessing(self.store, plan))
 
     def _output_classes(self, plan: Plan) -> tuple[str, ...]:
         if plan.classes is None:
@@ -193,7 +216,7 @@ class Builder:
             if not isinstance(node, BlockNode):
                 continue
             # What donors share is stored once: it counts for the first part that brings it.
-            joined.append(self._graph(plan, member, keys))
+            joined.append(self._member(plan, member, keys))
             together = count_params(branch(joined))
             learnware = self._source_below(plan, node)
             below = plan.nodes[node.of]
@@ -206,11 +229,14 @@ class Builder:
             return ((f"{learnware.name}: whole model", learnware.id, (), total),)
         return (*parts, ("head", None, (), total - before))
 
+    def _member(self, plan: Plan, name: str, keys: Mapping[str, str]) -> ModelGraph:
+        return adapt(self._graph(plan, name, keys), self.intake(plan, name), self.intake(plan))
+
     def members_of(self, plan: Plan) -> tuple[ModelGraph, ...]:
-        """The extractors that a plan packs, each as it is alone."""
+        """The extractors that a plan packs, each as it is alone behind what the plan reads."""
         keys = plan.subkeys()
         return tuple(
-            self._graph(plan, name, keys) for name, node in plan.nodes.items() if isinstance(node, BlockNode)
+            self._member(plan, name, keys) for name, node in plan.nodes.items() if isinstance(node, BlockNode)
         )
 
 
@@ -219,24 +245,11 @@ def count_params(graph: ModelGraph) -> int:
     return sum(graph.tensors[name].numel() for name in graph.parameters)
 
 
-def pack_preprocessing(store: Store, plan: Plan) -> Preprocessing:
-    """What the finished model reads: the donors' size and channels, in [0, 1]; their mean and std are in the graph.
-
-    Raises:
-        RequestError: the donors read different images.
-    """
-    found = [store.get(id_).preprocessing for id_ in plan.learnwares]
-    reads = {(p.size, p.channels) for p in found}
-    if len(reads) > 1:
-        raise RequestError(f"the donors of this plan read different images: {sorted(map(str, reads))}")
-    first = found[0]
-    return Preprocessing(
-        size=first.size,
-        channels=first.channels,
-        mean=(0.0,) * first.channels,
-        std=(1.0,) * first.channels,
-        resize="bilinear" if all(p.resize == "bilinear" for p in found) else "refuse",
-    )
+def ready(graph: ModelGraph, preprocessing: Preprocessing | TextPreprocessing) -> ModelGraph:
+    """A donor as it reads images in [0, 1]: normalisation in front. One that reads token ids as it is."""
+    if isinstance(preprocessing, TextPreprocessing):
+        return graph
+    return normalise(graph, preprocessing.mean, preprocessing.std)
 
 
 def run(graph: ModelGraph, inputs: Tensor) -> Tensor:

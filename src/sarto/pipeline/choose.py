@@ -9,8 +9,9 @@ from typing import Any
 from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
+from sarto.pipeline.intakes import adapting_cost, joint_intake, sources
 from sarto.pipeline.order import Order
-from sarto.types import Budget, Cost, Plan, SliceNode
+from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def propose(order: Order) -> Plans:
         found += slicepack.propose(requirement, order.learnwares, samples)
     if "baselines" in order.request.engines:
         found += baselines.propose(requirement, order.learnwares)
-    found = _with_latency_floor(order, found)
+    found = _with_latency_floor(order, [_with_intake(order, plan) for plan in found])
     feasible, refused, seen = list[Plan](), list[tuple[Plan, tuple[str, ...]]](), set[str]()
     for plan in found:
         if plan.key() in seen:
@@ -63,6 +64,24 @@ def propose(order: Order) -> Plans:
         else:
             feasible.append(plan)
     return Plans(order, tuple(feasible), tuple(refused))
+
+
+def _with_intake(order: Order, plan: Plan) -> Plan:
+    """With what giving each member its own images or token ids costs, where donors read different ones."""
+    cost, ids = plan.predicted, plan.learnwares
+    node = next((n for n in plan.nodes.values() if isinstance(n, BranchNode)), None)
+    if node is None or cost is None or len(ids) < 2:
+        return plan
+    joint = joint_intake([(order.learnwares[id_], order.intakes[id_]) for id_ in ids])
+    flops = size = held = 0
+    for member in node.of:
+        (id_,) = dict.fromkeys(sources(plan, member))
+        added = adapting_cost(order.intakes[id_], order.learnwares[id_], joint)
+        flops, size, held = flops + added[0], size + added[1], max(held, added[2])
+    if not size and not held:
+        return plan
+    changed = {"flops": cost.flops + flops, "size_bytes": cost.size_bytes + size}
+    return plan.replace(predicted=cost.replace(**changed, memory_bytes=cost.memory_bytes + held))
 
 
 def _with_latency_floor(order: Order, plans: list[Plan]) -> list[Plan]:

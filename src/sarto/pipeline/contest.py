@@ -10,25 +10,24 @@ import torch
 from torch import Tensor
 
 from sarto.devices import count
-from sarto.engines.baselines import finetune_donor
-from sarto.market import Samples, to_tensor
-from sarto.pipeline.builder import Builder, pack_preprocessing
+from sarto.market import Labelled
+from sarto.pipeline.builder import Builder
+from sarto.pipeline.plain import PLAIN, plain_features
 from sarto.training import (
     jeffreys,
     majority,
     nearest_mean_head,
     nearest_mean_loto,
-    pixel_features,
-    pixel_ridge_loto,
     ridge_head,
+    ridge_loto,
     wilson,
 )
 from sarto.types import Cost, Interval, Plan, Row
 
 #: Level of every interval in a report.
 LEVEL = 0.9
-Role = Literal["pick", "donor", "ensemble", "probe", "finetune", "trivial", "control", "plan"]
-PIXELS, MEANS = "pixel ridge", "nearest class mean"
+Role = Literal["pick", "donor", "ensemble", "probe", "finetune", "baseline", "trivial", "control", "plan"]
+MEANS = "nearest class mean"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,7 @@ class Score:
         return replace(self, row=self.row.replace(role="pick", cost=cost))
 
 
-def score_plan(builder: Builder, plan: Plan, samples: Samples, role: Role, name: str) -> Score:
+def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name: str) -> Score:
     """Build a plan and score it on the order's samples.
 
     A head that was fitted on them is scored by leaving one of each class out; a donor's own head was not fitted on
@@ -100,7 +99,7 @@ def score_plan(builder: Builder, plan: Plan, samples: Samples, role: Role, name:
         role=role,
         plan_key=plan.key(),
         accuracy_loto=accuracy,
-        interval=_interval(interval, method),
+        interval=interval_of(interval, method),
         cost=count(assembly.graph),
         samples_used=len(samples) if assembly.head is not None else 0,
         note=note,
@@ -108,15 +107,15 @@ def score_plan(builder: Builder, plan: Plan, samples: Samples, role: Role, name:
     return Score(row, plan, correct, predictions)
 
 
-def score_trivial(samples: Samples, features: Tensor) -> list[Score]:
-    """Chance, pixel ridge and nearest class mean: what any method has to beat.
+def score_trivial(samples: Labelled, features: Tensor) -> list[Score]:
+    """Chance, a ridge on pixels or words, and nearest class mean: what any method has to beat.
 
     Args:
         features: of the order's samples under the whole donors, shape (n, width); for the nearest class mean.
     """
     labels = torch.from_numpy(samples.labels.copy())
     n_classes = len(samples.classes)
-    pixels = _pixels(samples)
+    plain, note = PLAIN[samples.noun]
     _, share = majority(labels, n_classes)
     chance = Row(
         name="majority class", role="trivial", accuracy_loto=share, note="says one class for everything"
@@ -124,59 +123,23 @@ def score_trivial(samples: Samples, features: Tensor) -> list[Score]:
     nothing = torch.full((len(labels),), float("nan"), dtype=torch.float64)
     scores = [Score(chance, None, nothing, torch.full_like(labels, -1))]
     for name, loto in (
-        (PIXELS, pixel_ridge_loto(pixels, labels, n_classes)),
+        (plain, ridge_loto(plain_features(samples, samples), labels, n_classes)),
         (MEANS, nearest_mean_loto(features, labels, n_classes)),
     ):
         row = Row(
             name=name,
             role="trivial",
             accuracy_loto=loto.accuracy,
-            interval=_interval(loto.interval(LEVEL), "jeffreys, one of each class left out"),
+            interval=interval_of(loto.interval(LEVEL), "jeffreys, one of each class left out"),
             samples_used=len(samples),
-            note="8x8 mean colours" if name == PIXELS else "on the features of the whole donors",
+            note="on the features of the whole donors" if name == MEANS else note,
         )
         scores.append(Score(row, None, loto.correct, loto.predictions))
     return scores
 
 
-def score_finetuned(
-    builder: Builder, probe: Score, samples: Samples, heldout: Samples | None, seed: int
-) -> Score:
-    """The probed donor, fine-tuned on the order's samples.
-
-    Scored on held-out samples where there are any, otherwise (three more runs) on folds that leave a third of each
-    class out. Called after the pick is chosen; its predictions on held-out samples choose nothing.
-    """
-    if probe.plan is None:
-        raise TypeError("a probe has a plan")
-    preprocessing = pack_preprocessing(builder.store, probe.plan)
-    labels = torch.from_numpy(samples.labels.copy())
-    graph = builder.build(probe.plan).graph
-    inputs = to_tensor(samples.images, preprocessing)
-    tuned = finetune_donor(graph, inputs, labels, seed=seed, estimate=heldout is None)
-    counted = tuned.left_out >= 0
-    correct = torch.where(counted, (tuned.left_out == labels).double(), torch.nan)
-    n, right = int(counted.sum()), float((tuned.left_out == labels)[counted].sum())
-    row = Row(
-        name=probe.row.name.replace("probe on", "fine-tuned"),
-        role="finetune",
-        accuracy_loto=right / n if n else None,
-        interval=_interval(jeffreys(right, n, level=LEVEL) if n else None, "jeffreys, a third left out"),
-        cost=probe.row.cost,
-        samples_used=len(samples),
-        note="40 Adam steps of 16 samples from the probe"
-        + (
-            "; scored on the held-out images alone"
-            if heldout is not None
-            else "; accuracy from three folds that leave a third of each class out"
-        ),
-    )
-    said = tuned.predict(to_tensor(heldout.images, preprocessing)) if heldout is not None else None
-    return Score(row, None, correct, tuned.left_out, said)
-
-
 def read_heldout(
-    builder: Builder, scores: Sequence[Score], samples: Samples, heldout: Samples, whole: Plan
+    builder: Builder, scores: Sequence[Score], samples: Labelled, heldout: Labelled, whole: Plan
 ) -> list[Score]:
     """The same scores with their accuracy on held-out samples; called once, after every choice is made.
 
@@ -188,17 +151,16 @@ def read_heldout(
 
 
 def _on_heldout(
-    builder: Builder, score: Score, samples: Samples, heldout: Samples, labels: Tensor, whole: Plan
+    builder: Builder, score: Score, samples: Labelled, heldout: Labelled, labels: Tensor, whole: Plan
 ) -> Score:
     own = torch.from_numpy(samples.labels.copy())
     n_classes = len(samples.classes)
     said = score.heldout
     if said is None and score.plan is not None:
         said = builder.logits(score.plan, heldout).argmax(1)
-    elif said is None and score.row.name == PIXELS:
-        said = ridge_head(pixel_features(_pixels(samples)), own, n_classes).predict(
-            pixel_features(_pixels(heldout))
-        )
+    elif said is None and score.row.name == PLAIN[samples.noun][0]:
+        head = ridge_head(plain_features(samples, samples), own, n_classes)
+        said = head.predict(plain_features(heldout, samples))
     elif said is None and score.row.name == MEANS:
         features = [builder.features(whole, whole.out, part) for part in (samples, heldout)]
         said = nearest_mean_head(features[0], own, n_classes).predict(features[1])
@@ -207,16 +169,13 @@ def _on_heldout(
     right = float((said == labels).sum())
     row = score.row.replace(
         accuracy_heldout=right / len(labels),
-        heldout_interval=_interval(wilson(right, len(labels), level=LEVEL), "wilson"),
+        heldout_interval=interval_of(wilson(right, len(labels), level=LEVEL), "wilson"),
     )
     return replace(score, row=row, heldout=said)
 
 
-def _pixels(samples: Samples) -> Tensor:
-    return torch.from_numpy(samples.images.copy()).permute(0, 3, 1, 2)
-
-
-def _interval(found: tuple[float, float] | None, method: str) -> Interval | None:
+def interval_of(found: tuple[float, float] | None, method: str) -> Interval | None:
+    """An interval at the report's level, as the report holds it."""
     if found is None:
         return None
     low, high = found

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, restrict, with_head
-from sarto.market import Samples
+from sarto.market import Labelled
 from sarto.pipeline.papering import EncodedHead, fit_encoded, put_encoded
-from sarto.training import FittedHead, fit_head
+from sarto.training import FittedHead, PackState, fit_head
 from sarto.types import HeadNode, Learnware
 
 
-def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Samples) -> FittedHead:
+def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Labelled) -> FittedHead:
     """The head of a node, fitted on the features of samples; each member of a branch gets one scale.
+
+    The strength of a ridge head that names none is chosen by leaving one of each class out; a logistic one takes its
+    default, which did better than choosing.
 
     Args:
         blocks: features (n, width) of the samples for each member of the branch below.
@@ -25,14 +28,21 @@ def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Samples) -> Fitt
     labels = torch.from_numpy(samples.labels.copy())
     if node.kind == "paper":
         return fit_encoded(node, blocks, labels)
+    if node.kind == "ridge":
+        return pack_state(node, blocks, samples).head(lam=node.lam)
     return fit_head(
         torch.cat(list(blocks), 1),
         labels,
         len(node.classes),
-        kind="ridge" if node.kind == "ridge" else "logistic",
         lam=node.lam,
         blocks=tuple(part.shape[1] for part in blocks),
     )
+
+
+def pack_state(node: HeadNode, blocks: Sequence[Tensor], samples: Labelled) -> PackState:
+    """The samples as the members of a pack see them, from which a ridge head is solved; members are numbered."""
+    labels = torch.from_numpy(samples.labels.copy())
+    return PackState.of({str(place): part for place, part in enumerate(blocks)}, labels, node.classes)
 
 
 def put_head(below: ModelGraph, fitted: FittedHead) -> ModelGraph:

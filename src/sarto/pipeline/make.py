@@ -9,15 +9,17 @@ from pathlib import Path
 
 from sarto.errors import RequestError, VerifyError
 from sarto.graph.file import write_graph
-from sarto.market import Samples, Store, read_samples, to_tensor
-from sarto.pipeline.artifact import GRAPH, Artifact, write_manifest, write_text
-from sarto.pipeline.builder import Builder, pack_preprocessing
+from sarto.market import Labelled, Store, read_samples
+from sarto.pipeline.alternatives import score_alternatives
+from sarto.pipeline.artifact import GRAPH, VOCABULARY, Artifact, write_manifest, write_text
+from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, infeasible, propose, to_build
-from sarto.pipeline.contest import Role, Score, read_heldout, score_finetuned, score_plan, score_trivial
+from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.job import Job
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.rejection import fit_rejection, write_novelty
 from sarto.pipeline.reporting import Delivered, make_report
 from sarto.pipeline.verify import Verified, verify
 from sarto.types import BlockNode, Plan, Repair, Request, SliceNode
@@ -64,9 +66,9 @@ def make(
         Verified.from_plain,
     )
     rows = [verified.score.as_pick(verified.cost), *(s for s in scores if not _same(s, verified.score))]
-    rows += job.hop("finetuned", lambda: _finetuned(builder, order, rows, heldout, progress), _plain, _scores)
+    rows += job.hop("baselines", lambda: _alternatives(builder, order, rows, heldout), _plain, _scores)
     if heldout is not None:
-        progress("reading held-out images", 0, 1)
+        progress(f"reading held-out {heldout.noun}s", 0, 1)
         whole = whole_donors(order)
         rows = job.hop(
             "heldout", lambda: read_heldout(builder, rows, order.samples, heldout, whole), _plain, _scores
@@ -121,15 +123,13 @@ def whole_donors(order: Order) -> Plan:
     return Plan.parse({"nodes": nodes, "out": "all"})
 
 
-def _finetuned(
-    builder: Builder, order: Order, rows: Sequence[Score], heldout: Samples | None, progress: Progress
+def _alternatives(
+    builder: Builder, order: Order, rows: Sequence[Score], heldout: Labelled | None
 ) -> list[Score]:
-    probes = [score for score in rows if score.plan is not None and _role(score.plan) == "probe"]
-    if not probes or "baselines" not in order.request.engines:
+    if "baselines" not in order.request.engines:
         return []
-    best = max(probes, key=lambda score: score.row.accuracy_loto or 0.0)
-    progress(f"fine-tuning to compare with: {best.row.name}", 0, 1)
-    return [score_finetuned(builder, best, order.samples, heldout, order.request.seed)]
+    probes = [score for score in rows if score.plan is not None and _role(score.plan) == "probe"]
+    return score_alternatives(builder, order, probes, heldout)
 
 
 def _deliver(
@@ -138,7 +138,7 @@ def _deliver(
     order: Order,
     rows: Sequence[Score],
     verified: Verified,
-    heldout: Samples | None,
+    heldout: Labelled | None,
 ) -> Artifact:
     plan = verified.score.plan
     if plan is None:
@@ -147,12 +147,18 @@ def _deliver(
     write_graph(assembly.graph, job.out / GRAPH)
     write_bytes = (job.folder / "model.onnx").read_bytes()
     (job.out / "model.onnx").write_bytes(write_bytes)
-    delivered = Delivered(assembly, verified, tuple(rows), heldout)
+    rejection = fit_rejection(builder, order, plan)
+    if rejection is not None:
+        write_novelty(rejection[0], job.out)
+    told = rejection[1] if rejection is not None else None
+    delivered = Delivered(assembly, verified, tuple(rows), heldout, told)
     report = make_report(builder, order, delivered, job.out, job.seconds)
     failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.ok]
     if failed:
         report.write(job.folder / "report.json")
         raise VerifyError(f"{job.out} is not delivered", problems=failed, where=str(job.out))
+    if assembly.intake.vocabulary is not None:
+        write_text(job.out / VOCABULARY, assembly.intake.vocabulary.encoded().decode())
     order.request.write(job.out / "request.json")
     plan.write(job.out / "plan.json")
     report.write(job.out / "report.json")
@@ -161,13 +167,13 @@ def _deliver(
     return write_manifest(
         job.out,
         classes=assembly.classes,
-        preprocessing=pack_preprocessing(builder.store, plan),
+        preprocessing=assembly.intake.preprocessing,
         plan_key=plan.key(),
         lineage=report.lineage,
     )
 
 
-def _heldout(order: Order) -> Samples | None:
+def _heldout(order: Order) -> Labelled | None:
     path = order.request.heldout
     if path is None:
         return None
@@ -175,8 +181,8 @@ def _heldout(order: Order) -> Samples | None:
     missing = [cls for cls in order.classes if cls not in found.classes]
     if missing:
         raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
-    # Refuse images that the model can't read now, not after everything is built.
-    to_tensor(found.images[:1], order.donors[0].preprocessing)
+    # Refuse samples that the model can't read now, not after everything is built.
+    order.intake.tensor(found.take(1))
     return found.only(order.classes)
 
 

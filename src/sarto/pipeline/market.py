@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, capture
-from sarto.market import Removed, Samples, Store, read_samples
+from sarto.market import Removed, Samples, Store, TextSamples, Vocabulary, read_samples, read_vocabulary
 from sarto.pipeline.artifact import Artifact
 from sarto.pipeline.choose import Plans, infeasible, propose
 from sarto.pipeline.make import make
@@ -27,7 +27,7 @@ from sarto.pipeline.stocking import (
     prune_fragments,
     stock_fragments,
 )
-from sarto.types import Learnware, Plan, Preprocessing, Request
+from sarto.types import Learnware, Plan, Preprocessing, Request, TextPreprocessing, parse_preprocessing
 
 
 class Market:
@@ -82,9 +82,10 @@ class Market:
         *,
         name: str,
         classes: Sequence[str],
-        preprocessing: Preprocessing | Mapping[str, Any],
+        preprocessing: Preprocessing | TextPreprocessing | Mapping[str, Any],
         example: Tensor | tuple[Tensor, ...] | None = None,
-        samples: Samples | str | Path | None = None,
+        samples: Samples | TextSamples | str | Path | None = None,
+        vocabulary: Vocabulary | str | Path | None = None,
         licence: str = "",
         notes: str = "",
         origin: str = "",
@@ -96,24 +97,27 @@ class Market:
             model: a classifier whose last layer is linear.
             classes: names of its outputs, in order.
             example: what a module is captured with, batch first; else noise of the preprocessing's size.
-            samples: a few labelled images, or where to read them; needed to slice it by class.
+            preprocessing: of images, or of texts (kind 'text'); the latter takes what is left out from the vocabulary.
+            samples: a few labelled images or texts, or where to read them; needed to slice it by class.
+            vocabulary: of a model that reads token ids, or where to read it.
 
         Raises:
             GraphError: the model can't be captured, or holds NaN.
             RequestError: the parts don't fit together; all problems at once.
             StoreError: the name is taken by other content, or writing failed.
         """
+        known = read_vocabulary(vocabulary) if isinstance(vocabulary, str | Path) else vocabulary
         described = (
-            preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing.parse(preprocessing)
+            described_by(preprocessing, known) if isinstance(preprocessing, Mapping) else preprocessing
         )
         held = read_samples(samples) if isinstance(samples, str | Path) else samples
         if isinstance(model, nn.Module):
-            if example is None and described.size is None:
+            if example is None and isinstance(described, Preprocessing) and described.size is None:
                 raise RequestError(
                     "a module is captured with images of a known size: give an example, or preprocessing a size"
                 )
             progress("capturing", 0, 1)
-            graph = capture(model, _images(described) if example is None else example)
+            graph = capture(model, _example(described) if example is None else example)
         else:
             graph = model
         return stock(
@@ -126,6 +130,7 @@ class Market:
             licence=licence,
             notes=notes,
             origin=origin or type(model).__name__,
+            vocabulary=known,
             progress=progress,
         )
 
@@ -199,7 +204,7 @@ class Market:
         return describe_fragments(self.store, names)
 
     def prune_fragments(self, *names: str) -> Pruned:
-        """Remove fragments that no order will ask for again: of removed learnwares, other widths, older settings.
+        """Remove fragments that no order will ask for again: of removed learnwares, older settings, older versions.
 
         Raises:
             RequestError: unknown learnwares; all of them at once.
@@ -239,5 +244,24 @@ class Market:
         return make(self.store, request, Path(out), plan=plan, progress=progress)
 
 
-def _images(described: Preprocessing) -> Tensor:
+def described_by(said: Mapping[str, Any], vocabulary: Vocabulary | None) -> Preprocessing | TextPreprocessing:
+    """The preprocessing that a mapping says; of texts, what it leaves out is the vocabulary's.
+
+    Raises:
+        RequestError: every problem is named.
+    """
+    if said.get("kind") == "text" and vocabulary is None:
+        raise RequestError(
+            "preprocessing of texts needs a vocabulary: give the tokens in the order of their ids",
+            where="vocabulary",
+        )
+    if said.get("kind") != "text" or vocabulary is None:
+        return parse_preprocessing(said)
+    own = {"vocabulary": vocabulary.digest, "n_tokens": vocabulary.size, "rule": vocabulary.rule}
+    return parse_preprocessing({**own, **said})
+
+
+def _example(described: Preprocessing | TextPreprocessing) -> Tensor:
+    if isinstance(described, TextPreprocessing):
+        return InputSpec((described.length,), "int64").example()
     return InputSpec((described.channels, *(described.size or ()))).example()

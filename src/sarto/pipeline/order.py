@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sarto.engines.baselines import NAMES
 from sarto.errors import RequestError, suggest
-from sarto.market import Samples, Store, read_samples
+from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
+from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.types import ClassOffer, Learnware, Request, Requirement
 
 
@@ -20,12 +22,16 @@ class Order:
         donor_samples: learnware id -> the samples that its slices are fitted on: its own, of all its classes, or the
             order's where it came without.
         learnwares: manifests of the market, by id.
+        intakes: learnware id -> what the donor reads.
+        intake: what a model of all donors reads.
     """
 
     requirement: Requirement
-    samples: Samples
-    donor_samples: Mapping[str, Samples]
+    samples: Labelled
+    donor_samples: Mapping[str, Labelled]
     learnwares: Mapping[str, Learnware]
+    intakes: Mapping[str, Intake]
+    intake: Intake
 
     @property
     def request(self) -> Request:
@@ -77,8 +83,13 @@ def check_order(request: Request, store: Store) -> Order:
     _check_engines(request, problems)
     if problems:
         raise RequestError(problems[0], problems=problems)
-    _check_images([learnwares[offer.learnware] for offer in offers], problems)
-    samples = _samples(request, offers, learnwares, store, problems)
+    donors = [learnwares[id_] for id_ in dict.fromkeys(offer.learnware for offer in offers)]
+    problems += joint_problems(donors)
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+    intakes = {donor.id: intake_of(store, donor) for donor in donors}
+    intake = joint_intake([(donor, intakes[donor.id]) for donor in donors])
+    samples = _samples(request, offers, learnwares, store, intake, problems)
     if problems or samples is None:
         raise RequestError(problems[0], problems=problems)
     requirement = Requirement(
@@ -92,7 +103,7 @@ def check_order(request: Request, store: Store) -> Order:
         offer.learnware: _donor_samples(learnwares[offer.learnware], samples, store, request)
         for offer in offers
     }
-    return Order(requirement, samples, donor_samples, learnwares)
+    return Order(requirement, samples, donor_samples, learnwares, intakes, intake)
 
 
 def _offers(cls: str, whose: str | None, learnwares: Mapping[str, Learnware]) -> list[ClassOffer] | str:
@@ -118,7 +129,7 @@ def _offers(cls: str, whose: str | None, learnwares: Mapping[str, Learnware]) ->
     return sorted(offers, key=lambda offer: (-(offer.skill or 0.0), order[offer.learnware]))
 
 
-def _donor_samples(donor: Learnware, samples: Samples, store: Store, request: Request) -> Samples:
+def _donor_samples(donor: Learnware, samples: Labelled, store: Store, request: Request) -> Labelled:
     if set(donor.n_samples) != set(donor.classes):
         return samples
     own = store.samples(donor.id)
@@ -131,19 +142,11 @@ def _check_engines(request: Request, problems: list[str]) -> None:
     problems += [
         f"engines: no engine {name!r}{suggest(name, known)}" for name in request.engines if name not in known
     ]
-
-
-def _check_images(donors: list[Learnware], problems: list[str]) -> None:
-    reads = {
-        (donor.input_shape, donor.preprocessing.size, donor.preprocessing.channels): donor.name
-        for donor in donors
-    }
-    if len(reads) > 1:
-        told = ", ".join(f"{name} reads {list(shape[0])}" for shape, name in reads.items())
-        problems.append(
-            f"the donors read different images ({told}); order classes of donors that read the same size, or name "
-            "another donor with learnware:class"
-        )
+    problems += [
+        f"baselines: no baseline {name!r}{suggest(name, NAMES)}"
+        for name in request.baselines
+        if name not in NAMES
+    ]
 
 
 def _samples(
@@ -151,9 +154,11 @@ def _samples(
     offers: list[ClassOffer],
     learnwares: Mapping[str, Learnware],
     store: Store,
+    intake: Intake,
     problems: list[str],
-) -> Samples | None:
+) -> Labelled | None:
     classes = [offer.cls for offer in offers]
+    found: Labelled | None
     if request.samples is not None:
         own = read_samples(Path(request.samples))
         missing = [cls for cls in classes if cls not in own.classes]
@@ -161,9 +166,11 @@ def _samples(
             f"samples: {request.samples} has none of class {cls!r}{suggest(cls, own.classes)}"
             for cls in missing
         ]
-        found = None if missing else own.only(classes)
+        if own.noun != intake.kind:
+            problems.append(f"samples: {request.samples} holds {own.noun}s, the donors read {intake.kind}s")
+        found = None if problems else own.only(classes)
     else:
-        parts = []
+        parts = list[Samples | TextSamples]()
         for offer in offers:
             donor = learnwares[offer.learnware]
             if not donor.n_samples.get(offer.cls):
@@ -173,7 +180,25 @@ def _samples(
                 )
                 continue
             parts.append(store.samples(donor.id).only([offer.cls]))
-        found = parts[0].concat(*parts[1:]).only(classes) if parts and not problems else None
+        found = joined(parts, intake).only(classes) if parts and not problems else None
     if found is not None and request.samples_per_class is not None:
         found = found.take(request.samples_per_class)
+    if found is not None:
+        # Refuse samples that the model can't read now, not after everything is built.
+        intake.tensor(found.take(1))
     return found
+
+
+def joined(parts: Sequence[Samples | TextSamples], intake: Intake) -> Labelled:
+    """Samples of several donors as one; images of different sizes or channels become what the model of all reads.
+
+    Raises:
+        RequestError: they are of different kinds.
+    """
+    texts = [part for part in parts if isinstance(part, TextSamples)]
+    images = [part for part in parts if isinstance(part, Samples)]
+    if texts and not images:
+        return texts[0].concat(*texts[1:])
+    if len({part.images.shape[1:] for part in images}) > 1:
+        images = [part for part in (conform(part, intake) for part in images) if isinstance(part, Samples)]
+    return images[0].concat(*images[1:])

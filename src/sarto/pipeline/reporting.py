@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 
 from sarto.devices import count
+from sarto.engines.baselines import NAMES
 from sarto.graph import branch, prove
 from sarto.graph.encoding import encode
 from sarto.graph.file import read_graph
-from sarto.market import Samples
+from sarto.market import Labelled
+from sarto.pipeline.alternatives import TITLES
 from sarto.pipeline.artifact import GRAPH, file_hash
 from sarto.pipeline.builder import Assembly, Builder
 from sarto.pipeline.choose import show, trunks
@@ -22,7 +24,7 @@ from sarto.pipeline.contest import LEVEL, Score
 from sarto.pipeline.environment import environment
 from sarto.pipeline.order import Order
 from sarto.pipeline.verify import Verified
-from sarto.training import compare, confusion, logistic_loto, per_class_recall
+from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
 from sarto.types import (
     Check,
     ClassScore,
@@ -34,6 +36,7 @@ from sarto.types import (
     Interval,
     Part,
     Plan,
+    Rejection,
     Report,
 )
 
@@ -49,7 +52,8 @@ class Delivered:
     assembly: Assembly
     verified: Verified
     rows: tuple[Score, ...]
-    heldout: Samples | None
+    heldout: Labelled | None
+    rejection: Rejection | None = None
 
     @property
     def pick(self) -> Score:
@@ -71,6 +75,7 @@ def make_report(
     )
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        reads="text" if order.samples.noun == "text" else "image",
         request=order.request,
         requirement=order.requirement,
         plan=delivered.plan,
@@ -80,6 +85,7 @@ def make_report(
         comparisons=comparisons,
         per_class=tuple(_per_class(order, delivered)),
         confusion=_confusion(order, delivered),
+        rejection=delivered.rejection,
         where_params=tuple(
             Part(name=name, learnware=learnware, classes=classes, params=params)
             for name, learnware, classes, params in delivered.assembly.parts
@@ -229,7 +235,8 @@ def _shuffled(builder: Builder, order: Order, plan: Plan) -> tuple[float, float]
     for _ in range(SHUFFLES):
         dealt = labels[torch.randperm(len(labels), generator=generator)]
         widths = tuple(part.shape[1] for part in parts)
-        score = logistic_loto(torch.cat(parts, 1), dealt, n_classes, blocks=widths, pairings=1)
+        loto = ridge_loto if head.kind == "ridge" else logistic_loto
+        score = loto(torch.cat(parts, 1), dealt, n_classes, blocks=widths, pairings=1)
         found.append(score.accuracy or 0.0)
     chance = 1.0 / n_classes
     spread = (chance * (1 - chance) / len(labels)) ** 0.5
@@ -285,18 +292,21 @@ def _sentences(
     order: Order, delivered: Delivered, comparisons: Sequence[Comparison], checks: Sequence[Check]
 ) -> Iterator[str]:
     row, cost = delivered.pick.row, delivered.verified.cost
-    n = len(order.samples)
+    n, noun = len(order.samples), order.samples.noun
     if row.accuracy_loto is not None and row.interval is not None:
         yield (
             f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) on "
-            f"images like your {n}, measured by leaving one of each class out."
+            f"{noun}s like your {n}, measured by leaving one of each class out."
         )
     else:
         yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
     if row.accuracy_heldout is not None and delivered.heldout is not None:
         n_held = len(delivered.heldout)
-        yield f"{row.accuracy_heldout:.1%} of {n_held} held-out images, which chose nothing, are named right."
-    yield f"{cost.params:,} parameters, {cost.flops:,} FLOPs an image, {_latency(cost)}, {cost.size_bytes:,} bytes."
+        yield f"{row.accuracy_heldout:.1%} of {n_held} held-out {noun}s, which chose nothing, are named right."
+    each = f"{cost.flops:,} FLOPs {'an image' if noun == 'image' else f'a {noun}'}"
+    yield f"{cost.params:,} parameters, {each}, {_latency(cost)}, {cost.size_bytes:,} bytes."
+    if delivered.rejection is not None:
+        yield _refusals(delivered.rejection, noun)
     yield "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the smallest."
     for found in comparisons:
         gap = f"{100 * found.gap:+.1f} points"
@@ -312,6 +322,19 @@ def _sentences(
         yield f"Checks that failed: {', '.join(failed)}."
 
 
+def _refusals(found: Rejection, noun: str) -> str:
+    told = (
+        f"It says none of the above beyond a novelty of {found.threshold:.2f}: wrongly for {found.false_reject:.0%} of "
+        f"your {found.n_samples} {noun}s when left out"
+    )
+    if found.detected is None:
+        return f"{told}; how often rightly is not known, the donors have no other classes to try."
+    return (
+        f"{told}, rightly for {found.detected:.0%} of {found.n_outsiders} {noun}s of {len(found.outsiders)} classes of "
+        "the donors that were not ordered."
+    )
+
+
 def _latency(cost: Cost) -> str:
     return (
         f"{show('latency_ms', cost.latency_ms)} ms a batch"
@@ -324,8 +347,16 @@ def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
     roles = {score.row.role for score in delivered.rows}
     if "donor" not in roles:
         yield "a donor as it is: no single learnware knows all the wanted classes"
+    asked = order.request.baselines if "baselines" in order.request.engines else ()
     if "finetune" not in roles:
-        yield "fine-tuning a donor: left out with the baselines engine"
+        yield "fine-tuning a donor: left out with the baselines engine, or not among the request's baselines"
+    names = {score.row.name for score in delivered.rows}
+    for name in (name for name in NAMES if name != "finetune" and TITLES[name] not in names):
+        why = "these donors don't allow it" if name in asked else f"ask for it with baselines: {name}"
+        yield f"{TITLES[name]}: {why}"
+    if delivered.rejection is None:
+        yield "none of the above: needs a fitted head and three samples of every class"
     if delivered.heldout is None:
-        yield "held-out images: none were given, so accuracy is known from the order's own samples alone"
-    yield "int8, pruning with retraining, distillation: not built by this version"
+        noun = order.samples.noun
+        yield f"held-out {noun}s: none were given, so accuracy is known from the order's own samples alone"
+    yield "int8, pruning with retraining: not built by this version"

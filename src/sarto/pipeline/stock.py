@@ -10,11 +10,20 @@ from torch import Tensor
 from sarto.devices import count
 from sarto.engines.slicepack import SHARES, allocate, read_donor, trunk_costs
 from sarto.errors import GraphError, RequestError
-from sarto.graph import ModelGraph, block, features, leading, normalise, slice
-from sarto.market import Samples, Store, to_tensor
-from sarto.pipeline.builder import run
+from sarto.graph import ModelGraph, block, features, leading, slice
+from sarto.market import (
+    Intake,
+    Labelled,
+    Samples,
+    Store,
+    TextSamples,
+    Vocabulary,
+    reading_text_problems,
+    sample_problems,
+)
+from sarto.pipeline.builder import ready, run
 from sarto.pipeline.progress import Progress, silent
-from sarto.types import Learnware, Objective, Preprocessing, WidthCost
+from sarto.types import Learnware, Objective, Preprocessing, TextPreprocessing, WidthCost
 
 #: What stocked widths are solved for. Milliseconds are not: they belong to a machine, a manifest to all.
 STOCKED: tuple[Objective, ...] = ("params", "flops")
@@ -27,41 +36,44 @@ def stock(
     *,
     name: str,
     classes: Sequence[str],
-    preprocessing: Preprocessing,
-    samples: Samples | None = None,
+    preprocessing: Preprocessing | TextPreprocessing,
+    samples: Samples | TextSamples | None = None,
     licence: str = "",
     notes: str = "",
     origin: str = "",
+    vocabulary: Vocabulary | None = None,
     progress: Progress = silent,
 ) -> Learnware:
     """Put a captured model into a store, with its costs, its skill and its widths.
 
     Args:
-        samples: labelled images of its classes (others are left out); without them there is no skill, and widths are
-            the same share of every group.
+        samples: labelled images or texts of its classes (others are left out); without them there is no skill, and
+            widths are the same share of every group.
+        vocabulary: of a model that reads token ids.
 
     Raises:
         RequestError: classes, preprocessing, samples and the graph don't belong together; all problems at once.
         StoreError: the name is taken by other content, or writing failed.
     """
-    check_images(graph)
+    check_reads(graph)
     own = _own_samples(samples, classes)
-    problems = _problems(graph, classes, preprocessing)
+    problems = _problems(graph, classes, preprocessing, vocabulary)
+    problems += sample_problems(own, classes, preprocessing) if own is not None else []
     if problems:
         raise RequestError(problems[0], problems=problems)
-    ready = normalise(graph, preprocessing.mean, preprocessing.std)
-    inputs = to_tensor(own.images, preprocessing) if own is not None else None
+    donor, intake = ready(graph, preprocessing), Intake(preprocessing, vocabulary)
+    inputs = intake.tensor(own) if own is not None else None
     progress("measuring skill", 0, 3)
-    skill = _skill(ready, inputs, own, classes) if own is not None and inputs is not None else None
+    skill = _skill(donor, inputs, own, classes) if own is not None and inputs is not None else None
     progress("allocating widths", 1, 3)
-    widths = _widths(ready, inputs, own, classes)
+    widths = _widths(donor, inputs, own, classes)
     progress("writing", 2, 3)
     learnware = store.add(
         graph,
         name=name,
         classes=classes,
         preprocessing=preprocessing,
-        cost=count(ready),
+        cost=count(donor),
         licence=licence,
         samples=own,
         notes=notes,
@@ -69,13 +81,20 @@ def stock(
         skill=skill,
         skill_basis=SKILL_BASIS if skill is not None else None,
         widths=widths,
+        vocabulary=vocabulary,
     )
     progress("writing", 3, 3)
     return learnware
 
 
-def check_images(graph: ModelGraph) -> None:
-    """Refuse a model that reads something else than one batch of images, or gives more than one output.
+def reads_text(graph: ModelGraph) -> bool:
+    """Whether a graph reads one batch of whole numbers of a fixed length, as token ids are."""
+    entry = graph.inputs[0]
+    return len(graph.inputs) == 1 and len(entry.shape) == 2 and entry.dtype in ("int64", "int32")
+
+
+def check_reads(graph: ModelGraph) -> None:
+    """Refuse a model that reads neither one batch of images nor one of token ids, or gives more than one output.
 
     Raises:
         RequestError: says what it reads and gives, and what can be done with it.
@@ -84,14 +103,11 @@ def check_images(graph: ModelGraph) -> None:
         f"{entry.name} ({entry.dtype}, [{', '.join(map(str, entry.shape[1:]))}])" for entry in graph.inputs
     ]
     problems = []
-    if (
-        len(reads) != 1
-        or len(graph.inputs[0].shape) != 4
-        or graph.inputs[0].dtype not in ("float32", "float64")
-    ):
+    images = len(graph.inputs[0].shape) == 4 and graph.inputs[0].dtype in ("float32", "float64")
+    if len(reads) != 1 or not (images or reads_text(graph)):
         problems.append(
-            f"the model reads {' and '.join(reads)}; a market stocks models with samples that measure them, and so far "
-            "samples are images (float32, [channels, height, width]) only"
+            f"the model reads {' and '.join(reads)}; a market stocks models with samples that measure them, and "
+            "samples are images (float32, [channels, height, width]) or texts (int64, [length])"
         )
     if len(graph.outputs) != 1:
         problems.append(
@@ -126,7 +142,9 @@ def width_cost(
     )
 
 
-def _own_samples(samples: Samples | None, classes: Sequence[str]) -> Samples | None:
+def _own_samples(
+    samples: Samples | TextSamples | None, classes: Sequence[str]
+) -> Samples | TextSamples | None:
     if samples is None:
         return None
     known = [cls for cls in classes if cls in samples.classes]
@@ -138,7 +156,12 @@ def _own_samples(samples: Samples | None, classes: Sequence[str]) -> Samples | N
     return samples.only(known)
 
 
-def _problems(graph: ModelGraph, classes: Sequence[str], preprocessing: Preprocessing) -> list[str]:
+def _problems(
+    graph: ModelGraph,
+    classes: Sequence[str],
+    preprocessing: Preprocessing | TextPreprocessing,
+    vocabulary: Vocabulary | None,
+) -> list[str]:
     problems: list[str] = []
     try:
         n_outputs = features(graph).n_outputs
@@ -149,7 +172,14 @@ def _problems(graph: ModelGraph, classes: Sequence[str], preprocessing: Preproce
             f"the model has {n_outputs} outputs, {len(classes)} class names were given ({', '.join(classes)})"
         )
     shape = graph.inputs[0].shape
-    if len(shape) != 4 or shape[1] != preprocessing.channels:
+    if isinstance(preprocessing, TextPreprocessing):
+        return problems + reading_text_problems(graph, preprocessing, vocabulary)
+    if reads_text(graph):
+        problems.append(
+            f"the model reads {shape[1]} token ids, preprocessing is that of images: give a vocabulary "
+            "(--vocabulary FILE) and preprocessing of the kind 'text'"
+        )
+    elif len(shape) != 4 or shape[1] != preprocessing.channels:
         problems.append(
             f"the model reads {_sizes(shape[1:])} (without batch), its mean and std are for {preprocessing.channels} "
             "channels: give --mean and --std one number for each channel"
@@ -166,7 +196,7 @@ def _sizes(shape: Sequence[object]) -> str:
     return ",".join(map(str, shape))
 
 
-def _skill(ready: ModelGraph, inputs: Tensor, samples: Samples, classes: Sequence[str]) -> dict[str, float]:
+def _skill(ready: ModelGraph, inputs: Tensor, samples: Labelled, classes: Sequence[str]) -> dict[str, float]:
     """Recall of each class that has samples, all outputs competing."""
     predicted = run(ready, inputs).argmax(1).numpy()
     found: dict[str, float] = {}
@@ -177,7 +207,7 @@ def _skill(ready: ModelGraph, inputs: Tensor, samples: Samples, classes: Sequenc
 
 
 def _widths(
-    ready: ModelGraph, inputs: Tensor | None, samples: Samples | None, classes: Sequence[str]
+    ready: ModelGraph, inputs: Tensor | None, samples: Labelled | None, classes: Sequence[str]
 ) -> list[WidthCost]:
     sliceable = ready.analysis.sliceable
     whole = {group.id: group.size for group in sliceable}

@@ -11,8 +11,7 @@ from typing import Any
 from sarto.devices import count, measure
 from sarto.errors import InfeasibleError, RequestError
 from sarto.export import export_onnx
-from sarto.market import to_tensor
-from sarto.pipeline.builder import Builder, pack_preprocessing
+from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, ranked, show
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.order import Order
@@ -134,14 +133,13 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
     if score.plan is None:
         raise RequestError("only a built plan can be delivered")
     assembly = builder.build(score.plan)
-    preprocessing = pack_preprocessing(builder.store, score.plan)
     metadata = {
         "classes": json.dumps(list(assembly.classes)),
-        "preprocessing": preprocessing.to_json(),
+        "preprocessing": assembly.intake.preprocessing.to_json(),
         "plan": score.plan.key(),
     }
     path = folder / "model.onnx"
-    inputs = to_tensor(order.samples.images, preprocessing)
+    inputs = assembly.intake.tensor(order.samples)
     export = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
     latency = measure(assembly.graph, order.request.device, onnx=path)
     cost = count(assembly.graph).replace(

@@ -1,6 +1,8 @@
-"""Classifiers that any result has to beat: chance, majority, pixels, nearest class mean."""
+"""Classifiers that any result has to beat: chance, majority, pixels, words, nearest class mean."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +49,28 @@ def pixel_features(images: Tensor) -> Tensor:
         raise ShapeError(f"images (n, channels, h, w) were asked for, got {tuple(images.shape)}")
     pixels = images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
     return torch.nn.functional.adaptive_avg_pool2d(pixels, _SIDE).flatten(1)
+
+
+def word_features(texts: Sequence[Sequence[str]], known: Sequence[str]) -> Tensor:
+    """How often each known word stands in each text, log(1 + count) scaled to length 1, (n, len(known)), float32.
+
+    Args:
+        texts: the words of each text; unknown ones count nothing.
+        known: unique words, at least one.
+
+    Raises:
+        RequestError: no texts, or no known words.
+    """
+    if not texts or not known:
+        raise RequestError(f"texts and known words were asked for, got {len(texts)} and {len(known)}")
+    places = {word: place for place, word in enumerate(known)}
+    counts = torch.zeros(len(texts), len(known))
+    for row, text in enumerate(texts):
+        for word in text:
+            if word in places:
+                counts[row, places[word]] += 1
+    logs = counts.log1p()
+    return logs / logs.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def pixel_ridge_loto(

@@ -24,6 +24,7 @@ from sarto.types.report import (
     Environment,
     Interval,
     Part,
+    Rejection,
     Report,
     Row,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Plan",
     "PlanNode",
     "Preprocessing",
+    "Rejection",
     "Repair",
     "Report",
     "Request",

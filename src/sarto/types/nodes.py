@@ -203,7 +203,7 @@ class HeadNode(Value):
         kind: "restrict" keeps these outputs of the model's own classifier and needs no samples; "ridge" and
             "logistic" are fitted on features; "paper" trains an encoder and a classifier on it.
         classes: the outputs, in order.
-        lam: strength of the penalty; None: chosen on the samples.
+        lam: strength of the penalty; None: chosen on the samples for "ridge", the default for "logistic".
         samples: content hash of the samples that it is fitted on.
         paper: the numbers of kind "paper".
     """

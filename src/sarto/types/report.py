@@ -69,7 +69,7 @@ class Row(Value):
     """
 
     name: Name
-    role: Literal["pick", "donor", "ensemble", "probe", "finetune", "trivial", "control", "plan"]
+    role: Literal["pick", "donor", "ensemble", "probe", "finetune", "baseline", "trivial", "control", "plan"]
     plan_key: Sha | None = None
     accuracy_loto: Share | None = None
     interval: Interval | None = None
@@ -149,6 +149,28 @@ class Confusion(Value):
         return self
 
 
+class Rejection(Value):
+    """When the model says "none of these classes".
+
+    Attributes:
+        threshold: novelty above which it does; 1 is the usual distance to a class.
+        target: share of the classes' own samples that may be refused.
+        false_reject: share of the order's samples that are, each left out of its class.
+        n_samples: how many they are.
+        detected: share of outsiders that are refused; None where there were none to try.
+        n_outsiders: donors' samples of classes that were not ordered; they chose nothing.
+        outsiders: these classes.
+    """
+
+    threshold: AtLeastZero
+    target: Share
+    false_reject: Share
+    n_samples: Whole
+    detected: Share | None = None
+    n_outsiders: Whole = 0
+    outsiders: Names = ()
+
+
 class Part(Value):
     """Where parameters went.
 
@@ -223,6 +245,7 @@ class Report(Value):
     Attributes:
         report: version of this layout.
         created: when, ISO 8601.
+        reads: what one sample is.
         plan: what was built.
         predicted: cost before building.
         measured: cost of the delivered model.
@@ -230,6 +253,7 @@ class Report(Value):
         comparisons: the claims, fixed before building.
         per_class: one for each class of the task, in its order.
         confusion: on held-out samples where there are any, otherwise on the order's own.
+        rejection: none of the above; None where it can't be known.
         where_params: parts of the model and their parameters.
         checks: promises that were checked; a delivered model has none that failed.
         lineage: learnwares that parts came from.
@@ -242,6 +266,7 @@ class Report(Value):
 
     report: Version = 1
     created: Text = ""
+    reads: Literal["image", "text"] = "image"
     request: Request
     requirement: Requirement
     plan: Plan
@@ -251,6 +276,7 @@ class Report(Value):
     comparisons: Several[Comparison] = ()
     per_class: Several[ClassScore] = ()
     confusion: Confusion | None = None
+    rejection: Rejection | None = None
     where_params: Several[Part] = ()
     checks: Several[Check] = ()
     lineage: Several[Donor] = ()

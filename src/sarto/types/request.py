@@ -63,6 +63,7 @@ class Request(Value):
         heldout: path of samples that nothing but the report reads.
         samples_per_class: use only the first k samples of each class.
         engines: who may propose plans.
+        baselines: what the engine of that name trains for the report: finetune, camkd, netgraft, grail.
         seed: of everything that is drawn.
         method: how fragments are made: solved in closed form, or trained as the paper does.
         paper: the numbers of the paper's method; None takes its defaults.
@@ -75,6 +76,7 @@ class Request(Value):
     heldout: FilePath | None = None
     samples_per_class: Positive | None = None
     engines: Annotated[Names, Field(min_length=1)] = ("slicepack", "baselines")
+    baselines: Names = ("finetune",)
     seed: Whole = 0
     name: Name | None = None
     method: Literal["closed_form", "paper"] = "closed_form"
