@@ -30,6 +30,7 @@ ROLE_COLOURS = {
     "finetune": "#020206",
     "control": "#020207",
     "trivial": "#020208",
+    "baseline": "#020209",
 }
 STYLE = {
     INK: "var(--ink)",
@@ -38,7 +39,7 @@ STYLE = {
     PAPER: "var(--paper)",
     **{colour: f"var(--role-{role})" for role, colour in ROLE_COLOURS.items()},
 }
-_MARKERS = {"donor": "s", "probe": "^", "ensemble": "D", "finetune": "v", "control": "X"}
+_MARKERS = {"donor": "s", "probe": "^", "ensemble": "D", "finetune": "v", "baseline": "P", "control": "X"}
 #: Rows whose names the figure shows; a longer comparison is read in its table.
 MOST_LABELS = 24
 

@@ -19,6 +19,7 @@ ROLES = {
     "ensemble": "donors side by side",
     "probe": "donor with a new head",
     "finetune": "fine-tuned donor",
+    "baseline": "other method",
     "control": "control",
     "trivial": "trivial",
 }
