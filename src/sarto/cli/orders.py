@@ -20,19 +20,25 @@ DEFAULT = "market"
 RequestFile = Annotated[str | None, typer.Argument(help="Order in YAML or JSON; flags change or replace it.")]
 Classes = Annotated[str | None, typer.Option(help="Classes that the model must tell apart, with commas.")]
 MaxParams = Annotated[int | None, typer.Option(help="Most trainable parameters.")]
-MaxFlops = Annotated[int | None, typer.Option(help="Most FLOPs an image (2 per multiply-add).")]
-MaxMemory = Annotated[int | None, typer.Option("--max-memory-bytes", help="Most activation memory an image.")]
+MaxFlops = Annotated[int | None, typer.Option(help="Most FLOPs an image or text (2 per multiply-add).")]
+MaxMemory = Annotated[int | None, typer.Option("--max-memory-bytes", help="Most activation memory an image or text.")]
 MaxSize = Annotated[int | None, typer.Option("--max-size-bytes", help="Most bytes of stored tensors.")]
 MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds a batch.")]
 Runtime = Annotated[str | None, typer.Option(help="Where latency counts: onnxruntime or torch.")]
 Threads = Annotated[int | None, typer.Option(help="Threads that the runtime may use.")]
-Batch = Annotated[int | None, typer.Option(help="Images in one measured call.")]
-SamplesPath = Annotated[str | None, typer.Option("--samples", help="The order's own labelled images.")]
-Heldout = Annotated[str | None, typer.Option(help="Labelled images that only the report reads.")]
+Batch = Annotated[int | None, typer.Option(help="Images or texts in one measured call.")]
+SamplesPath = Annotated[str | None, typer.Option("--samples", help="The order's own labelled images or texts.")]
+Heldout = Annotated[str | None, typer.Option(help="Labelled images or texts that only the report reads.")]
 PerClass = Annotated[
     int | None, typer.Option("--samples-per-class", help="Use the first k samples of each class.")
 ]
 Engines = Annotated[str | None, typer.Option(help="Who proposes plans, with commas: slicepack,baselines.")]
+Baselines = Annotated[
+    str | None,
+    typer.Option(
+        help="What is trained to compare with, with commas: finetune,camkd,netgraft,grail, or none."
+    ),
+]
 Method = Annotated[str | None, typer.Option(help="How fragments are made: closed_form or paper.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything that is drawn.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder of the finished model.")]
@@ -53,6 +59,7 @@ def plan(
     heldout: Heldout = None,
     samples_per_class: PerClass = None,
     engines: Engines = None,
+    baselines: Baselines = None,
     method: Method = None,
     seed: Seed = None,
     market: MarketPath = DEFAULT,
@@ -112,6 +119,7 @@ def make(
     heldout: Heldout = None,
     samples_per_class: PerClass = None,
     engines: Engines = None,
+    baselines: Baselines = None,
     method: Method = None,
     seed: Seed = None,
     market: MarketPath = DEFAULT,
@@ -175,6 +183,8 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
             given[key] = flags[key]
     if flags["engines"]:
         given["engines"] = names(flags["engines"])
+    if flags["baselines"]:
+        given["baselines"] = [] if flags["baselines"] == "none" else names(flags["baselines"])
     return Request.parse(given)
 
 
@@ -201,7 +211,7 @@ def _delivered(artifact: Artifact, as_json: bool) -> None:
     typer.echo(f"{pick.name}: {', '.join(artifact.classes)}")
     for accuracy, interval, basis in (
         (pick.accuracy_loto, pick.interval, "on your samples, one of each class left out"),
-        (pick.accuracy_heldout, pick.heldout_interval, "on held-out images"),
+        (pick.accuracy_heldout, pick.heldout_interval, f"on held-out {report.reads}s"),
     ):
         if accuracy is not None:
             span = f" ({interval.low:.0%} to {interval.high:.0%})" if interval is not None else ""

@@ -179,7 +179,7 @@ def a_report(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Report:
         "environment": Environment(
             versions={"torch": "2.13.0", "python": "3.11.2"}, threads=1, machine="x86"
         ),
-        "seconds": {"scores": 21.4, "verified": 6.2, "finetuned": 12.0},
+        "seconds": {"scores": 21.4, "verified": 6.2, "baselines": 12.0},
         "sentences": (
             "About 92% (85% to 96%, nine times of ten) on images like your 60.",
             "Against probe on resnet20: +3.4 points; your samples cannot tell them apart.",

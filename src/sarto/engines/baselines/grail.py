@@ -43,7 +43,7 @@ def grail_plan(
         nodes[f"slice_{place}"] = SliceNode(
             of=f"donor_{place}",
             keep=keep,
-            repair=Repair(lam=settings.lam, sequential=False),
+            repair=Repair(lam=settings.lam, sequential=False, towards="zero"),
             samples=samples[id_],
         )
         nodes[f"features_{place}"] = BlockNode(of=f"slice_{place}")

@@ -70,5 +70,6 @@ def test_the_plan_knows_no_classes_in_its_slices() -> None:
     for node in slices:
         assert node.classes == () and node.explicit
         assert node.repair is not None and (node.repair.lam, node.repair.sequential) == (1e-3, False)
+        assert node.repair.towards == "zero"
     assert plan.classes == ("cat", "dog")
     assert Plan.parse(plan.to_json()).key() == plan.key()

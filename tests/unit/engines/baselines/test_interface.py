@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sarto.engines.baselines import BASELINES, Budget, Given, Original, left_out_folds
 from sarto.engines.baselines.descent import Views, descend, draw_weights
 from sarto.engines.baselines.given import Meter, shared_out
-from sarto.errors import RequestError, ShapeError
+from sarto.errors import GraphError, RequestError, ShapeError
 from sarto.graph import capture, features
 
 SIDE, COLOURS = 8, 4
@@ -200,3 +200,29 @@ def test_folds_leave_each_sample_out_once_and_every_class_some() -> None:
         assert sorted([*rest.tolist(), *fold.tolist()]) == list(range(8))
     out = torch.cat([fold for _, fold in left_out_folds(torch.arange(3).repeat(6))])
     assert sorted(out.tolist()) == list(range(18))
+
+
+class Words(nn.Module):
+    """A bag of embedded tokens under a hidden layer."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.embed, self.hidden = nn.Embedding(12, 6), nn.Linear(6, 8)
+        self.fc = nn.Linear(8, n_classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.hidden(self.embed(ids).mean(1))))
+
+
+def test_donors_of_token_ids_are_probed_tuned_and_teach() -> None:
+    torch.manual_seed(3)
+    donors = tuple(
+        Original(f"w{i}", capture(Words(2).eval(), torch.zeros(2, 5, dtype=torch.int64)), classes)
+        for i, classes in enumerate((("a", "b"), ("c", "d")))
+    )
+    ids = torch.cat([4 * label + torch.randint(0, 4, (5, 5)) for label in range(3)])
+    order = Given(donors, ("a", "b", "c"), ids, torch.arange(3).repeat_interleave(5), budget=Budget(steps=4))
+    for name in ("probe", "ensemble", "finetune", "camkd"):
+        assert BASELINES[name](order).scores(ids).shape == (15, 3)
+    with pytest.raises(GraphError, match="order with other baselines"):
+        BASELINES["netgraft"](order)
