@@ -53,7 +53,7 @@ def _probe(donors: list[Learnware], wanted: tuple[str, ...], samples: str, note:
         nodes[f"features_{place}"] = BlockNode(of=f"donor_{place}")
         members.append(f"features_{place}")
     nodes["pack"] = BranchNode(of=tuple(members))
-    nodes["head"] = HeadNode(of="pack", kind="logistic", classes=wanted, samples=samples)
+    nodes["head"] = HeadNode(of="pack", kind="ridge", classes=wanted, samples=samples)
     widths = [_whole(donor) for donor in donors]
     known = [width for width in widths if width is not None]
     predicted = pack_cost(known, len(wanted)) if len(known) == len(donors) else None
