@@ -39,7 +39,7 @@ class PaperSettings(Value):
             starts from nothing has further to go (our reading).
         optimiser: Adam (NetGraft) or plain gradient steps.
         map_start: l_i starts from zero (plain pruning), from random numbers, or from the ridge solution. The last is
-            ours; it is what the training finds given enough steps, and makes the paper's method stronger.
+            ours and makes the paper's method stronger where steps and samples are few.
         map_lam: of that ridge, in units of the mean diagonal.
         head_start: H starts from the donor's classifier (the class's row against the mean of the others) or from zero.
         class_weights: `balanced` gives the class and "all other classes as a single negative class" equal weight in
