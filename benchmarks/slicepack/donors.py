@@ -18,7 +18,7 @@ from benchmarks.slicepack.originals import MEAN, STD, load_original
 from benchmarks.slicepack.tasks import Task, task
 from sarto.engines.slicepack import Readings, read_donor
 from sarto.graph import ModelGraph, block, capture, features, normalise
-from sarto.market import read_samples
+from sarto.market import Samples, read_samples
 from sarto.pipeline.sources import load_source
 from sarto.types import Preprocessing
 
@@ -75,22 +75,25 @@ class Shipped:
     """The images in examples/; for small runs."""
 
     def samples(self, cls: str, k: int, draw: int) -> Tensor:
-        drawn = read_samples(EXAMPLES / "images" / "samples").take(k, seed=draw).only([cls])
-        return to_unit(drawn.images)
+        return to_unit(_examples("samples").take(k, seed=draw).only([cls]).images)
 
     def tested(self, cls: str, n: int) -> Tensor:
-        return to_unit(read_samples(EXAMPLES / "images" / "heldout").only([cls]).take(n).images)
+        return to_unit(_examples("heldout").only([cls]).take(n).images)
 
 
 def setting(name: str, architecture: str, seed: int) -> tuple[Task, list[Donor], Pictures]:
-    """Task, donors and images. Architecture `shipped` takes the three small donors of examples/ for T1.
+    """Task, donors and images.
+
+    Architecture `shipped` takes the three small donors of examples/ and its images, `shipped-cifar10` the images under
+    SARTO_DATA; both for T1.
 
     Raises:
         FileNotFoundError: an original is not trained yet; says how.
     """
-    if architecture == "shipped":
+    if architecture in ("shipped", "shipped-cifar10"):
         donors = shipped()
-        return Task("T1", "repository", tuple(donor.classes for donor in donors)), donors, Shipped()
+        images = Shipped() if architecture == "shipped" else Cifar("cifar10", seed)
+        return Task("T1", "cifar10", tuple(donor.classes for donor in donors)), donors, images
     of = task(name, seed)
     found = []
     for place, classes in enumerate(of.models):
@@ -100,6 +103,13 @@ def setting(name: str, architecture: str, seed: int) -> tuple[Task, list[Donor],
         graph = normalise(capture(module, torch.rand(2, 3, 32, 32)), MEAN, STD)
         found.append(Donor(f"{architecture}-{place}", classes, graph, about["accuracy_test"]))
     return of, found, Cifar(of.data, seed)
+
+
+def _examples(folder: str) -> Samples:
+    found = read_samples(EXAMPLES / "images" / folder)
+    if not isinstance(found, Samples):
+        raise TypeError(f"examples/images/{folder} holds no images")
+    return found
 
 
 def shipped() -> list[Donor]:

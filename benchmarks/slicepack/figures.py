@@ -15,8 +15,8 @@ from benchmarks.slicepack.donors import reading, setting
 from benchmarks.slicepack.methods import CUTS, cut_fragment
 from benchmarks.slicepack.tables import Features
 from benchmarks.slicepack.tasks import orders
-from sarto.engines.slicepack import choose_units
-from sarto.graph import branch, uniform_counts, with_head
+from sarto.engines.slicepack import choose_units, rate_widths
+from sarto.graph import branch, with_head
 from sarto.training import fit_head
 
 
@@ -31,7 +31,7 @@ def overlap(
     donor = donors[0]
     readings = reading(donor, {cls: pictures.samples(cls, k, 0) for cls in donor.classes})
     beta = math.sqrt(share)
-    keep = uniform_counts(donor.graph, beta)
+    keep = rate_widths(donor.graph, beta)
     numbers: dict[str, Any] = {"iou_share_by_chance": beta / (2 - beta)}
     rows = []
     for criterion in ("css", "energy", "threshold", "random"):

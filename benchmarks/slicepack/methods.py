@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.slicepack.donors import Donor
-from sarto.engines.slicepack import Readings, RepairSettings, allocate, make_fragment
-from sarto.graph import ModelGraph, block, features, uniform_counts
+from sarto.engines.slicepack import Readings, RepairSettings, allocate, make_fragment, rate_widths
+from sarto.graph import ModelGraph, block, features
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def cut_fragment(cut: Cut, donor: Donor, readings: Readings, cls: str, seed: int
     if cut.allocated:
         keep = allocate(readings, (cut.share,))[cut.share]
     else:
-        keep = uniform_counts(donor.graph, cut.share**0.5)
+        keep = rate_widths(donor.graph, cut.share**0.5)
     classes = [] if cut.agnostic else [donor.classes.index(cls)]
     repair = RepairSettings(wpos=cut.wpos, sequential=cut.sequential) if cut.repair else None
     graph, _ = make_fragment(

@@ -1,0 +1,216 @@
+"""The paper's method and the methods that it was compared with, beside ours: same donors, same samples, one run."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.slicepack.donors import Donor, Pictures, reading, setting
+from benchmarks.slicepack.methods import Cut, cut_fragment
+from benchmarks.slicepack.tasks import orders
+from sarto.engines.baselines import BASELINES, Budget, Given, Original
+from sarto.engines.slicepack import Readings, rate_widths
+from sarto.engines.slicepack.paper import PaperSettings, paper_fragment, paper_pack
+from sarto.graph import ModelGraph, block, features
+from sarto.training import fit_head
+
+TRAINED = ("probe", "finetune", "camkd", "netgraft", "ensemble")
+CUT = ("ours", "ours_allocated", "random", "energy", "energy_no_repair")
+PAPER = ("paper_rate", "paper_rate_logistic", "paper_threshold")
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A method on one order: its scores of test images, its size, and what it took."""
+
+    scores: Tensor
+    params: int
+    seconds_per_class: float
+
+
+@dataclass(eq=False)
+class Bench:
+    """Donors, samples and settings that all methods of a run share; fragments are cut once."""
+
+    donors: list[Donor]
+    pictures: Pictures
+    k: int
+    draw: int
+    n_tested: int
+    beta: float
+    paper: Mapping[str, Any]
+    steps: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.owner = {cls: donor for donor in self.donors for cls in donor.classes}
+        self.samples = {cls: self.pictures.samples(cls, self.k, self.draw) for cls in self.owner}
+        begun = time.perf_counter()
+        self.readings: dict[str, Readings] = {d.name: reading(d, self.samples) for d in self.donors}
+        self.read_seconds = (time.perf_counter() - begun) / len(self.owner)
+        self.fragments: dict[tuple[str, str], tuple[ModelGraph, float]] = {}
+
+    def inputs(self, order: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """The order's samples and labels."""
+        parts = [self.samples[cls] for cls in order]
+        return torch.cat(parts), torch.arange(len(order)).repeat_interleave(self.k)
+
+    def tested(self, order: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Test images of an order's classes and their labels."""
+        parts = [self.pictures.tested(cls, self.n_tested) for cls in order]
+        counts = torch.tensor([len(part) for part in parts])
+        return torch.cat(parts), torch.arange(len(order)).repeat_interleave(counts)
+
+    def make(self, method: str, order: tuple[str, ...]) -> Made:
+        """Run a method on an order.
+
+        Raises:
+            ValueError: no such method.
+        """
+        if method in TRAINED:
+            return self._trained(method, order)
+        if method not in (*CUT, *PAPER):
+            raise ValueError(f"no method {method!r}; known: {', '.join((*TRAINED, *CUT, *PAPER))}")
+        cut = [self.fragment(method.removesuffix("_logistic"), cls) for cls in order]
+        graphs = [graph for graph, _ in cut]
+        inputs, labels = self.inputs(order)
+        images, _ = self.tested(order)
+        parts, tested = ([_run(graph, x) for graph in graphs] for x in (inputs, images))
+        params = sum(graph.tensors[name].numel() for graph in graphs for name in graph.parameters)
+        begun = time.perf_counter()
+        if method in ("paper_rate", "paper_threshold"):
+            pack = paper_pack(parts, labels, len(order), self.settings(method))
+            scores = pack.scores(torch.cat(tested, 1))
+            params += sum(tensor.numel() for tensor in (*pack.encoder, *pack.classifier))
+        else:
+            widths = tuple(part.shape[1] for part in parts)
+            head = fit_head(torch.cat(parts, 1), labels, len(order), blocks=widths).head
+            scores = head.scores(torch.cat(tested, 1))
+            params += head.weight.numel() + head.bias.numel()
+        packing = (time.perf_counter() - begun) / len(order)
+        return Made(scores, params, packing + statistics.mean(seconds for _, seconds in cut))
+
+    def settings(self, method: str) -> PaperSettings:
+        """The paper's method as this run trains it."""
+        select = "threshold" if method == "paper_threshold" else "rate"
+        return PaperSettings.parse({"select": select, "beta": self.beta, "seed": self.seed, **self.paper})
+
+    def fragment(self, method: str, cls: str) -> tuple[ModelGraph, float]:
+        """The extractor of a fragment, and seconds that it took."""
+        if (method, cls) not in self.fragments:
+            donor = self.owner[cls]
+            if method in CUT:
+                criterion = "css" if method.startswith("ours") else method.removesuffix("_no_repair")
+                cut = Cut(
+                    method,
+                    self.beta**2,
+                    allocated=method == "ours_allocated",
+                    criterion=criterion,  # type: ignore[arg-type]
+                    repair=method != "energy_no_repair",
+                )
+                made = cut_fragment(cut, donor, self.readings[donor.name], cls, self.seed)
+                self.fragments[method, cls] = made.graph, self.read_seconds + made.seconds
+            else:
+                self.fragments[method, cls] = self._paper(method, donor, cls)
+        return self.fragments[method, cls]
+
+    def _paper(self, method: str, donor: Donor, cls: str) -> tuple[ModelGraph, float]:
+        begun = time.perf_counter()
+        inputs = torch.cat([self.samples[name] for name in donor.classes])
+        labels = torch.arange(len(donor.classes)).repeat_interleave(self.k)
+        keep = None if method == "paper_threshold" else rate_widths(donor.graph, self.beta)
+        made = paper_fragment(
+            donor.graph,
+            inputs,
+            labels,
+            len(donor.classes),
+            donor.classes.index(cls),
+            self.settings(method),
+            keep=keep,
+        )
+        seconds = time.perf_counter() - begun
+        print(f"{method} {cls}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        return block(made.graph, end=features(made.graph).value), seconds
+
+    def _trained(self, method: str, order: tuple[str, ...]) -> Made:
+        inputs, labels = self.inputs(order)
+        wanted = {self.owner[cls].name for cls in order}
+        originals = tuple(
+            Original(
+                donor.name, donor.graph, donor.classes, torch.cat([self.samples[c] for c in donor.classes])
+            )
+            for donor in self.donors
+            if donor.name in wanted
+        )
+        budget = Budget(steps=self.steps) if method not in ("probe", "ensemble") else Budget()
+        found = BASELINES[method](Given(originals, order, inputs, labels, self.seed, budget))
+        images, _ = self.tested(order)
+        return Made(found.scores(images), found.params, found.seconds / len(order))
+
+
+def compare(
+    *,
+    task: str,
+    architecture: str,
+    k: int,
+    n_orders: int,
+    n_tested: int,
+    beta: float,
+    methods: list[str],
+    paper: dict[str, Any],
+    steps: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracy, size and seconds a class of each method, mean over orders; one draw of samples.
+
+    Args:
+        beta: share of every layer's units that fragments keep; `ours_allocated` has the same size, solved by layer.
+        methods: of `TRAINED`, `CUT` and `PAPER`.
+        paper: numbers of the paper's method that differ from its defaults.
+        steps: updates that each trained baseline may do; None: as its own settings say.
+    """
+    of, donors, pictures = setting(task, architecture, seed)
+    bench = Bench(donors, pictures, k, 0, n_tested, beta, paper, steps, seed)
+    chosen = orders(of, n_orders, seed)
+    rows: list[dict[str, Any]] = []
+    for order in chosen:
+        _, truth = bench.tested(order)
+        for method in methods:
+            made = bench.make(method, order)
+            accuracy = float((made.scores.argmax(1) == truth).float().mean())
+            rows.append(
+                {
+                    "method": method,
+                    "order": " ".join(order),
+                    "accuracy_tested": accuracy,
+                    "params": made.params,
+                    "seconds_per_class": made.seconds_per_class,
+                }
+            )
+            print(f"{' '.join(order)} {method}: {accuracy:.4f}", file=sys.stderr, flush=True)
+    numbers: dict[str, Any] = {"n_orders": len(chosen), "n_samples_per_class": k}
+    for method in methods:
+        mine = [row for row in rows if row["method"] == method]
+        numbers[f"accuracy_{method}"] = statistics.mean(row["accuracy_tested"] for row in mine)
+        numbers[f"params_{method}"] = statistics.mean(row["params"] for row in mine)
+        numbers[f"seconds_per_class_{method}"] = statistics.mean(row["seconds_per_class"] for row in mine)
+    if {"ours", "paper_rate"} <= set(methods):
+        numbers["paper_to_ours_seconds_ratio"] = (
+            numbers["seconds_per_class_paper_rate"] / numbers["seconds_per_class_ours"]
+        )
+    if "ensemble" in methods:
+        for method in methods:
+            share = numbers[f"accuracy_{method}"] / numbers["accuracy_ensemble"]
+            numbers[f"share_of_ensemble_accuracy_{method}"] = share
+    return {**numbers, "rows": rows}
+
+
+def _run(graph: ModelGraph, images: Tensor) -> Tensor:
+    return torch.cat([torch.as_tensor(graph(part)) for part in images.split(200)])
