@@ -19,7 +19,7 @@ from torch import Tensor
 from sarto.engines.baselines import finetune_donor
 from sarto.engines.slicepack import Readings, RepairSettings, allocate, make_fragment, read_donor
 from sarto.graph import ModelGraph, block, branch, features, normalise, uniform_counts, with_head
-from sarto.market import Samples, read_samples, to_tensor
+from sarto.market import Samples, read_images, to_tensor
 from sarto.pipeline.sources import load_source
 from sarto.training import fit_head, logistic_head, logistic_loto
 from sarto.types import Preprocessing
@@ -304,7 +304,7 @@ def _donors() -> list[Donor]:
 def _images(data: str) -> tuple[Samples, Samples]:
     """Samples to draw from, and held-out images."""
     if data == "repository":
-        return read_samples(EXAMPLES / "images" / "samples"), read_samples(EXAMPLES / "images" / "heldout")
+        return read_images(EXAMPLES / "images" / "samples"), read_images(EXAMPLES / "images" / "heldout")
     root = os.environ.get("SARTO_DATA")
     if data != "cifar10" or not root:
         raise ValueError(f"data must be 'repository', or 'cifar10' with SARTO_DATA set; got {data!r}")

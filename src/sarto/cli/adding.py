@@ -239,9 +239,11 @@ def _whole(loaded: Source, said: dict[str, Any]) -> tuple[Preprocessing, list[st
     """What was said, above what the source says, above the model's size and pixels in 0..1; and what was assumed."""
     from sarto.types import Preprocessing
 
-    if len(loaded.graph.inputs[0].shape) != 4:
+    entry = loaded.graph.inputs[0]
+    if len(entry.shape) != 4:
         raise RequestError(
-            f"{loaded.origin} reads token ids: give the tokens in the order of their ids with --vocabulary FILE"
+            f"the model reads {entry.name} ({entry.dtype}, {list(entry.shape[1:])}), token ids and no images: give the "
+            "tokens in the order of their ids with --vocabulary FILE"
         )
     channels, height, width = (int(size) for size in loaded.graph.inputs[0].shape[1:])  # type: ignore[arg-type]
     own = loaded.preprocessing.model_dump(mode="json") if loaded.preprocessing else {}

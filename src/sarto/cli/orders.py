@@ -21,13 +21,17 @@ RequestFile = Annotated[str | None, typer.Argument(help="Order in YAML or JSON; 
 Classes = Annotated[str | None, typer.Option(help="Classes that the model must tell apart, with commas.")]
 MaxParams = Annotated[int | None, typer.Option(help="Most trainable parameters.")]
 MaxFlops = Annotated[int | None, typer.Option(help="Most FLOPs an image or text (2 per multiply-add).")]
-MaxMemory = Annotated[int | None, typer.Option("--max-memory-bytes", help="Most activation memory an image or text.")]
+MaxMemory = Annotated[
+    int | None, typer.Option("--max-memory-bytes", help="Most activation memory an image or text.")
+]
 MaxSize = Annotated[int | None, typer.Option("--max-size-bytes", help="Most bytes of stored tensors.")]
 MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds a batch.")]
 Runtime = Annotated[str | None, typer.Option(help="Where latency counts: onnxruntime or torch.")]
 Threads = Annotated[int | None, typer.Option(help="Threads that the runtime may use.")]
 Batch = Annotated[int | None, typer.Option(help="Images or texts in one measured call.")]
-SamplesPath = Annotated[str | None, typer.Option("--samples", help="The order's own labelled images or texts.")]
+SamplesPath = Annotated[
+    str | None, typer.Option("--samples", help="The order's own labelled images or texts.")
+]
 Heldout = Annotated[str | None, typer.Option(help="Labelled images or texts that only the report reads.")]
 PerClass = Annotated[
     int | None, typer.Option("--samples-per-class", help="Use the first k samples of each class.")
@@ -132,8 +136,8 @@ def make(
         from sarto.pipeline import Market
 
         with Market.open(market) as opened, progress(quiet=as_json) as tell:
-            artifact = opened.make(order, _out(out), progress=tell)
-        _delivered(artifact, as_json)
+            artifact = opened.make(order, out_of(out), progress=tell)
+        delivered(artifact, as_json)
 
 
 def build(
@@ -152,8 +156,8 @@ def build(
         from sarto.pipeline import Market
 
         with Market.open(market) as opened, progress(quiet=as_json) as tell:
-            artifact = opened.make(order, _out(out), plan=chosen, progress=tell)
-        _delivered(artifact, as_json)
+            artifact = opened.make(order, out_of(out), plan=chosen, progress=tell)
+        delivered(artifact, as_json)
 
 
 def _request(path: str | None, flags: dict[str, Any]) -> Request:
@@ -188,13 +192,15 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
     return Request.parse(given)
 
 
-def _out(out: str) -> Path:
+def out_of(out: str) -> Path:
+    """The folder for a finished model, which must be given."""
     if not out:
         raise RequestError("where to? give -o FOLDER")
     return Path(out)
 
 
-def _delivered(artifact: Artifact, as_json: bool) -> None:
+def delivered(artifact: Artifact, as_json: bool) -> None:
+    """Say what was made: a line for people, or the report as JSON."""
     report = artifact.report
     if as_json:
         emit(

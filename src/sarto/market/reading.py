@@ -109,6 +109,20 @@ def read_samples(path: str | Path) -> Samples | TextSamples:
     return found
 
 
+def read_images(path: str | Path) -> Samples:
+    """Images from a path; see `read_samples`.
+
+    Raises:
+        RequestError: as there, and where the path holds texts.
+    """
+    found = read_samples(path)
+    if not isinstance(found, Samples):
+        raise RequestError(
+            f"samples {str(path)!r}: these are {found.noun}s, images were expected", where=str(path)
+        )
+    return found
+
+
 def read_encoded(path: Path) -> Samples | TextSamples:
     """Samples from a file that `encoded` of images or texts wrote.
 

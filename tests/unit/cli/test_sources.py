@@ -67,7 +67,7 @@ def test_a_model_of_tokens_is_inspected(words: str, given: tuple[str, ...]) -> N
     assert wrong.exit_code == 2 and "no input 'idz'" in wrong.stderr
 
 
-def test_a_model_of_tokens_is_not_stocked_and_the_message_says_why(
+def test_a_model_of_tokens_is_not_stocked_without_a_vocabulary_and_the_message_says_why(
     words: str, store: Path, tmp_path: Path
 ) -> None:
     write_graph(capture(Words().eval(), torch.zeros(2, 7, dtype=torch.int64)), tmp_path / "graph")

@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from sarto.pipeline.page.wording import COSTS, ROLES, amount, compact, headline, listed, percent, short, span
+from sarto.pipeline.page.wording import (
+    CALLS,
+    ONNX_READS,
+    ROLES,
+    amount,
+    compact,
+    cost_name,
+    headline,
+    listed,
+    percent,
+    short,
+    span,
+)
 from sarto.types import Report
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -23,14 +35,22 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"- {_text(sentence)}"
     yield from ("", "The page with figures and all checks: [report.html](report.html).", "")
     yield from ("## Use", "", "```python", "import sarto")
-    yield from ('model = sarto.load("path/of/this/folder")', 'print(model("photo.png")[0].label)', "```", "")
+    yield from (
+        'model = sarto.load("path/of/this/folder")',
+        f"print({CALLS[report.reads]}[0].label)",
+        "```",
+        "",
+    )
     yield f"It says one of: {_text(listed(report.request.task.classes, most=40))}."
-    yield "`model.onnx` gives the same logits in ONNX Runtime, for images in [0, 1]."
+    yield f"`model.onnx` gives the same logits in ONNX Runtime, {ONNX_READS[report.reads]}."
     yield from ("", "## Cost", "")
     yield from _table(
         ("cost", "limit", "predicted", "measured"),
         [
-            (COSTS[c.name], *(amount(c.name, value) for value in (c.budget, c.predicted, c.measured)))
+            (
+                cost_name(c.name, report.reads),
+                *(amount(c.name, value) for value in (c.budget, c.predicted, c.measured)),
+            )
             for c in report.cost_lines()
         ],
     )

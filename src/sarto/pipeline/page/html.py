@@ -50,6 +50,8 @@ def render_page(report: Report) -> str:
     return template.render(
         report=report,
         title=wording.headline(report),
+        call=wording.CALLS[report.reads],
+        onnx_reads=wording.ONNX_READS[report.reads],
         costs=list(_costs(report)),
         figure=Markup(accuracy_figure(rows, report.request.budget.params)),
         not_drawn=[row.name for row in rows if row.accuracy_loto is None and row.accuracy_heldout is None],
@@ -92,7 +94,7 @@ def _costs(report: Report) -> Iterator[CostRow]:
         ):
             interval = f"{measured.latency_low_ms:.3g} to {measured.latency_high_ms:.3g}"
         yield CostRow(
-            name=wording.COSTS[line.name],
+            name=wording.cost_name(line.name, report.reads),
             limit=wording.amount(line.name, line.budget),
             predicted=wording.amount(line.name, line.predicted),
             measured=wording.amount(line.name, line.measured),
@@ -129,6 +131,6 @@ def _order(report: Report) -> Iterator[tuple[str, str]]:
     held = report.requirement.n_samples
     yield "samples of each class", ", ".join(f"{cls} {held[cls]:,}" for cls in sorted(held))
     yield "content hash of the samples", wording.short(report.requirement.samples_digest)
-    yield "held-out images", request.heldout or "none given"
+    yield f"held-out {report.reads}s", request.heldout or "none given"
     yield "engines", ", ".join(request.engines)
     yield "seed", str(request.seed)

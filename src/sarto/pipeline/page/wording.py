@@ -7,7 +7,7 @@ from sarto.types import Interval, Report
 #: Names of the cost numbers, and the unit that their column shows.
 COSTS = {
     "params": "parameters",
-    "flops": "FLOPs an image",
+    "flops": "FLOPs",
     "memory_bytes": "peak memory of activations",
     "size_bytes": "size of the stored tensors",
     "latency_ms": "latency of a batch",
@@ -23,9 +23,24 @@ ROLES = {
     "control": "control",
     "trivial": "trivial",
 }
-BASES = {"loto": "own samples, one of each class left out", "heldout": "held-out images"}
+BASES = {"loto": "own samples, one of each class left out", "heldout": "held-out samples"}
+#: Lines of Python that call a model, and what its ONNX file reads, by what a sample is.
+CALLS = {"image": 'model("photo.png")', "text": 'model("some words")'}
+ONNX_READS = {
+    "image": "for images in [0, 1]",
+    "text": "for the ids of tokens in vocabulary.json; manifest.json says how texts are parted and filled up",
+}
 MISSING = "\N{EN DASH}"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def cost_name(name: str, reads: str) -> str:
+    """A cost number's name; FLOPs are those of one image or text."""
+    return (
+        f"{COSTS[name]} {'an image' if reads == 'image' else f'a {reads}'}"
+        if name == "flops"
+        else COSTS[name]
+    )
 
 
 def percent(share: float | None) -> str:
@@ -102,7 +117,7 @@ def headline(report: Report) -> str:
     failed = sum(not check.ok for check in report.checks)
     ending = f"; {failed} of {len(report.checks)} checks failed" if failed else ""
     if pick.accuracy_heldout is not None:
-        return f"{percent(pick.accuracy_heldout)} of held-out images named right: {classes} in {size}{ending}"
+        return f"{percent(pick.accuracy_heldout)} of held-out {report.reads}s named right: {classes} in {size}{ending}"
     if pick.accuracy_loto is not None:
-        return f"About {percent(pick.accuracy_loto)} right on images like yours: {classes} in {size}{ending}"
+        return f"About {percent(pick.accuracy_loto)} right on {report.reads}s like yours: {classes} in {size}{ending}"
     return f"A model for {classes} in {size}{ending}"
