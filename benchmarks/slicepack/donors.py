@@ -11,11 +11,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from benchmarks.slicepack.images import read, to_unit, train_and_pool
 from benchmarks.slicepack.originals import MEAN, STD, load_original
+from benchmarks.slicepack.prune_and_tune import Scaled
 from benchmarks.slicepack.tasks import Task, task
+from sarto import zoo
 from sarto.engines.slicepack import Readings, read_donor
 from sarto.graph import ModelGraph, block, capture, features, normalise
 from sarto.market import Samples, read_samples
@@ -30,12 +33,14 @@ class Donor:
     """An original model, normalisation in front.
 
     Attributes:
+        module: the same as a module, for methods that know modules alone.
         accuracy_test: on its own classes of the test split; for the report only.
     """
 
     name: str
     classes: tuple[str, ...]
     graph: ModelGraph
+    module: nn.Module
     accuracy_test: float | None = None
 
     @cached_property
@@ -101,7 +106,8 @@ def setting(name: str, architecture: str, seed: int) -> tuple[Task, list[Donor],
         if tuple(about["classes"]) != classes:
             raise ValueError(f"original {place} of {of.name} knows {about['classes']}, expected {classes}")
         graph = normalise(capture(module, torch.rand(2, 3, 32, 32)), MEAN, STD)
-        found.append(Donor(f"{architecture}-{place}", classes, graph, about["accuracy_test"]))
+        scaled = Scaled(module, MEAN, STD)
+        found.append(Donor(f"{architecture}-{place}", classes, graph, scaled, about["accuracy_test"]))
     return of, found, Cifar(of.data, seed)
 
 
@@ -120,7 +126,13 @@ def shipped() -> list[Donor]:
         weights = EXAMPLES / "donors" / f"{name}.safetensors"
         source = load_source(described["factory"], arguments=described["arguments"], weights=weights)
         scale = Preprocessing.parse(described["preprocessing"])
-        found.append(Donor(name, tuple(described["classes"]), normalise(source.graph, scale.mean, scale.std)))
+        module = getattr(zoo, described["factory"].split(":")[1])(**described["arguments"])
+        module.load_state_dict(
+            {name: value.float() for name, value in load_file(weights).items()}, strict=False
+        )
+        graph = normalise(source.graph, scale.mean, scale.std)
+        scaled = Scaled(module.eval(), scale.mean, scale.std)
+        found.append(Donor(name, tuple(described["classes"]), graph, scaled))
     return found
 
 

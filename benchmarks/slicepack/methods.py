@@ -72,10 +72,8 @@ class Fragment:
 def cut_fragment(cut: Cut, donor: Donor, readings: Readings, cls: str, seed: int) -> Fragment:
     """The fragment of one class."""
     begun = time.perf_counter()
-    if cut.allocated:
-        keep = allocate(readings, (cut.share,))[cut.share]
-    else:
-        keep = rate_widths(donor.graph, cut.share**0.5)
+    whole = cut.share
+    keep = allocate(readings, (whole,))[whole] if cut.allocated else rate_widths(donor.graph, whole**0.5)
     classes = [] if cut.agnostic else [donor.classes.index(cls)]
     repair = RepairSettings(wpos=cut.wpos, sequential=cut.sequential) if cut.repair else None
     graph, _ = make_fragment(

@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--architecture", choices=sorted(RECIPES), required=True)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the partition of classes and of the training")
+    parser.add_argument("--only", type=int, help="train one of the task's models, counted from 0")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -160,7 +161,7 @@ def main() -> None:
     trained, test = train_and_pool(of.data)[0], read(of.data, "test")
     for place, classes in enumerate(of.models):
         path = _path(of.name, given.architecture, place, given.seed)
-        if path.with_suffix(".json").exists():
+        if path.with_suffix(".json").exists() or given.only not in (None, place):
             continue
         print(f"{path.stem}: {', '.join(classes)}", flush=True)
         begun = time.perf_counter()

@@ -59,6 +59,9 @@ def available() -> str | None:
 class Scaled(nn.Module):
     """A model behind the normalisation of its images, so that it reads what its graph reads."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
