@@ -329,7 +329,7 @@ def test_donors_of_other_sizes_or_kinds_need_a_word(library: Library, tmp_path: 
         (
             {"mean": [0.0] * 3, "std": [1.0] * 3, "size": [4, 4]},
             None,
-            "reads 12 token ids, preprocessing is that of images",
+            r"\(int64, \[12\]\), preprocessing is that of images: give a vocabulary",
         ),
         ({"kind": "text", "length": 12}, 9, "the vocabulary has 9 tokens, the embedding .* has 27 rows"),
         ({"kind": "text", "length": 12}, 40, "the vocabulary has 40 tokens, the embedding .* has 27 rows"),

@@ -21,7 +21,7 @@ FORMAT = "sarto.vocabulary/1"
 #: Largest file of a vocabulary in bytes.
 MAX_BYTES = 64 * 2**20
 #: A word with its apostrophes, or one character that is neither a letter, a digit, an underscore nor a space.
-WORD = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}]\w+)*|[^\w\s]")
+WORD = re.compile("\\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}]\\w+)*|[^\\w\\s]")
 #: The first tokens of a vocabulary that sarto makes.
 PAD, UNKNOWN = "<pad>", "<unk>"
 

@@ -175,9 +175,10 @@ def _problems(
     if isinstance(preprocessing, TextPreprocessing):
         return problems + reading_text_problems(graph, preprocessing, vocabulary)
     if reads_text(graph):
+        entry = graph.inputs[0]
         problems.append(
-            f"the model reads {shape[1]} token ids, preprocessing is that of images: give a vocabulary "
-            "(--vocabulary FILE) and preprocessing of the kind 'text'"
+            f"the model reads {entry.name} ({entry.dtype}, {list(shape[1:])}), preprocessing is that of images: give a "
+            "vocabulary (--vocabulary FILE) and preprocessing of the kind 'text'"
         )
     elif len(shape) != 4 or shape[1] != preprocessing.channels:
         problems.append(

@@ -74,7 +74,7 @@ def test_a_model_of_tokens_is_not_stocked_without_a_vocabulary_and_the_message_s
     found = run("add", tmp_path / "graph", "--name", "x", "--classes", "a,b", "--market", store)
     assert found.exit_code == 2
     assert "the model reads ids (int64, [7])" in found.stderr and "images" in found.stderr
-    assert "sarto inspect" in found.stderr
+    assert "--vocabulary" in found.stderr
     with Market.open(store) as market, pytest.raises(RequestError, match=r"reads ids \(int64, \[7\]\)"):
         market.add(
             Words(),
