@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,10 +39,18 @@ MOVES = (
 )
 #: Larger values are not moved on.
 MOST = 300
-programs = st.tuples(
-    st.lists(st.sampled_from([2, 3, 4, 6, 8, 12]), min_size=1, max_size=3),
-    st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 10**6)), min_size=1, max_size=7),
-)
+
+
+def _programs(makers: int, most: int) -> st.SearchStrategy[tuple[list[int], list[tuple[str, int]]]]:
+    """Widths of so many linear layers at most, and so many moves at most, each with a number that says how."""
+    return st.tuples(
+        st.lists(st.sampled_from([2, 3, 4, 6, 8, 12]), min_size=1, max_size=makers),
+        st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 10**6)), min_size=1, max_size=most),
+    )
+
+
+programs = _programs(3, 7)
+short_programs = _programs(2, 5)
 
 
 class Moves(nn.Module):
@@ -155,11 +164,11 @@ def predicted(graph: ModelGraph, value: str, group: str, unit: int, shape: Seque
     return member
 
 
-@settings(max_examples=8)
-@given(programs)
-def test_expressions_say_which_elements_belong_to_which_unit(
-    case: tuple[list[int], list[tuple[str, int]]],
-) -> None:
+Case = tuple[list[int], list[tuple[str, int]]]
+
+
+def check_expressions(case: Case) -> None:
+    """The elements that a unit reaches are those that the expressions say."""
     widths, program = case
     graph = capture(Moves(widths, program).double(), torch.randn(2, sum(widths)).double(), prove=False)
     reach = reached(graph, widths)
@@ -190,11 +199,20 @@ def test_expressions_say_which_elements_belong_to_which_unit(
                 assert copies or np.array_equal(have, want), (group.id, unit, value)
 
 
-@settings(max_examples=8)
-@given(programs, st.integers(0, 2**16))
-def test_slicing_is_hiding_from_the_head_what_the_units_reach(
-    case: tuple[list[int], list[tuple[str, int]]], seed: int
-) -> None:
+@settings(max_examples=4)
+@given(short_programs)
+def test_expressions_say_which_elements_belong_to_which_unit(case: Case) -> None:
+    check_expressions(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(programs)
+def test_expressions_say_it_for_long_programs(case: Case) -> None:
+    check_expressions(case)
+
+
+def check_slices(case: Case, seed: int) -> None:
     """The rows that slicing took from the makers are read off; what they reach is hidden from the source's head."""
     widths, program = case
     model = Moves(widths, program).double()
@@ -222,6 +240,19 @@ def test_slicing_is_hiding_from_the_head_what_the_units_reach(
         seen = torch.cat([value.relu().flatten(1) for value in model.moved(x)], 1)
         want = model.head(seen * torch.from_numpy(~hidden))
     assert relative_difference((small(x),), (want,)) <= EXACT[torch.float64]
+
+
+@settings(max_examples=4)
+@given(short_programs, st.integers(0, 2**16))
+def test_slicing_is_hiding_from_the_head_what_the_units_reach(case: Case, seed: int) -> None:
+    check_slices(case, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(programs, st.integers(0, 2**16))
+def test_slicing_is_hiding_it_for_long_programs(case: Case, seed: int) -> None:
+    check_slices(case, seed)
 
 
 def _tags(tensor: Tensor) -> Tensor:

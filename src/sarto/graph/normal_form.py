@@ -14,7 +14,6 @@ from sarto.graph import sizes
 from sarto.graph.folding import Folder
 from sarto.graph.model import (
     Arg,
-    Constant,
     Input,
     ModelGraph,
     Node,
@@ -32,6 +31,8 @@ from sarto.graph.operators import (
     is_scalar,
     signature,
 )
+from sarto.graph.precision import conversion, in_own_precision, makes_fractions
+from sarto.graph.spellings import SPELLED_IN_FILES, write_out
 
 #: Shape-only operators whose result is a reshape to the recorded output shape.
 _RESHAPES = frozenset(
@@ -68,7 +69,6 @@ _SYNONYMS: Mapping[str, str] = {
     "aten.special_expit.default": "aten.sigmoid.default",
     "aten.arctan.default": "aten.atan.default",
     "aten.concat.default": "aten.cat.default",
-    "aten.swapaxes.default": "aten.transpose.int",
 }
 #: Conversions: what matters of them is the type that comes out.
 _CONVERSIONS = frozenset(
@@ -94,6 +94,8 @@ _SPLITS = frozenset(
         "aten.split.Tensor",
         "aten.split_with_sizes.default",
         "aten.split.sizes",
+        "aten.unsafe_chunk.default",
+        "aten.unsafe_split.Tensor",
         "aten.unbind.int",
     ]
 )
@@ -116,11 +118,13 @@ READABLE: frozenset[str] = (
     | _REWRITTEN
     | _SYNONYMS.keys()
     | _MOMENTS.keys()
+    | SPELLED_IN_FILES
 )
 
 
 def from_program(program: torch.export.ExportedProgram) -> ModelGraph:
     """The normalised graph of an exported program that was made in this process."""
+    write_out(program.graph)
     reader = _Reader(program)
     for node in program.graph.nodes:
         reader.read(node)
@@ -281,7 +285,8 @@ class _Reader:
         if op == "aten.scaled_dot_product_attention.default" and args.get("scale") is None:
             width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
             args["scale"] = float(width) ** -0.5
-        self.nodes.append(Node(node.name, op, args, shapes, dtypes))
+        made = Node(node.name, op, args, shapes, dtypes)
+        self.nodes.extend(in_own_precision(made) if makes_fractions(node) else [made])
 
     def _convert(self, node: torch.fx.Node, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> None:
         """A conversion to the type that comes out; nothing where that is the type that goes in."""
@@ -290,11 +295,7 @@ class _Reader:
         if isinstance(given, Tensor) and sizes.dtype(given) == dtypes[0]:
             self.alias[node.name] = self._arg(source)
             return
-        args: dict[str, Arg] = {**default_args("aten.to.dtype"), "self": self._arg(source)}
-        args["dtype"] = Constant("dtype", dtypes[0])
-        names = signature("aten.to.dtype")
-        args = {name: args[name] for name in (*names.positional, *names.keyword)}
-        self.nodes.append(Node(node.name, "aten.to.dtype", args, shapes, dtypes))
+        self.nodes.append(conversion(node.name, self._arg(source), shapes, dtypes[0]))
 
     def _glu(self, node: torch.fx.Node, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> None:
         """`glu` as what it is: the first half of an axis times the sigmoid of the second."""

@@ -67,7 +67,24 @@ def test_a_file_gives_the_graph_that_capture_gives(name: str, tmp_path: Path) ->
         assert torch.equal(graph(x), model(x))
 
 
-@pytest.mark.parametrize("make", [forms, lambda: (Net(), (torch.randn(2, 3, 6, 6),))])
+class Spellings(nn.Module):
+    """Operators that are other operators of a graph in a few words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(128, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.channel_shuffle(self.conv(x).clip(-1, 1), 2).movedim(1, -1).swapdims(1, 2)
+        one, two = F.max_pool2d(x, 2, return_indices=True)[0].narrow(3, 0, 4).hsplit(2)
+        x = torch.concatenate([one, two], 1).tile(1, 2, 1, 1).broadcast_to(x.shape[0], 16, 4, 4)
+        return self.head(x.flatten(1)[:, :128])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [forms, lambda: (Spellings(), (torch.randn(2, 3, 10, 10),)), lambda: (Net(), (torch.randn(2, 3, 6, 6),))],
+)
 def test_arguments_and_values_of_every_form_are_read(make: object, tmp_path: Path) -> None:
     model, inputs = make()  # type: ignore[operator]
     program = export(model, *inputs)
