@@ -21,11 +21,11 @@ from sarto.errors import (
     StoreError,
     VerifyError,
 )
-from sarto.types import Budget, Cost, Device, Plan, Preprocessing, Report, Request, Task
+from sarto.types import Budget, Cost, Device, Plan, Preprocessing, Report, Request, Task, TextPreprocessing
 
 if TYPE_CHECKING:
     from sarto.graph import ModelGraph, Selection, capture
-    from sarto.market import Samples, read_samples
+    from sarto.market import Samples, TextSamples, Vocabulary, read_samples
     from sarto.pipeline import Artifact, Market, Model, load
 
 __version__ = "0.1.0"
@@ -38,6 +38,8 @@ _LAZY = {
     "ModelGraph": "sarto.graph",
     "Samples": "sarto.market",
     "Selection": "sarto.graph",
+    "TextSamples": "sarto.market",
+    "Vocabulary": "sarto.market",
     "capture": "sarto.graph",
     "load": "sarto.pipeline",
     "read_samples": "sarto.market",
@@ -64,7 +66,10 @@ __all__ = [
     "ShapeError",
     "StoreError",
     "Task",
+    "TextPreprocessing",
+    "TextSamples",
     "VerifyError",
+    "Vocabulary",
     "capture",
     "load",
     "read_samples",
