@@ -1,7 +1,7 @@
 """Runs benchmark cases: a YAML case in, one JSON result out, with the commit and the machine.
 
 python benchmarks/run.py benchmarks/cases/NAME.yaml             real run, into benchmarks/results/NAME.json
-python benchmarks/run.py --smoke benchmarks/cases/*.yaml        small, each once, results are thrown away (cases may stand in folders)
+python benchmarks/run.py --smoke benchmarks/cases/*.yaml        small, each once; the results are thrown away
 python benchmarks/run.py --table                                puts the results into benchmarks/README.md
 """
 
