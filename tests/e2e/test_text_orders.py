@@ -201,8 +201,8 @@ def test_a_loaded_model_is_called_with_words(made: Artifact, library: Library) -
 
 
 def test_the_whole_donors_side_by_side_say_in_a_pack_what_they_say_alone(library: Library) -> None:
+    from sarto.pipeline.adapting import adapt
     from sarto.pipeline.builder import Builder
-    from sarto.pipeline.intakes import adapt
     from sarto.types import Plan
 
     store = library.market.store

@@ -22,9 +22,10 @@ from sarto.engines.baselines import (
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph
 from sarto.market import Labelled
+from sarto.pipeline.adapting import adapt
 from sarto.pipeline.builder import Builder, ready
 from sarto.pipeline.contest import LEVEL, Score, interval_of, score_plan
-from sarto.pipeline.intakes import adapt, conform
+from sarto.pipeline.intakes import conform
 from sarto.pipeline.order import Order
 from sarto.training import jeffreys
 from sarto.types import Plan, Row

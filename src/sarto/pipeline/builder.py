@@ -17,8 +17,9 @@ from sarto.graph import (
     normalise,
 )
 from sarto.market import Intake, Labelled, Store
+from sarto.pipeline.adapting import adapt
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
-from sarto.pipeline.intakes import adapt, intake_of, joint_intake, sources
+from sarto.pipeline.intakes import intake_of, joint_intake, sources
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.slicing import Cut, Slicer
 from sarto.training import FittedHead

@@ -15,8 +15,9 @@ from sarto.devices import count
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, capture
 from sarto.market import Intake, Samples, Vocabulary, to_tensor, with_channels
+from sarto.pipeline.adapting import adapt, adapting_cost, resizing
 from sarto.pipeline.builder import ready
-from sarto.pipeline.intakes import adapt, adapting_cost, conform, joint_intake, joint_problems, resizing
+from sarto.pipeline.intakes import conform, joint_intake, joint_problems
 from sarto.pipeline.market import described_by
 from sarto.types import Cost, Learnware, Preprocessing, TextPreprocessing
 from sarto.zoo import recurrent, text_cnn
