@@ -9,7 +9,8 @@ from typing import Any
 from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
-from sarto.pipeline.intakes import adapting_cost, joint_intake, sources
+from sarto.pipeline.adapting import adapting_cost
+from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
 from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
 
@@ -162,10 +163,15 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
     return tuple({plan.key(): plan for plan in chosen}.values())
 
 
-def _kind(plan: Plan) -> tuple[int, int]:
-    """What packs of one kind have in common: how many parts they have, and how deep the fronts are that they share."""
+def _kind(plan: Plan) -> tuple[int, int, frozenset[tuple[str, tuple[str, ...]]]]:
+    """What packs of one kind have in common: how many parts they have, how deep the fronts are, whose fragments."""
     shared = [len(nodes.keep) for nodes in trunks(plan)]
-    return len(plan.nodes), max(shared, default=0)
+    fragments = {
+        (next(sources(plan, name)), node.classes)
+        for name, node in plan.nodes.items()
+        if isinstance(node, SliceNode)
+    }
+    return len(plan.nodes), max(shared, default=0), frozenset(fragments)
 
 
 def trunks(plan: Plan) -> list[SliceNode]:
