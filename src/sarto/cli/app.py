@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sarto.cli import adding, artifact, inspecting, market, orders, stocking
+from sarto.cli import adding, artifact, inspecting, market, orders, packing, stocking
 from sarto.cli.failing import OneLine
 
 app = typer.Typer(
@@ -39,6 +39,11 @@ app.command("plan")(orders.plan)
 app.command("make")(orders.make)
 app.command("build")(orders.build)
 app.command("export")(artifact.export)
+
+pack_app = typer.Typer(help="One class more or less in a packed model.", no_args_is_help=True)
+pack_app.command("add")(packing.add)
+pack_app.command("remove")(packing.remove)
+app.add_typer(pack_app, name="pack")
 
 
 def _version(asked: bool) -> None:

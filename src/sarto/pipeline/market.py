@@ -14,6 +14,7 @@ from sarto.graph import ModelGraph, capture
 from sarto.market import Removed, Samples, Store, TextSamples, Vocabulary, read_samples, read_vocabulary
 from sarto.pipeline.artifact import Artifact
 from sarto.pipeline.choose import Plans, infeasible, propose
+from sarto.pipeline.editing import edit
 from sarto.pipeline.make import make
 from sarto.pipeline.order import check_order
 from sarto.pipeline.progress import Progress, silent
@@ -133,6 +134,23 @@ class Market:
             vocabulary=known,
             progress=progress,
         )
+
+    def edit(
+        self,
+        artifact: Artifact,
+        out: str | Path,
+        *,
+        add: str | None = None,
+        remove: str | None = None,
+        progress: Progress = silent,
+    ) -> Artifact:
+        """A packed model with one class more or one less, in a folder of its own; see `sarto.pipeline.editing.edit`.
+
+        Raises:
+            RequestError: an unknown class, one that is there already, or a model that is no pack.
+            InfeasibleError: the larger model breaks the order's budget.
+        """
+        return edit(self.store, artifact, Path(out), add=add, remove=remove, progress=progress)
 
     def learnwares(self) -> tuple[Learnware, ...]:
         """Every manifest, oldest first."""

@@ -66,7 +66,8 @@ def check_order(request: Request, store: Store) -> Order:
         raise RequestError("the market is empty; stock a model with `sarto add`", where=str(store.path))
     names = [cls for _, cls in request.task.wanted]
     problems += [
-        f"task.classes: {name!r} is asked from two learnwares; one model tells each class apart once"
+        f"task.classes: {name!r} is asked from two learnwares; one model tells each class apart once: order it plainly "
+        f"({name}) where both mean the same, or stock one of them under another class name where they don't"
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
     for place, (whose, cls) in enumerate(request.task.wanted):
@@ -99,10 +100,9 @@ def check_order(request: Request, store: Store) -> Order:
         n_samples=samples.counts,
         samples_digest=samples.digest,
     )
-    donor_samples = {
-        offer.learnware: _donor_samples(learnwares[offer.learnware], samples, store, request)
-        for offer in offers
-    }
+    for donor in _rivals(donors, others, learnwares, store, intake):
+        intakes[donor.id] = intake_of(store, donor)
+    donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
     return Order(requirement, samples, donor_samples, learnwares, intakes, intake)
 
 
@@ -127,6 +127,25 @@ def _offers(cls: str, whose: str | None, learnwares: Mapping[str, Learnware]) ->
     ]
     order = {learnware.id: learnware.name for learnware in found}
     return sorted(offers, key=lambda offer: (-(offer.skill or 0.0), order[offer.learnware]))
+
+
+def _rivals(
+    donors: Sequence[Learnware],
+    others: Sequence[ClassOffer],
+    learnwares: Mapping[str, Learnware],
+    store: Store,
+    intake: Intake,
+) -> list[Learnware]:
+    """Donors that offer a class too and read the same as the chosen ones; the others are left out."""
+    found = []
+    for id_ in dict.fromkeys(offer.learnware for offer in others):
+        rival = learnwares[id_]
+        if rival in donors or joint_problems([*donors, rival]):
+            continue
+        joint = joint_intake([(donor, intake_of(store, donor)) for donor in (*donors, rival)])
+        if joint.preprocessing == intake.preprocessing:
+            found.append(rival)
+    return found
 
 
 def _donor_samples(donor: Learnware, samples: Labelled, store: Store, request: Request) -> Labelled:

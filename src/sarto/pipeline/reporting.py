@@ -22,6 +22,7 @@ from sarto.pipeline.builder import Assembly, Builder
 from sarto.pipeline.choose import show, trunks
 from sarto.pipeline.contest import LEVEL, Score
 from sarto.pipeline.environment import environment
+from sarto.pipeline.intakes import sources
 from sarto.pipeline.order import Order
 from sarto.pipeline.verify import Verified
 from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
@@ -38,6 +39,7 @@ from sarto.types import (
     Plan,
     Rejection,
     Report,
+    SliceNode,
 )
 
 #: Largest relative difference that counts as equal in single and in double precision (design promise 1).
@@ -252,17 +254,30 @@ def _per_class(order: Order, delivered: Delivered) -> Iterator[ClassScore]:
     if delivered.heldout is not None and delivered.pick.heldout is not None:
         truth = torch.from_numpy(delivered.heldout.labels.copy())
         held = per_class_recall(delivered.pick.heldout, truth, n_classes)
+    givers = _givers(order, delivered.plan)
     for place, offer in enumerate(order.requirement.offers):
         yield ClassScore(
             cls=offer.cls,
-            learnware=offer.learnware,
-            donor=order.learnwares[offer.learnware].name,
+            learnware=givers[offer.cls][0],
+            donor=" and ".join(order.learnwares[id_].name for id_ in givers[offer.cls]),
             n_samples=order.samples.counts[offer.cls],
             recall_loto=own[place],
             n_heldout=delivered.heldout.counts[offer.cls] if delivered.heldout is not None else None,
             recall_heldout=held[place],
             donor_skill=offer.skill,
         )
+
+
+def _givers(order: Order, plan: Plan) -> dict[str, list[str]]:
+    """For each class the learnwares whose fragments of it the plan packs; the chosen donor where none is."""
+    found: dict[str, list[str]] = {}
+    for name, node in plan.nodes.items():
+        if isinstance(node, SliceNode):
+            giver = next(sources(plan, name))
+            for cls in node.classes:
+                if giver not in found.setdefault(cls, []):
+                    found[cls].append(giver)
+    return {offer.cls: found.get(offer.cls) or [offer.learnware] for offer in order.requirement.offers}
 
 
 def _confusion(order: Order, delivered: Delivered) -> Confusion:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sarto.engines.slicepack.paper import as_paper
-from sarto.engines.slicepack.settings import LAM, WPOS
+from sarto.engines.slicepack.settings import ALTERNATIVES, LAM, WPOS
 from sarto.types import (
     BlockNode,
     BranchNode,
+    ClassOffer,
     HeadNode,
     Learnware,
     PaperSettings,
@@ -47,25 +48,51 @@ def propose(
 
     A fragment is a class of a donor. Where an order takes several classes of one donor, three more kinds are proposed:
     fragments that share their front up to a few depths, and one fragment for all of them. Fragments that together
-    outgrow their donor give way to the whole donor.
+    outgrow their donor give way to the whole donor. Where other donors offer a class too, packs with the next best one
+    in place of the best, and with both, follow: samples decide.
 
     The whole donors side by side are an ensemble, which is not proposed here.
 
     Args:
         learnwares: manifests by id; donors without stocked widths are passed over.
-        samples: learnware id -> digest of the samples that its slices are fitted on.
+        samples: learnware id -> digest of the samples that its slices are fitted on; donors without are passed over.
     """
-    used = {offer.learnware: learnwares[offer.learnware] for offer in requirement.offers}
     budget = requirement.request.budget
     # Milliseconds follow FLOPs more than parameters.
     quick = budget.flops is not None or budget.latency_ms is not None
     plans: dict[str, Plan] = {}
-    for objective in ("params", "flops") if quick else ("params",):
-        solved = {id_: _solved_for(donor, objective) for id_, donor in used.items()}
-        for plan in _proposed(requirement, solved, samples):
-            said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
-            plans.setdefault(plan.key(), plan.replace(note=said))
+    usable = {id_: learnware for id_, learnware in learnwares.items() if learnware.widths and id_ in samples}
+    for offers, told in offered(requirement, usable):
+        used = {offer.learnware: learnwares[offer.learnware] for offer in offers}
+        for objective in ("params", "flops") if quick else ("params",):
+            solved = {id_: _solved_for(donor, objective) for id_, donor in used.items()}
+            for plan in _proposed(requirement, offers, solved, samples):
+                said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
+                plans.setdefault(plan.key(), plan.replace(note=said + told))
     return list(plans.values())
+
+
+def offered(
+    requirement: Requirement, usable: Mapping[str, Learnware]
+) -> list[tuple[tuple[ClassOffer, ...], str]]:
+    """Who may provide the classes, and how the plan's note says so: the chosen ones first.
+
+    Each class that another donor offers too gives one alternative with that donor in place (the first of the others),
+    and there is one with both donors for all such classes. At most `ALTERNATIVES` classes are tried alone.
+    """
+    chosen = requirement.offers
+    second: dict[str, ClassOffer] = {}
+    for other in requirement.others:
+        if other.learnware in usable:
+            second.setdefault(other.cls, other)
+    found = [(chosen, "")]
+    for cls, other in list(second.items())[:ALTERNATIVES]:
+        swapped = tuple(other if offer.cls == cls else offer for offer in chosen)
+        found.append((swapped, f", {cls} of {usable[other.learnware].name}"))
+    if second:
+        both = tuple(each for offer in chosen for each in (offer, second.get(offer.cls)) if each is not None)
+        found.append((both, f", {', '.join(second)} of two donors each"))
+    return found
 
 
 def _solved_for(donor: Learnware, objective: str) -> Learnware:
@@ -76,23 +103,30 @@ def _solved_for(donor: Learnware, objective: str) -> Learnware:
 
 
 def _proposed(
-    requirement: Requirement, learnwares: Mapping[str, Learnware], samples: Mapping[str, str]
+    requirement: Requirement,
+    offers: Sequence[ClassOffer],
+    learnwares: Mapping[str, Learnware],
+    samples: Mapping[str, str],
 ) -> list[Plan]:
-    donors = [learnwares[offer.learnware] for offer in requirement.offers]
+    donors = [learnwares[offer.learnware] for offer in offers]
     if any(not donor.widths for donor in donors):
         return []
     shares = sorted(set.intersection(*({w.ratio for w in donor.widths} for donor in donors)), reverse=True)
     if requirement.request.method == "paper":
         settings = requirement.request.paper or PaperSettings()
         packs = [
-            (share, _pack(requirement, learnwares, samples, _Way(), share)) for share in shares if share < 1.0
+            (share, _pack(requirement, offers, learnwares, samples, _Way(), share))
+            for share in shares
+            if share < 1.0
         ]
         trained = [as_paper(pack, learnwares, share, settings) for share, pack in packs]
         return [plan for plan in trained if plan is not None]
     plans: dict[str, Plan] = {}
     for share in (share for share in shares if share < 1.0):
-        for way in _ways(donors, share):
-            plan = _pack(requirement, learnwares, samples, way, share)
+        ways = _ways(donors, share)
+        # Another donor for a class is tried with the deepest front alone, or without one where nothing is shared.
+        for way in ways if tuple(offers) == requirement.offers else ways[-2:][:1]:
+            plan = _pack(requirement, offers, learnwares, samples, way, share)
             plans.setdefault(plan.key(), plan)
     return list(plans.values())
 
@@ -166,19 +200,20 @@ def _ways(donors: Sequence[Learnware], share: float) -> list[_Way]:
 
 def _pack(
     requirement: Requirement,
+    offers: Sequence[ClassOffer],
     learnwares: Mapping[str, Learnware],
     samples: Mapping[str, str],
     way: _Way,
     share: float,
 ) -> Plan:
     by_donor: dict[str, list[str]] = {}
-    for offer in requirement.offers:
+    for offer in offers:
         by_donor.setdefault(offer.learnware, []).append(offer.cls)
     cuts = {
         id_: _cut(learnwares[id_], classes, samples[id_], way, share) for id_, classes in by_donor.items()
     }
     fragments: dict[tuple[str, tuple[str, ...]], SliceNode | None] = {}
-    for offer in requirement.offers:
+    for offer in offers:
         found = cuts[offer.learnware]
         classes = () if found.cut is None else tuple(found.classes) if way.together else (offer.cls,)
         fragments.setdefault((offer.learnware, classes), found.cut)

@@ -33,3 +33,5 @@ POLISH_STEPS = 40
 POLISH_RATE = 1e-4
 POLISH_BATCH = 32
 POLISH_FOLDS = 2
+#: Classes for which another donor than the best is tried alone, where several offer them.
+ALTERNATIVES = 3

@@ -1,0 +1,55 @@
+"""sarto pack add|remove: one class more or less in a packed model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sarto.cli.orders import DEFAULT, Out, delivered, out_of
+from sarto.cli.output import Debug, Json, MarketPath, progress, told
+
+Model = Annotated[str, typer.Argument(help="Folder of a packed model, as `sarto make` leaves it.")]
+
+
+def add(
+    model: Model,
+    cls: Annotated[str, typer.Argument(metavar="CLASS", help="class or learnware:class; the last output.")],
+    out: Out = "",
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A packed model with one class more; its other fragments stay as they are."""
+    with told(as_json=as_json, debug=debug):
+        _edit(model, out, market, as_json, add=cls)
+
+
+def remove(
+    model: Model,
+    cls: Annotated[str, typer.Argument(metavar="CLASS", help="A class of the model.")],
+    out: Out = "",
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A packed model with one class less; its other fragments stay as they are."""
+    with told(as_json=as_json, debug=debug):
+        _edit(model, out, market, as_json, remove=cls)
+
+
+def _edit(
+    model: str,
+    out: str,
+    market: str | Path,
+    as_json: bool,
+    *,
+    add: str | None = None,
+    remove: str | None = None,
+) -> None:
+    from sarto.pipeline import Artifact, Market
+
+    with Market.open(market) as opened, progress(quiet=as_json) as tell:
+        artifact = opened.edit(Artifact.read(model), out_of(out), add=add, remove=remove, progress=tell)
+    delivered(artifact, as_json)
