@@ -26,7 +26,8 @@ class Novelty:
         scale: (d,), what features are divided by.
         radii: (q,), root mean squared distance of a class's samples to its mean.
         threshold: novelty above which a sample is none of the classes.
-        false_reject: share of the samples, each left out of its class, that the threshold refuses.
+        false_reject: share of new samples of the classes that the threshold refuses, estimated from samples that were
+            left out: (refused + 1) / (n + 1).
         n_samples: how many were left out.
     """
 
@@ -107,7 +108,7 @@ def fit_novelty(
         scale=scale,
         radii=radii,
         threshold=threshold,
-        false_reject=float((ordered > threshold).double().mean()),
+        false_reject=(int((ordered > threshold).sum()) + 1) / (len(ordered) + 1),
         n_samples=len(ordered),
     )
 

@@ -155,8 +155,8 @@ class Rejection(Value):
     Attributes:
         threshold: novelty above which it does; 1 is the usual distance to a class.
         target: share of the classes' own samples that may be refused.
-        false_reject: share of the order's samples that are, each left out of its class.
-        n_samples: how many they are.
+        false_reject: share of them that is expected to be, from the order's samples, each left out of its class.
+        n_samples: how many samples that was measured on.
         detected: share of outsiders that are refused; None where there were none to try.
         n_outsiders: donors' samples of classes that were not ordered; they chose nothing.
         outsiders: these classes.
