@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from sarto import Market
+from sarto.cli.app import app
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import branch
 from sarto.graph.encoding import encode
@@ -177,3 +179,18 @@ def test_plans_of_removed_learnwares_say_who_is_gone(shop: Any) -> None:
     with pytest.raises(RequestError, match="no model in the market knows 'blue cross'"):
         shop.market.edit(artifact, shop.folder / "edited", add="red bar")
     assert load(artifact.folder)(shop.draw(("red disc",), 1, 3).images), "what was delivered works on"
+
+
+def test_classes_come_and_go_from_the_command_line(shop: Any) -> None:
+    request = shop.order("red disc", "blue cross", "red bar", budget={"params": 3_000}, heldout=None)
+    first = shop.make(request, "first")
+    said = ["--market", str(shop.market.path), "--json", "-o"]
+    runner, smaller, again = CliRunner(), str(shop.folder / "smaller"), str(shop.folder / "again")
+    for words in (
+        ["pack", "remove", str(first.folder), "red bar", *said, smaller],
+        ["pack", "add", smaller, "red bar", *said, again],
+    ):
+        assert runner.invoke(app, words).exit_code == 0
+    assert same_model(Artifact.read(again), first)
+    refused = runner.invoke(app, ["pack", "add", smaller, "red disc", *said, str(shop.folder / "no")])
+    assert refused.exit_code == 2 and "tells 'red disc' apart already" in refused.stderr
