@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -169,15 +171,26 @@ class _OtherwiseSpelled(Exception):
 
 def write_out(graph: torch.fx.Graph) -> None:
     """Replace every other spelling in an exported graph by what it stands for; what can't be stays as it is."""
-    for node in graph.nodes:
-        op = _functional(str(node.target)) if node.op == "call_function" else ""
+    shadows = FakeTensorMode(shape_env=_symbols(graph))
+    for node in [node for node in graph.nodes if node.op == "call_function"]:
+        op = _functional(str(node.target))
         if op not in SPELLED:
             continue
         try:
             with graph.inserting_before(node):
-                _replace(graph, node, op)
+                _replace(graph, node, op, shadows)
         except (_OtherwiseSpelled, sizes.OtherSize, RuntimeError, TypeError, ValueError, IndexError):
             continue
+
+
+def _symbols(graph: torch.fx.Graph) -> ShapeEnv:
+    """Where the sizes of a graph that are no constants live."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, Tensor) else ():
+            if isinstance(size, torch.SymInt):
+                return size.node.shape_env
+    return ShapeEnv()
 
 
 def _functional(op: str) -> str:
@@ -187,16 +200,17 @@ def _functional(op: str) -> str:
     return functional if functional in SPELLED else op
 
 
-def _replace(graph: torch.fx.Graph, node: torch.fx.Node, op: str) -> None:
+def _replace(graph: torch.fx.Graph, node: torch.fx.Node, op: str, shadows: FakeTensorMode) -> None:
     picks = [user for user in node.users if user.target is operator.getitem]
     if op in FIRST_ONLY:
         if any(pick.args[1] != 0 and pick.users for pick in picks) or len(picks) < len(node.users):
             raise _OtherwiseSpelled
-        made = graph.call_function(FIRST_ONLY[op], node.args, node.kwargs)
+        name = f"{node.name}_values"
+        made = graph.create_node("call_function", FIRST_ONLY[op], node.args, node.kwargs, name=name)
         made.meta = {**node.meta, "val": node.meta["val"][0]}
         results: Any = [made]
     else:
-        results = _Writer(graph, node).write(op)
+        results = _Writer(graph, node, shadows).write(op)
     if isinstance(results, torch.fx.Node):
         node.replace_all_uses_with(results)
     else:
@@ -210,10 +224,12 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node, op: str) -> None:
 class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs a spelling on tensors without data, and writes every operator that torch comes to into the graph."""
 
-    def __init__(self, graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    def __init__(self, graph: torch.fx.Graph, node: torch.fx.Node, shadows: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = graph
         self.node = node
+        self.shadows = shadows
+        self.added = 0
         self.known: dict[int, torch.fx.Node] = {}
         self.kept: list[Tensor] = []
 
@@ -238,23 +254,31 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return made
         read, named = tree_map(self._writer, (tuple(args), dict(kwargs or {})))
         name = func._schema.name.removeprefix("aten::")
-        node = self.graph.create_node("call_function", func, read, named, name=name)
-        node.meta = {**self.node.meta, "val": made}
+        node = self._add(name, func, read, made, named)
         if isinstance(made, list | tuple):
             for place, part in enumerate(made):
-                pick = self.graph.call_function(operator.getitem, (node, place))
-                pick.meta = {**self.node.meta, "val": part}
-                self._know(part, pick)
+                self._know(part, self._add("part", operator.getitem, (node, place), part))
         else:
             self._know(made, node)
         return made
+
+    def _add(
+        self, name: str, target: Any, args: Any, value: Any, kwargs: dict[str, Any] | None = None
+    ) -> torch.fx.Node:
+        """A call, named after the spelling: names of a file's own are not all known to its graph."""
+        self.added += 1
+        name = f"{self.node.name}_{name}_{self.added}"
+        node = self.graph.create_node("call_function", target, args, kwargs or {}, name=name)
+        node.meta = {**self.node.meta, "val": value}
+        return node
 
     def _value(self, node: torch.fx.Node) -> Any:
         """The tensor without data, or the size, that a node stands for; a tensor of its own for each."""
         value = node.meta["val"]
         if not isinstance(value, Tensor):
             return value
-        alone = value.detach()
+        with self.shadows:
+            alone = torch.empty(value.shape, dtype=value.dtype)
         self._know(alone, node)
         return alone
 
@@ -270,11 +294,10 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in self.kept:
             for axis, batch in enumerate(tensor.shape):
                 if isinstance(batch, torch.SymInt) and sizes.dim(batch) == BatchDim(1):
-                    node = self.graph.call_function(torch.ops.aten.sym_size.int, (self._writer(tensor), axis))
-                    node.meta["val"] = batch
+                    read = (self._writer(tensor), axis)
+                    node = self._add("batch", torch.ops.aten.sym_size.int, read, batch)
                     if size.times > 1:
-                        node = self.graph.call_function(operator.mul, (node, size.times))
-                        node.meta["val"] = value
+                        node = self._add("size", operator.mul, (node, size.times), value)
                     return node
         raise _OtherwiseSpelled
 
