@@ -67,7 +67,7 @@ docs: $(STAMP)  ## what README and docs say is so
 	$(PYTEST) tests/docs
 
 bench-smoke: $(STAMP)  ## every benchmark once, small, to keep them alive
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py --smoke benchmarks/cases/*.yaml benchmarks/cases/*/*.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py --smoke --jobs $(WORKERS) benchmarks/cases/*.yaml benchmarks/cases/*/*.yaml
 
 check: lint types test bench-smoke  ## what a change has to pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import datetime
 import importlib
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="run small, with the changes under `smoke`")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     parser.add_argument("--json", action="store_true", help="print each result as one line on stdout")
+    parser.add_argument("--jobs", type=int, default=1, help="cases that run at once; speeds need 1")
     parser.add_argument("--table", action="store_true", help="write the table in benchmarks/README.md")
     options = parser.parse_args(argv)
     if not options.cases and not options.table:
@@ -196,10 +198,13 @@ def _run_each(options: argparse.Namespace) -> int:
     """Run every case in a process of its own, so that none warms or burdens the next; the worst exit code."""
     flags = ["--smoke"] * options.smoke + ["--json"] * options.json
     flags += ["--out", str(options.out)] if options.out is not None else []
-    codes = {}
-    for path in options.cases:
+
+    def run(path: Path) -> int:
         command = [sys.executable, str(HERE / "run.py"), str(path), *flags]
-        codes[path] = subprocess.run(command, check=False).returncode
+        return subprocess.run(command, check=False).returncode
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        codes = dict(zip(options.cases, pool.map(run, options.cases), strict=True))
     failed = [f"\n  {path}" for path, code in codes.items() if code != 0]
     _say(f"{len(codes) - len(failed)} cases passed, {len(failed)} failed{''.join(failed)}")
     return max(abs(code) for code in codes.values())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.slicepack.donors import Donor, Pictures, reading, setting
+from benchmarks.slicepack.heads import fitted
 from benchmarks.slicepack.methods import Cut, cut_fragment
 from benchmarks.slicepack.prune_and_tune import available, prune_and_tune
 from benchmarks.slicepack.tasks import orders
@@ -20,11 +21,10 @@ from sarto.engines.baselines import BASELINES, Budget, Given, Original
 from sarto.engines.slicepack import Readings, rate_widths
 from sarto.engines.slicepack.paper import PaperSettings, paper_fragment, paper_pack
 from sarto.graph import ModelGraph, block, features
-from sarto.training import fit_head
 
 TRAINED = ("probe", "finetune", "camkd", "netgraft", "ensemble", "prune_and_tune")
 CUT = ("ours", "ours_allocated", "random", "energy", "energy_no_repair")
-PAPER = ("paper_rate", "paper_rate_logistic", "paper_threshold")
+PAPER = ("paper_rate", "paper_rate_ridge", "paper_threshold")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Bench:
             return self._trained(method, order)
         if method not in (*CUT, *PAPER):
             raise ValueError(f"no method {method!r}; known: {', '.join((*TRAINED, *CUT, *PAPER))}")
-        cut = [self.fragment(method.removesuffix("_logistic"), cls) for cls in order]
+        cut = [self.fragment(method.removesuffix("_ridge"), cls) for cls in order]
         graphs = [graph for graph, _ in cut]
         inputs, labels = self.inputs(order)
         images, _ = self.tested(order)
@@ -91,8 +91,7 @@ class Bench:
             scores = pack.scores(torch.cat(tested, 1))
             params += sum(tensor.numel() for tensor in (*pack.encoder, *pack.classifier))
         else:
-            widths = tuple(part.shape[1] for part in parts)
-            head = fit_head(torch.cat(parts, 1), labels, len(order), blocks=widths).head
+            head = fitted(parts, labels).head
             scores = head.scores(torch.cat(tested, 1))
             params += head.weight.numel() + head.bias.numel()
         packing = (time.perf_counter() - begun) / len(order)

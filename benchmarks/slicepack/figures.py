@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks.slicepack.donors import reading, setting
+from benchmarks.slicepack.heads import fitted
 from benchmarks.slicepack.methods import CUTS, cut_fragment
 from benchmarks.slicepack.tables import Features
 from benchmarks.slicepack.tasks import orders
 from sarto.engines.slicepack import choose_units, rate_widths
 from sarto.graph import branch, with_head
-from sarto.training import fit_head
 
 
 def overlap(
@@ -94,7 +94,7 @@ def expansion(
         for order in chosen:
             parts = [graphs[cls] for cls in order]
             x, y = cache.matrix(parts, order, "samples")
-            head = fit_head(torch.cat(x, 1), y, len(order), blocks=tuple(p.shape[1] for p in x)).head
+            head = fitted(x, y).head
             tested, truth = cache.matrix(parts, order, "tested")
             scores.append(float((head.predict(torch.cat(tested, 1)) == truth).float().mean()))
         for error in errors:
@@ -135,7 +135,7 @@ def seconds(*, architecture: str, methods: list[str], k: int, seed: int) -> dict
             parts = [made[cls].graph for cls in order]
             x, y = cache.matrix(parts, order, "samples")
             begun = time.perf_counter()
-            head = fit_head(torch.cat(x, 1), y, n, blocks=tuple(p.shape[1] for p in x)).head
+            head = fitted(x, y).head
             with_head(branch(parts), head.weight, head.bias)
             packing = time.perf_counter() - begun
             slicing = statistics.mean(shared + made[cls].seconds for cls in order)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.slicepack.donors import Donor, Pictures, reading, setting
+from benchmarks.slicepack.heads import fitted
 from benchmarks.slicepack.methods import CUTS, cut_fragment
 from benchmarks.slicepack.tasks import orders
 from sarto.devices import count
 from sarto.graph import ModelGraph, branch, with_head
-from sarto.training import fit_head, logistic_head, logistic_loto
 
 BATCH = 200
 
@@ -171,7 +171,7 @@ def _row(
         graphs = [body(cls) for cls in order]
         parts, labels = cache.matrix(graphs, order, "samples")
         begun = time.perf_counter()
-        head = fit_head(torch.cat(parts, 1), labels, len(order), blocks=tuple(p.shape[1] for p in parts)).head
+        head = fitted(parts, labels).head
         packed = with_head(branch(graphs), head.weight, head.bias)
         packing.append(1000 * (time.perf_counter() - begun))
         tested, truth = cache.matrix(graphs, order, "tested")
@@ -203,10 +203,9 @@ def _probe(cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]]) 
         rated = []
         for donor in donors:
             x, y = cache.matrix([donor.extractor], order, "samples")
-            rated.append((logistic_loto(x[0], y, len(order), pairings=1).accuracy or 0.0, donor))
-        best = max(rated, key=lambda pair: pair[0])[1]
-        x, y = cache.matrix([best.extractor], order, "samples")
-        head = logistic_head(x[0], y, len(order))
+            rated.append((fitted(x, y), donor))
+        found, best = max(rated, key=lambda pair: pair[0].loto.accuracy or 0.0)
+        head = found.head
         packing.append(1000 * (time.perf_counter() - begun))
         tested, truth = cache.matrix([best.extractor], order, "tested")
         scores.append(float((head.predict(tested[0]) == truth).float().mean()))

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.slicepack.heads import fitted
 from benchmarks.slicepack.text import LENGTH, MODELS, Corpus, corpus, original
 from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
 from sarto.graph import ModelGraph, block, capture, features
-from sarto.training import fit_head, logistic_head, logistic_loto
 
 #: Units that count as units of a layer; the dims of word vectors belong to the shared table and stay.
 KINDS = ("filters", "recurrent units")
@@ -119,7 +119,7 @@ def _score(
         if method == "probe":
             graphs = [_best(graphs, order, drawn)]
         x, y = _matrix(graphs, order, drawn)
-        head = fit_head(torch.cat(x, 1), y, len(order), blocks=tuple(part.shape[1] for part in x)).head
+        head = fitted(x, y).head
         tested, truth = _matrix(graphs, order, {cls: texts.test.of(cls) for cls in order})
         right = (head.predict(torch.cat(tested, 1)) == truth).float()
         scores.append(float(right.mean()))
@@ -154,8 +154,7 @@ def _best(graphs: Sequence[ModelGraph], order: Sequence[str], drawn: dict[str, T
 
     def rated(graph: ModelGraph) -> float:
         x, y = _matrix([graph], order, drawn)
-        logistic_head(x[0], y, len(order))
-        return logistic_loto(x[0], y, len(order), pairings=1).accuracy or 0.0
+        return fitted(x, y).loto.accuracy or 0.0
 
     return max(graphs, key=rated)
 
