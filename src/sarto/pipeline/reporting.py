@@ -339,8 +339,8 @@ def _sentences(
 
 def _refusals(found: Rejection, noun: str) -> str:
     told = (
-        f"It says none of the above beyond a novelty of {found.threshold:.2f}: wrongly for about {found.false_reject:.0%} "
-        f"of {noun}s of its classes (from your {found.n_samples}, each left out)"
+        f"It says none of the above beyond a novelty of {found.threshold:.2f}: wrongly for about "
+        f"{found.false_reject:.0%} of {noun}s of its classes (from your {found.n_samples}, each left out)"
     )
     if found.detected is None:
         return f"{told}; how often rightly is not known, the donors have no other classes to try."
