@@ -210,8 +210,14 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
             value=value,
             limit=limit,
             ok=value <= limit,
-            detail=f"mean over {SHUFFLES} shuffles, same features and head; more would be a leak",
+            detail=f"mean over {SHUFFLES} shuffles, same features, {_shuffled_head(delivered.plan)}; more would be a leak",
         )
+
+
+def _shuffled_head(plan: Plan) -> str:
+    head = plan.nodes[plan.out]
+    trained = isinstance(head, HeadNode) and head.kind == "paper"
+    return "a logistic head in place of the trained one" if trained else "same head"
 
 
 def _shared(builder: Builder, delivered: Delivered, name: str) -> int:
