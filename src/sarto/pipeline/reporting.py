@@ -210,7 +210,8 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
             value=value,
             limit=limit,
             ok=value <= limit,
-            detail=f"mean over {SHUFFLES} shuffles, same features, {_shuffled_head(delivered.plan)}; more would be a leak",
+            detail=f"mean over {SHUFFLES} shuffles, same features, {_shuffled_head(delivered.plan)}; "
+            "more would be a leak",
         )
 
 
