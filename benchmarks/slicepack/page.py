@@ -1,0 +1,144 @@
+"""Writes docs/slice-and-pack.md from the results: python -m benchmarks.slicepack.page"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.schema import Result
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "slice-and-pack.md"
+BEGIN = "<!-- tables: written by `python -m benchmarks.slicepack.page` -->"
+END = "<!-- end of tables -->"
+WORDS = {
+    "ensemble": "all originals whole (ensemble)",
+    "probe": "best single original, new head",
+    "finetune": "best single original, fine-tuned",
+    "camkd": "CA-MKD",
+    "netgraft": "NetGraft",
+    "prune_and_tune": "prune-and-tune (Torch-Pruning)",
+    "ours": "**closed form**, half of every layer",
+    "ours_allocated": "**closed form**, widths solved",
+    "random": "random units, repaired",
+    "energy": "the paper's energy criterion, our repair",
+    "energy_no_repair": "the paper's energy criterion, no repair",
+    "paper_rate": "the paper's method by rate",
+    "paper_rate_ridge": "the paper's fragments, our head",
+    "paper_threshold": "the paper's method by threshold",
+}
+
+
+def main() -> None:
+    """Put the tables of all results between the marks of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n{END}{after}", encoding="utf-8")
+
+
+def tables() -> str:
+    """All tables, in the order of the tasks; results that are not there are left out."""
+    folder = ROOT / "benchmarks" / "results"
+    found = [Result.read(path) for path in sorted(folder.glob("slicepack-*.json"))]
+    lines: list[str] = []
+    for result in found:
+        if "ensemble" in str(result.parameters.get("methods", "")) or "share" in result.parameters:
+            lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
+            lines += _provenance(result)
+            if result.name.startswith("slicepack-paper"):
+                lines += _compared(result)
+            elif any("reading" in row for row in result.rows):
+                lines += _readings(result)
+            elif "ks" in result.parameters:
+                lines += _by_k(result)
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _provenance(result: Result) -> list[str]:
+    commit = (result.commit or "none")[:9] + (" with changes" if result.dirty else "")
+    said = [f"Commit `{commit}`, {result.threads} thread(s)"]
+    said += [
+        f"{name.removeprefix('n_').replace('_', ' ')} {number}"
+        for name, number in result.numbers.items()
+        if name in ("n_orders", "n_draws", "n_samples_per_class")
+    ]
+    own = result.numbers.get("accuracy_originals_own_classes")
+    if own is not None:
+        said.append(f"originals on their own classes {100 * own:.1f} %")
+    return ["; ".join(said) + ".", ""]
+
+
+def _by_k(result: Result) -> list[str]:
+    numbers, ks, methods = result.numbers, result.parameters["ks"], result.parameters["methods"]
+    heads = " | ".join(f"k = {k}" for k in ks)
+    lines = [f"| accuracy, % | parameters | of the ensemble | {heads} |", "|---|---|---|" + "---|" * len(ks)]
+    for method in methods:
+        cells = [f"{100 * numbers[f'accuracy_{method}_k{k}']:.1f}" for k in ks]
+        params, share = numbers[f"params_{method}"], numbers.get(f"params_ratio_{method}")
+        shown = f"{100 * share:.1f} %" if share is not None else ""
+        lines.append(f"| {_named(method)} | {params / 1e6:.2f} M | {shown} | {' | '.join(cells)} |")
+    for name, value in numbers.items():
+        if name.startswith("accuracy_paper_"):
+            what = name.removeprefix("accuracy_paper_").replace("_k20", ", k = 20")
+            blank = " | ".join(f"{100 * value:.1f}" if f"k{k}" in name else "" for k in ks)
+            lines.append(f"| printed in the paper, by {what} (its own originals) | | | {blank} |")
+    return lines
+
+
+def _readings(result: Result) -> list[str]:
+    numbers, ks = result.numbers, result.parameters["ks"]
+    heads = " | ".join(f"k = {k}" for k in ks)
+    lines = [f"| accuracy, % | reading | {heads} |", "|---|---|" + "---|" * len(ks)]
+    for reading in "ab":
+        for method in ("ensemble", "ours", "ours_no_repair", "random", "probe"):
+            cells = [f"{100 * numbers[f'accuracy_{reading}_{method}_k{k}']:.1f}" for k in ks]
+            lines.append(f"| {_named(method)} | {reading} | {' | '.join(cells)} |")
+    ratio = 100 * numbers["params_ratio_a_ours"]
+    lines += ["", f"Packs have {ratio:.1f} % of the ensemble's parameters; word vectors are not counted."]
+    return lines
+
+
+def _compared(result: Result) -> list[str]:
+    numbers = result.numbers
+    lines = ["| method | accuracy, % | parameters | seconds a class |", "|---|---|---|---|"]
+    for method in result.parameters["methods"]:
+        if f"accuracy_{method}" not in numbers:
+            lines.append(f"| {_named(method)} | not run: its package was not installed | | |")
+            continue
+        lines.append(
+            f"| {_named(method)} | {100 * numbers[f'accuracy_{method}']:.1f} | "
+            f"{numbers[f'params_{method}'] / 1e6:.2f} M | {numbers[f'seconds_per_class_{method}']:.2f} |"
+        )
+    return lines
+
+
+def _named(method: str) -> str:
+    if method in WORDS:
+        return WORDS[method]
+    return "".join(_worded(method))
+
+
+def _worded(method: str) -> Iterator[str]:
+    """Names of `methods.CUTS` in words: family, whether all layers keep the same share, size, repair."""
+    families = {
+        "ours_agnostic": "closed form that knows no classes",
+        "ours_no_repair": "closed form, no repair",
+        "ours_parallel": "closed form, all maps at once",
+        "ours": "**closed form**",
+        "random": "random units, repaired",
+        "energy": "the paper's energy criterion, our repair",
+    }
+    family = next((name for name in families if method.startswith(name)), None)
+    if family is None:
+        yield method
+        return
+    no_repair = method.endswith("_no_repair")
+    yield families[family].replace("our repair", "no repair") if no_repair else families[family]
+    if "same_share" in method:
+        yield ", the same share of every layer"
+
+
+if __name__ == "__main__":
+    main()
