@@ -8,6 +8,8 @@ from benchmarks.schema import Result
 
 BEGIN = "<!-- results: written by `python benchmarks/run.py --table` -->"
 END = "<!-- end of results -->"
+#: Numbers of a result that stand in its row; the others are in its file.
+SHOWN = 24
 
 
 def table(results: Path) -> str:
@@ -27,7 +29,10 @@ def write_table(readme: Path, results: Path) -> None:
 
 
 def _row(result: Result) -> str:
-    shown = "; ".join(f"{name} {_show(number)}" for name, number in result.numbers.items())
+    numbers = list(result.numbers.items())
+    shown = "; ".join(f"{name} {_show(number)}" for name, number in numbers[:SHOWN])
+    if len(numbers) > SHOWN:
+        shown += f"; {len(numbers) - SHOWN} more in the file"
     commit = f"`{result.commit[:9]}`" if result.commit else "none"
     commit += " with changes" if result.dirty else ""
     machine = result.machine

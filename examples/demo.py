@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rich.table import Table
 
 import sarto
 from sarto.pipeline import load_source
+from sarto.types.threads import free_cores
 
 HERE = Path(__file__).parent
 console = Console()
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=HERE.parent / "demo-out", help="where the market and the model go"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=free_cores(), help="default: the free cores")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     shutil.rmtree(given.out, ignore_errors=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from sarto.cli import adding, artifact, inspecting, market, orders, packing, stocking
 from sarto.cli.failing import OneLine
+from sarto.types.threads import limit_threads
 
 app = typer.Typer(
     cls=OneLine,
@@ -59,8 +61,16 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Threads to compute with; else OMP_NUM_THREADS, else the free cores."
+        ),
+    ] = None,
 ) -> None:
     """From the models that you have, the one that you need."""
+    # Before torch is imported, which reads them once.
+    limit_threads(threads, os.environ)
 
 
 def main() -> None:
