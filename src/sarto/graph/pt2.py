@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from sarto.errors import SPELT_OUT, GraphError, SartoError, StoreError, VerifyError
 from sarto.graph.capture import from_program
@@ -144,6 +142,10 @@ def _several(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _batch_size() -> torch.SymInt:
     """A symbol for the batch size, made by torch and not from any text."""
+    # Half a second of torch's compiler, which no other reader of models needs.
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
     shapes = ShapeEnv()
     source = ConstantSource("batch")
     symbol = shapes.create_symbol(2, source=source, dynamic_dim=DimDynamic.DYNAMIC)
