@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sarto.types.cost import LIMITS, Budget, Cost, Objective, TrunkCost, WidthCost, pack_cost
+from sarto.types.device import PRECISIONS, Device, Precision, RuntimeName
 from sarto.types.kinds import Kind
 from sarto.types.learnware import Learnware
 from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
@@ -28,11 +29,12 @@ from sarto.types.report import (
     Report,
     Row,
 )
-from sarto.types.request import ClassOffer, Device, Request, Requirement, Task
+from sarto.types.request import ClassOffer, Request, Requirement, Task
 from sarto.types.value import Value
 
 __all__ = [
     "LIMITS",
+    "PRECISIONS",
     "AnyPreprocessing",
     "BlockNode",
     "BranchNode",
@@ -56,6 +58,7 @@ __all__ = [
     "Part",
     "Plan",
     "PlanNode",
+    "Precision",
     "Preprocessing",
     "Rejection",
     "Repair",
@@ -63,6 +66,7 @@ __all__ = [
     "Request",
     "Requirement",
     "Row",
+    "RuntimeName",
     "SliceNode",
     "SourceNode",
     "Task",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sarto.errors import RequestError
 from sarto.types.cost import Budget
+from sarto.types.device import Device
 from sarto.types.fields import FilePath, Frozen, Name, Names, Positive, Several, Sha, Share, Whole, twice
 from sarto.types.paper import PaperSettings
 from sarto.types.value import Value
@@ -40,19 +41,6 @@ class Task(Value):
         """For each class the learnware that it is asked from (None: any) and its name there."""
         parts = [name.rpartition(":") for name in self.classes]
         return tuple((learnware or None, cls) for learnware, _, cls in parts)
-
-
-class Device(Value):
-    """Where the model will run, and how its latency is measured.
-
-    Attributes:
-        threads: threads that the runtime may use.
-        batch: samples in one measured call.
-    """
-
-    runtime: Literal["torch", "onnxruntime"] = "onnxruntime"
-    threads: Annotated[Positive, Field(le=1024)] = 1
-    batch: Annotated[Positive, Field(le=65_536)] = 1
 
 
 class Request(Value):

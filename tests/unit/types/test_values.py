@@ -57,7 +57,9 @@ def test_all_problems_are_told_at_once_with_their_path() -> None:
 
 
 def test_an_unknown_key_that_is_near_nothing_lists_the_known_ones() -> None:
-    assert problems(Device, {"xyzzy": 1}) == ("xyzzy: unknown key (known: batch, runtime, threads)",)
+    assert problems(Device, {"xyzzy": 1}) == (
+        "xyzzy: unknown key (known: agent, batch, precision, profile, runtime, threads)",
+    )
 
 
 def test_a_missing_key_is_named() -> None:
@@ -100,7 +102,8 @@ def test_values_made_in_python_are_checked_the_same_way() -> None:
 
 def test_a_word_that_is_not_a_choice_gets_a_suggestion() -> None:
     assert problems(Device, {"runtime": "onxruntime"}) == (
-        "runtime: must be 'torch' or 'onnxruntime', got 'onxruntime' (did you mean 'onnxruntime'?)",
+        "runtime: must be 'torch', 'compile', 'aotinductor', 'onnxruntime', 'litert', 'executorch' or 'openvino', got "
+        "'onxruntime' (did you mean 'onnxruntime'?)",
     )
 
 
