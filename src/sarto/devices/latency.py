@@ -31,8 +31,9 @@ class Latency(Timing):
     Attributes:
         threads: threads that the runtime could use.
         batch: samples in one call.
-        runtime: torch or onnxruntime, with its version.
+        runtime: its name, with its version.
         processor: name of this machine's processor.
+        precision: of the numbers that it computed with.
     """
 
     threads: int
@@ -40,20 +41,27 @@ class Latency(Timing):
     runtime: str
     version: str
     processor: str
+    precision: str = "float32"
 
 
 def measure(
     graph: ModelGraph, device: Device, *, onnx: Path | bytes | None = None, seconds: float = SECONDS
 ) -> Latency:
-    """Latency of a graph on this machine, in the runtime, with the threads and the batch of a device.
+    """Latency of a graph in this process, in eager torch or ONNX Runtime; see `measure_models` for other runtimes.
 
     Args:
         onnx: the exported graph, or its file; ONNX Runtime needs it.
         seconds: how long to measure.
 
     Raises:
-        RequestError: the runtime is ONNX Runtime and there is no exported graph.
+        RequestError: the runtime is ONNX Runtime and there is no exported graph, or it is another one or another
+            precision.
     """
+    if device.runtime not in ("torch", "onnxruntime") or device.precision != "float32":
+        raise RequestError(
+            f"{device.runtime} in {device.precision} is measured in a worker; use measure_models",
+            where="device",
+        )
     if device.runtime == "torch":
         return measure_torch(graph, threads=device.threads, batch=device.batch, seconds=seconds)
     if onnx is not None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sarto.devices.turns import take_turns
 from sarto.errors import RequestError
 
-#: Seconds of warm-up, and of measuring, for one call.
-WARM_SECONDS, SECONDS = 0.15, 0.7
-#: Runs of the warm-up and measured ones, at least; a call so slow that these take `PATIENCE` times the measuring time
-#: is measured `FEWEST` times.
-MIN_WARMUP, MIN_RUNS, FEWEST, PATIENCE = 3, 15, 5, 5
-MAX_RUNS = 2_000
+#: Seconds of measuring, for one call.
+SECONDS = 0.7
 
 
 @dataclass(frozen=True)
@@ -58,20 +52,16 @@ def interleaved(
     check_positive(seconds=seconds, runs=runs, warmup=warmup)
     if not calls:
         raise RequestError("nothing to measure: give at least one call")
-    times: list[list[float]] = [[] for _ in calls]
-    with _without_collection():
-        warmed, begun = 0, time.perf_counter()
-        while not _warm(warmed, (time.perf_counter() - begun) / len(calls), warmup):
-            for call in calls:
-                call()
-            warmed += 1
-        begun = time.perf_counter()
-        while not _enough(len(times[0]), (time.perf_counter() - begun) / len(calls), seconds, runs):
-            for call, taken in zip(calls, times, strict=True):
-                start = time.perf_counter()
-                call()
-                taken.append(1e3 * (time.perf_counter() - start))
-    return tuple(_summary(taken, warmed) for taken in times)
+    times, warmed = take_turns(calls, seconds=seconds, runs=runs, warmup=warmup)
+    return tuple(summary(taken, warmed) for taken in times)
+
+
+def summary(taken: Sequence[float], warmup: int) -> Timing:
+    """Median and quartiles of measured runs, in milliseconds."""
+    low, middle, high = (
+        statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else 3 * [taken[0]]
+    )
+    return Timing(middle, low, high, len(taken), warmup)
 
 
 def check_positive(**values: float | None) -> None:
@@ -87,35 +77,3 @@ def check_positive(**values: float | None) -> None:
     ]
     if problems:
         raise RequestError("latency can't be measured", problems=problems)
-
-
-def _warm(done: int, elapsed: float, wanted: int | None) -> bool:
-    if wanted is not None:
-        return done >= wanted
-    return done >= MIN_WARMUP and (elapsed >= WARM_SECONDS or done >= MAX_RUNS)
-
-
-def _enough(done: int, elapsed: float, seconds: float, wanted: int | None) -> bool:
-    if wanted is not None:
-        return done >= wanted
-    least = FEWEST if elapsed >= PATIENCE * seconds else MIN_RUNS
-    return done >= MAX_RUNS or (done >= least and elapsed >= seconds)
-
-
-def _summary(taken: Sequence[float], warmup: int) -> Timing:
-    low, middle, high = (
-        statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else 3 * [taken[0]]
-    )
-    return Timing(middle, low, high, len(taken), warmup)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Garbage collection would hit some runs and not others."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from sarto.devices import interleaved
-from sarto.devices import timing as room
+from sarto.devices import turns as room
 from sarto.errors import RequestError
 
 

@@ -1,0 +1,121 @@
+"""Latency and memory of models in any runtime: in a worker of their own, in turns, over several rounds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from sarto.devices.latency import Latency, processor
+from sarto.devices.runtimes.client import MemoryUse, Worker
+from sarto.devices.timing import SECONDS, check_positive, summary
+from sarto.errors import RequestError
+from sarto.graph import ModelGraph, write_graph
+from sarto.types import Device
+
+#: Writes a graph for a device below a folder and gives the file; `sarto.export.write_for` is one.
+Writing = Callable[[ModelGraph, Device, Path], Path]
+
+
+def open_runtime(device: Device) -> Worker:
+    """A worker with the runtime and the threads of a device.
+
+    Raises:
+        RequestError: the runtime is not installed here, or the device is behind an agent.
+    """
+    if device.agent is not None:
+        raise RequestError(
+            f"this device is behind the agent at {device.agent}; a worker of this machine can't stand for it",
+            where="device.agent",
+        )
+    return Worker(device.runtime, threads=device.threads)
+
+
+def measure_models(
+    models: Sequence[ModelGraph | Path],
+    device: Device,
+    *,
+    write: Writing | None = None,
+    seconds: float = SECONDS,
+    rounds: int = 1,
+) -> list[Latency]:
+    """Latency of each model on a device, in order; the models take turns, so that what slows the machine slows all.
+
+    Args:
+        models: graphs, or files of the device's runtime in its precision (a graph folder for torch and compile).
+        write: writes the file of a graph; eager and compiled torch need none.
+        seconds: how long to measure each model, over all rounds.
+        rounds: workers that are started one after the other; quartiles are over the runs of all.
+
+    Raises:
+        RequestError: a number is not positive, a graph has no file and nothing to write one, or the worker can't load
+            or run a model, dies, or takes too long.
+    """
+    check_positive(seconds=seconds, rounds=rounds)
+    if not models:
+        raise RequestError("nothing to measure: give at least one model")
+    taken: list[list[float]] = [[] for _ in models]
+    warmup, version = 0, ""
+    with files_of(models, device, write) as paths:
+        for _ in range(rounds):
+            with open_runtime(device) as worker:
+                loaded = [worker.load(path, precision=device.precision) for path in paths]
+                times, warmed = worker.times(loaded, batch=device.batch, seconds=seconds / rounds)
+                version, warmup = worker.version, warmup + warmed
+            for all_runs, runs in zip(taken, times, strict=True):
+                all_runs += runs
+    return [
+        Latency(
+            **asdict(summary(runs, warmup)),
+            threads=device.threads,
+            batch=device.batch,
+            runtime=device.runtime,
+            version=version,
+            processor=processor(),
+            precision=device.precision,
+        )
+        for runs in taken
+    ]
+
+
+def measure_memory(
+    model: ModelGraph | Path, device: Device, *, write: Writing | None = None, runs: int = 3
+) -> MemoryUse:
+    """Memory that loading and running a model takes in a fresh worker.
+
+    Raises:
+        RequestError: as `measure_models` does.
+    """
+    with files_of([model], device, write) as paths, open_runtime(device) as worker:
+        return worker.memory(paths[0], precision=device.precision, batch=device.batch, runs=runs)
+
+
+@contextmanager
+def files_of(
+    models: Sequence[ModelGraph | Path], device: Device, write: Writing | None = None
+) -> Iterator[list[Path]]:
+    """Files of models for a device; those that had to be written are gone afterwards.
+
+    Raises:
+        RequestError: a graph has no file and nothing to write one.
+    """
+    plain = device.runtime in ("torch", "compile")
+    if write is None and not plain and any(isinstance(model, ModelGraph) for model in models):
+        raise RequestError(
+            f"models are measured with {device.runtime} on exported files; export them first, or say what exports them"
+        )
+    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
+        paths = []
+        for place, model in enumerate(models):
+            home = Path(folder, str(place))
+            if isinstance(model, Path):
+                paths.append(model)
+            elif plain:
+                write_graph(model, home)
+                paths.append(home)
+            elif write is not None:
+                home.mkdir()
+                paths.append(write(model, device, home))
+        yield paths
