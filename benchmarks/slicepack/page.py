@@ -27,6 +27,15 @@ WORDS = {
     "paper_rate_ridge": "the paper's fragments, our head",
     "paper_threshold": "the paper's method by threshold",
 }
+#: Of the tables of a model's own classes.
+OWN_CLASSES = {
+    "donor": "the whole model",
+    "ours": "**closed form**, a fragment for each class",
+    "ours_together": "**closed form**, one fragment for all classes",
+    "random": "random units, repaired, a fragment for each class",
+    "ours_no_repair": "closed form without repair, a fragment for each class",
+}
+OWN_HEADS = {"own_head": "its own", "new_head": "fitted on the samples"}
 
 
 def main() -> None:
@@ -50,6 +59,8 @@ def tables() -> str:
                 lines += _compared(result)
             elif any("reading" in row for row in result.rows):
                 lines += _readings(result)
+            elif any("head" in row for row in result.rows):
+                lines += _own_classes(result)
             elif "ks" in result.parameters:
                 lines += _by_k(result)
             lines.append("")
@@ -97,6 +108,39 @@ def _readings(result: Result) -> list[str]:
             lines.append(f"| {_named(method)} | {reading} | {' | '.join(cells)} |")
     ratio = 100 * numbers["params_ratio_a_ours"]
     lines += ["", f"Packs have {ratio:.1f} % of the ensemble's parameters; word vectors are not counted."]
+    return lines
+
+
+def _own_classes(result: Result) -> list[str]:
+    numbers, ks = result.numbers, result.parameters["ks"]
+    heads = " | ".join(f"k = {k}" for k in ks)
+    lines = [
+        f"| accuracy, %; in brackets points against the whole model | head | parameters | FLOPs | {heads} |",
+        "|---|---|---|---|" + "---|" * len(ks),
+    ]
+    for method, head in ((method, head) for method in OWN_CLASSES for head in OWN_HEADS):
+        cells = []
+        for k in ks:
+            name = f"{method}_{head}_k{k}"
+            under = numbers.get(f"points_under_donor_{name}")
+            beside = f" ({0.0 - under:+.1f})" if under is not None else ""
+            cells.append(f"{100 * numbers[f'accuracy_{name}']:.1f}{beside}")
+        costs = [f"{100 * numbers[f'{cost}_ratio_{method}']:.0f} %" for cost in ("params", "flops")]
+        lines.append(
+            f"| {OWN_CLASSES[method]} | {OWN_HEADS[head]} | {' | '.join(costs)} | {' | '.join(cells)} |"
+        )
+    worst = max(
+        numbers[f"points_under_donor_worst_{method}_own_head_k{k}"]
+        for method in ("ours", "ours_together")
+        for k in ks
+    )
+    lines += [
+        "",
+        f"The whole model: {numbers['params_donor'] / 1e6:.2f} M parameters, {numbers['n_epochs_donor']} epochs, "
+        f"{numbers['train_seconds_donor']:.0f} s of training on busy cores; {numbers['n_tested']} test inputs of "
+        f"{numbers['n_classes']} classes. Worst draw of the closed form under the model's own head: "
+        f"{0.0 - worst:+.1f} points.",
+    ]
     return lines
 
 

@@ -72,7 +72,7 @@ def text_table(
     ]
     rows: list[dict[str, Any]] = []
     for k, draw in itertools.product(ks, range(n_draws)):
-        drawn = _draw(texts, k, seed, draw)
+        drawn = draw_texts(texts, k, seed, draw)
         begun = time.perf_counter()
         readings = [_reading(donor, drawn) for donor in donors]
         read_seconds = (time.perf_counter() - begun) / sum(len(donor.classes) for donor in donors)
@@ -173,7 +173,8 @@ def _layers(graph: ModelGraph) -> int:
     return sum(graph.tensors[name].numel() for name in graph.parameters if "embedding" not in name)
 
 
-def _draw(texts: Corpus, k: int, seed: int, draw: int) -> dict[str, Tensor]:
+def draw_texts(texts: Corpus, k: int, seed: int, draw: int) -> dict[str, Tensor]:
+    """Token ids of k texts of each class from the pool, which no original was trained on."""
     found = {}
     for cls in texts.pool.classes:
         mine = texts.pool.of(cls)
