@@ -1,8 +1,28 @@
-"""Models for other runtimes, each checked against eager before it counts."""
+"""Models for other runtimes, compared with eager before they count."""
 
 from __future__ import annotations
 
 from sarto.devices import OnnxModel, load_onnx
+from sarto.export.comparing import LEAST_AGREEMENT, LIMITS, MOST_ERROR
+from sarto.export.exporting import Exported, export, write_for
 from sarto.export.onnx import OnnxExport, export_onnx, to_onnx
+from sarto.export.sidecar import sidecar_of
+from sarto.export.targets import FORMATS, TARGETS, TargetName
 
-__all__ = ["OnnxExport", "OnnxModel", "export_onnx", "load_onnx", "to_onnx"]
+__all__ = [
+    "FORMATS",
+    "LEAST_AGREEMENT",
+    "LIMITS",
+    "MOST_ERROR",
+    "TARGETS",
+    "Exported",
+    "OnnxExport",
+    "OnnxModel",
+    "TargetName",
+    "export",
+    "export_onnx",
+    "load_onnx",
+    "sidecar_of",
+    "to_onnx",
+    "write_for",
+]

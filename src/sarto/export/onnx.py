@@ -115,7 +115,7 @@ def to_onnx(graph: ModelGraph, *, opset: int | None = None) -> onnx.ModelProto:
             file.
     """
     _check_size(graph)
-    inputs, module = _random(graph, 2), fold_norms(graph).module()
+    inputs, module = random_inputs(graph, 2), fold_norms(graph).module()
     several = len(graph.outputs) > 1
     names = [f"output_{place}" for place in range(len(graph.outputs))] if several else ["output"]
     with _quietly():
@@ -208,7 +208,7 @@ def _compare(graph: ModelGraph, model: OnnxModel, real: tuple[Tensor, ...]) -> t
     The difference is relative to the largest output of all batches: a single random image may happen to score close to
     zero.
     """
-    batches = [_random(graph, batch) for batch in BATCHES]
+    batches = [random_inputs(graph, batch) for batch in BATCHES]
     if real:
         batches += list(zip(*(tensor.split(_CHUNK) for tensor in real), strict=True))
     have = [_numbers(model(*(tensor.numpy() for tensor in given))) for given in batches]
@@ -236,7 +236,7 @@ def _numbers(outputs: object) -> tuple[Tensor, ...]:
     return tuple(tensor if tensor.is_floating_point() else tensor.to(torch.float64) for tensor in tensors)
 
 
-def _random(graph: ModelGraph, batch: int) -> tuple[Tensor, ...]:
+def random_inputs(graph: ModelGraph, batch: int) -> tuple[Tensor, ...]:
     """Random inputs, the same ones each time: noise around a level of its own in each sample; whole numbers 0 or 1."""
     generator, inputs = torch.Generator().manual_seed(batch), []
     for entry in graph.inputs:

@@ -58,10 +58,15 @@ def read_pt2(path: str | os.PathLike[str]) -> ModelGraph:
     return graph
 
 
-def write_pt2(graph: ModelGraph, path: str | os.PathLike[str]) -> Path:
+def write_pt2(
+    graph: ModelGraph, path: str | os.PathLike[str], *, extra: Mapping[str, str] | None = None
+) -> Path:
     """Write a graph as a `.pt2` file with a dynamic batch, and read it back: it computes the same, bit for bit.
 
     The sample inputs that the format asks for are zeros, and no paths or source lines are stored.
+
+    Args:
+        extra: texts that travel in the file, by name; `torch.export.load(..., extra_files=...)` gives them.
 
     Returns:
         The file; it is complete on disk before it gets its name.
@@ -80,7 +85,7 @@ def write_pt2(graph: ModelGraph, path: str | os.PathLike[str]) -> Path:
     try:
         # The name of the file becomes the name of the folder inside it.
         made = draft / f"{place.stem}.pt2"
-        torch.export.save(_program(graph), made)
+        torch.export.save(_program(graph), made, extra_files=dict(extra or {}))
         _compare(graph, read_pt2(made))
         os.replace(made, place)
     finally:

@@ -45,7 +45,7 @@ class Refusal(RequestError):
     """The runtime refuses a model or its inputs; the worker lives.
 
     Attributes:
-        reason: what the runtime said, with its causes, unshortened.
+        reason: what the runtime said, with its causes, and what it wrote to its error stream meanwhile.
     """
 
     def __init__(self, detail: str, *, where: str, reason: str) -> None:
@@ -255,6 +255,7 @@ class Worker:
         if self._process.returncode is not None:
             raise RequestError(f"the {self.runtime} worker has ended; start another one", where=self.runtime)
         until = time.monotonic() + self._deadlines[op] + spare
+        written = self._errors.seek(0, os.SEEK_END)
         whole = [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
         listed = [[array.dtype.str, list(array.shape)] for array in whole]
         text = json.dumps({"op": op, "arrays": listed, **fields}).encode()
@@ -276,7 +277,9 @@ class Worker:
             first = next(iter(reason.splitlines()), said["kind"])[:300]
             what = f"{op} {Path(fields['path']).name}" if "path" in fields else op
             raise Refusal(
-                f"{self.runtime} {self.version} can't {what}: {first}", where=self.runtime, reason=reason
+                f"{self.runtime} {self.version} can't {what}: {first}",
+                where=self.runtime,
+                reason=f"{reason}\n{self._chatter(written)}",
             )
         return said, results
 
@@ -334,14 +337,17 @@ class Worker:
                 where=self.runtime,
             )
 
+    def _chatter(self, since: int) -> str:
+        """The end of what the worker wrote to its error stream since a place."""
+        self._errors.seek(max(since, self._errors.seek(0, os.SEEK_END) - 20_000))
+        return self._errors.read().decode("utf-8", "replace").strip()
+
     def _died(self, op: str) -> RequestError:
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
             code = None
-        self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, self._errors.tell() - 4_000))
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        lines = self._chatter(0).splitlines()
         self.end()
         how = "closed its output" if code is None else f"ended with code {code}"
         if code is not None and code < 0:

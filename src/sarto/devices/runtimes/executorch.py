@@ -40,9 +40,15 @@ class ExecutorchSession:
         self.program: Any = Runtime.get().load_program(path)
         self.method: Any = self.program.load_method("forward")
         about = self.method.metadata
+        # Where the batch is free, the sizes are the largest ones.
+        self.free = "sarto_max_batch" in self.program.method_names
         entries = [about.input_tensor_meta(place) for place in range(about.num_inputs())]
         self.inputs: list[tuple[str, list[int | None], str]] = [
-            (f"input_{place}", [int(size) for size in entry.sizes()], TYPES[entry.dtype()])
+            (
+                f"input_{place}",
+                [None if self.free and not axis else int(size) for axis, size in enumerate(entry.sizes())],
+                TYPES[entry.dtype()],
+            )
             for place, entry in enumerate(entries)
         ]
 

@@ -24,7 +24,11 @@ def prepare() -> None:
 
 
 class TorchSession:
-    """A graph folder or a `.pt2` file, read without trusting it; half precision begins and ends in single precision."""
+    """A graph folder or a `.pt2` file, read without trusting it.
+
+    A folder is run in the precision that is asked for, a file in the one that it was written in. Half precision begins
+    and ends in single precision.
+    """
 
     def __init__(self, path: str, threads: int, precision: str, *, compiled: bool = False) -> None:
         import torch
@@ -38,7 +42,7 @@ class TorchSession:
             (entry.name, [size if isinstance(size, int) else None for size in entry.shape], entry.dtype)
             for entry in graph.inputs
         ]
-        if precision != "float32":
+        if precision != "float32" and os.path.isdir(path):
             graph = graph.to(getattr(torch, precision))
         self.dtypes = [getattr(torch, entry.dtype) for entry in graph.inputs]
         module = graph.module()

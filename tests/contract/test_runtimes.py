@@ -1,0 +1,160 @@
+"""Every format and runtime that is installed: exported, proven there, timed and weighed by the same tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sarto import zoo
+from sarto.devices import measure_memory, measure_models
+from sarto.devices.runtimes import Worker, is_available
+from sarto.errors import RequestError, VerifyError
+from sarto.export import LIMITS, TARGETS, Exported, TargetName, export, write_for
+from sarto.graph import ModelGraph, capture, read_pt2
+from sarto.types import PRECISIONS, Device, Precision, RuntimeName
+
+#: Formats whose compiler takes most of a minute.
+SLOW = {"aotinductor"}
+KINDS = [
+    pytest.param(to, precision, marks=[pytest.mark.slow] if to in SLOW else [])
+    for to, target in TARGETS.items()
+    for precision in target.precisions
+]
+FLOATS = [param for param in KINDS if param.values[1] == "float32"]
+METADATA = {
+    "classes": json.dumps(["dark", "light", "other"]),
+    "preprocessing": json.dumps({"size": [12, 12]}),
+    "plan": "p",
+}
+
+
+class Shades(nn.Module):
+    """Tells dark from light images by their mean, the rest by a convolution with a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 3)
+        with torch.no_grad():
+            self.conv.weight.copy_(0.05 + 0.02 * self.conv.weight)
+            self.norm.running_mean.fill_(0.5)
+            self.head.weight.copy_(torch.tensor([[-1.0] * 8, [1.0] * 8, [0.0] * 8]) + 0.1 * self.head.weight)
+            self.head.bias.copy_(torch.tensor([4.0, -4.0, -6.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def needs(to: TargetName) -> None:
+    runtime = TARGETS[to].runtime
+    if not is_available(runtime, converting=True):
+        pytest.skip(f"extra not installed: {runtime}")
+
+
+@pytest.fixture(scope="module")
+def graph() -> ModelGraph:
+    torch.manual_seed(0)
+    return capture(Shades().eval(), torch.zeros(2, 3, 12, 12), prove=False)
+
+
+@pytest.fixture(scope="module")
+def samples() -> Tensor:
+    torch.manual_seed(1)
+    return (torch.rand(40, 1, 1, 1) + 0.2 * torch.rand(40, 3, 12, 12)).clamp(0, 1)
+
+
+def made(to: TargetName, precision: Precision, graph: ModelGraph, samples: Tensor, folder: Path) -> Exported:
+    labels = graph(samples).argmax(1)
+    path = folder / f"model{TARGETS[to].suffix}"
+    return export(
+        graph, path, to=to, precision=precision, samples=samples, labels=labels, metadata=METADATA, batch=4
+    )
+
+
+@pytest.mark.parametrize(("to", "precision"), KINDS)
+def test_a_file_computes_what_eager_computes_and_says_what_it_is(
+    to: TargetName, precision: Precision, graph: ModelGraph, samples: Tensor, tmp_path: Path
+) -> None:
+    needs(to)
+    target = TARGETS[to]
+    found = made(to, precision, graph, samples, tmp_path)
+    assert found.max_relative_difference <= LIMITS.get(precision, 0.2)
+    assert found.agreement is not None and found.agreement >= 0.9
+    assert found.accuracy_eager == 1.0 and found.accuracy is not None and found.accuracy >= 0.9
+    assert found.n_samples == len(samples)
+    # The same number by hand, through a worker: a free batch takes any size, a fixed one only its own.
+    n = 4 if found.batch else 3
+    with Worker(target.runtime) as worker:
+        model = worker.load(found.path, precision=precision)
+        (outputs,) = worker.run(model, [samples[:n].numpy()])
+        if found.batch is not None:
+            with pytest.raises(RequestError):
+                worker.run(model, [samples[:3].numpy()])
+    want = graph(samples[:n]).numpy()
+    assert outputs.dtype == np.float32 and outputs.shape == want.shape
+    assert np.abs(outputs - want).max() / np.abs(want).max() <= LIMITS.get(precision, 0.2)
+    said = json.loads(found.sidecar.read_text())
+    assert (said["format"], said["precision"], said["runtime"]) == (to, precision, target.runtime)
+    assert said["classes"] == ["dark", "light", "other"] and said["preprocessing"] == {"size": [12, 12]}
+    assert said["inputs"] == [{"name": "x", "shape": [found.batch, 3, 12, 12], "dtype": "float32"}]
+    assert said["outputs"] == [{"shape": [found.batch, 3], "dtype": "float32"}]
+    assert said["checked"]["max_relative_difference"] == found.max_relative_difference
+    files = sorted(path for path in tmp_path.iterdir() if path != found.sidecar)
+    hashes = {path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files}
+    assert said["files"] == hashes and sum(path.stat().st_size for path in files) == found.size_bytes
+
+
+@pytest.mark.parametrize(("to", "precision"), FLOATS)
+def test_a_graph_is_measured_in_every_runtime_beside_its_half(
+    to: TargetName, precision: Precision, graph: ModelGraph
+) -> None:
+    needs(to)
+    device = Device(runtime=TARGETS[to].runtime, batch=2, precision=precision)
+    small, large = (
+        graph,
+        capture(zoo.cifar_resnet(3, depth=8, width=16), torch.zeros(2, 3, 32, 32), prove=False),
+    )
+    one, two = measure_models([small, large], device, write=write_for, seconds=0.05)
+    assert 0 < one.median_ms < two.median_ms and one.runs == two.runs
+    assert (one.runtime, one.batch, one.threads, one.precision) == (device.runtime, 2, 1, "float32")
+    assert measure_memory(small, device, write=write_for).runtime_bytes > 10e6
+
+
+def test_every_runtime_that_reads_files_has_a_format_and_every_precision_of_it() -> None:
+    for target in TARGETS.values():
+        assert set(target.precisions) == set(PRECISIONS[target.runtime]) | set()
+    assert {target.runtime for target in TARGETS.values()} | {"compile"} == set(get_args(RuntimeName))
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "executorch", "litert"])
+def test_an_int8_file_that_decides_otherwise_is_refused(
+    to: TargetName, graph: ModelGraph, samples: Tensor, tmp_path: Path
+) -> None:
+    needs(to)
+    # Calibrated on black images, every activation but the darkest is cut off.
+    with pytest.raises(VerifyError, match=r"in int8 decides like eager on .*quantising broke this model"):
+        export(
+            graph,
+            tmp_path / f"model{TARGETS[to].suffix}",
+            to=to,
+            precision="int8",
+            samples=samples,
+            calibration=0.02 * samples,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_precision_pt2_file_is_a_graph_again(
+    graph: ModelGraph, samples: Tensor, tmp_path: Path
+) -> None:
+    found = made("pt2", "bfloat16", graph, samples, tmp_path)
+    again = read_pt2(found.path)
+    assert {tensor.dtype for tensor in again.tensors.values()} == {torch.bfloat16}
+    assert again.inputs[0].dtype == "float32" and math.isfinite(float(again(samples).sum()))
