@@ -42,7 +42,7 @@ def test_an_artifact_is_complete_and_its_files_are_the_manifests(made: Artifact)
     }
     assert found == {
         *("graph/graph.json", "graph/weights.safetensors", "model.onnx", "manifest.json", "request.json"),
-        *("plan.json", "report.json", "report.html", "README.md", "novelty.safetensors"),
+        *("requirement.json", "plan.json", "report.json", "report.html", "README.md", "novelty.safetensors"),
     }
     again = Artifact.read(made.folder)
     assert again.damage() == []

@@ -21,6 +21,7 @@ from sarto.types import (
     Preprocessing,
     Report,
     Request,
+    Requirement,
     TextPreprocessing,
     Value,
 )
@@ -29,6 +30,8 @@ GRAPH = "graph"
 MANIFEST = "manifest.json"
 #: Tokens of a model that reads texts.
 VOCABULARY = "vocabulary.json"
+#: The order as it was checked: who gave each class. Artifacts of older versions have none.
+REQUIREMENT = "requirement.json"
 #: Files without which there is no model.
 NEEDED = (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx", "report.json")
 
@@ -126,6 +129,12 @@ class Artifact:
     @property
     def request(self) -> Request:
         return Request.read(self.folder / "request.json")
+
+    @property
+    def requirement(self) -> Requirement | None:
+        """Who gave each class, and on which samples all was decided; None where an older version made it."""
+        path = self.folder / REQUIREMENT
+        return Requirement.read(path) if path.is_file() else None
 
     @property
     def plan(self) -> Plan:

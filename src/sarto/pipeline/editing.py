@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sarto.engines.slicepack import slice_node
-from sarto.errors import RequestError, suggest
+from sarto.errors import RequestError, StoreError, suggest
 from sarto.market import Store
 from sarto.pipeline.artifact import Artifact
 from sarto.pipeline.intakes import sources
@@ -46,6 +46,7 @@ def edit(
 
     Raises:
         RequestError: nothing or both asked for, an unknown class, one that is there already, or the model is no pack.
+        StoreError: a class that stays comes from a learnware that is not in the market any more.
         InfeasibleError: the larger model breaks the order's budget.
     """
     if (add is None) == (remove is None):
@@ -54,15 +55,37 @@ def edit(
     if remove is not None:
         place = _place(remove, task, artifact.classes)
         request = _with_classes(artifact.request, [*task[:place], *task[place + 1 :]])
-        plan = without_class(artifact.plan, check_order(request, store), artifact.classes[place])
-        return make(store, request, out, plan=plan, progress=progress)
+        taken = _taken(artifact, store, leave=artifact.classes[place])
+        plan = without_class(artifact.plan, check_order(request, store, taken), artifact.classes[place])
+        return make(store, request, out, plan=plan, taken=taken, progress=progress)
     wanted = str(add)
     name = wanted.rpartition(":")[2]
     if name in artifact.classes:
         raise RequestError(f"the model tells {name!r} apart already ({', '.join(artifact.classes)})")
     request = _with_classes(artifact.request, [*task, wanted])
-    plan = with_class(artifact.plan, check_order(request, store))
-    return make(store, request, out, plan=plan, progress=progress)
+    taken = _taken(artifact, store)
+    plan = with_class(artifact.plan, check_order(request, store, taken))
+    return make(store, request, out, plan=plan, taken=taken, progress=progress)
+
+
+def _taken(artifact: Artifact, store: Store, leave: str | None = None) -> dict[str, str]:
+    """Class -> id of the learnware that gave it to a model, of all classes but one: what came to the market since then
+    changes nothing in what stays."""
+    requirement = artifact.requirement
+    if requirement is None:
+        return {}
+    taken = {offer.cls: offer.learnware for offer in requirement.offers if offer.cls != leave}
+    problems = []
+    for cls, learnware in taken.items():
+        try:
+            store.get(learnware)
+        except StoreError as error:
+            problems.append(
+                f"{cls!r} of the model comes from a learnware that is not in the market: {error.detail}"
+            )
+    if problems:
+        raise StoreError("the classes that stay can't be kept", problems=problems, where=str(store.path))
+    return taken
 
 
 def with_class(plan: Plan, order: Order) -> Plan:

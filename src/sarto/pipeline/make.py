@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sarto.errors import RequestError, VerifyError
 from sarto.graph.file import write_graph
 from sarto.market import Labelled, Store, read_samples
 from sarto.pipeline.alternatives import score_alternatives
-from sarto.pipeline.artifact import GRAPH, VOCABULARY, Artifact, write_manifest, write_text
+from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, infeasible, propose, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
@@ -26,12 +26,19 @@ from sarto.types import BlockNode, Plan, Repair, Request, SliceNode
 
 
 def make(
-    store: Store, request: Request, out: Path, *, plan: Plan | None = None, progress: Progress = silent
+    store: Store,
+    request: Request,
+    out: Path,
+    *,
+    plan: Plan | None = None,
+    taken: Mapping[str, str] | None = None,
+    progress: Progress = silent,
 ) -> Artifact:
     """Build the model of an order into a folder; an interrupted order goes on after its last finished hop.
 
     Args:
         plan: build this plan instead of choosing one.
+        taken: class -> id of the learnware that it is taken from, whoever else knows it.
 
     Raises:
         RequestError: the order is malformed, or the folder holds something else.
@@ -39,7 +46,7 @@ def make(
         StoreError: a learnware or a sample file is missing or damaged.
         VerifyError: the built model does not do what it must.
     """
-    order = check_order(request, store)
+    order = check_order(request, store, taken)
     if plan is not None and plan.classes != order.classes:
         told = ", ".join(plan.classes) if plan.classes is not None else "no classes of its own"
         raise RequestError(
@@ -53,7 +60,7 @@ def make(
     job = Job(out, request, extra=plan.key() if plan is not None else "")
     if job.finished is not None:
         return job.finished
-    order.requirement.write(job.folder / "requirement.json")
+    order.requirement.write(job.folder / REQUIREMENT)
     write_text(job.folder / "plans.json", json.dumps(plans.to_plain()))
     samples = {order.samples.digest: order.samples, **{s.digest: s for s in order.donor_samples.values()}}
     builder = Builder(store, samples, progress)
@@ -160,6 +167,7 @@ def _deliver(
     if assembly.intake.vocabulary is not None:
         write_text(job.out / VOCABULARY, assembly.intake.vocabulary.encoded().decode())
     order.request.write(job.out / "request.json")
+    order.requirement.write(job.out / REQUIREMENT)
     plan.write(job.out / "plan.json")
     report.write(job.out / "report.json")
     write_text(job.out / "report.html", render_page(report))

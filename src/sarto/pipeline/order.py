@@ -49,10 +49,13 @@ class Order:
         return tuple(self.learnwares[id_] for id_ in ids)
 
 
-def check_order(request: Request, store: Store) -> Order:
+def check_order(request: Request, store: Store, taken: Mapping[str, str] | None = None) -> Order:
     """The order, complete and consistent.
 
     A class that several learnwares know is taken from the one with the best measured skill on it.
+
+    Args:
+        taken: class -> id of the learnware that it was taken from before, and is again; of others, as said above.
 
     Raises:
         RequestError: unknown classes or learnwares (with suggestions), classes without any samples, unreadable or
@@ -71,7 +74,7 @@ def check_order(request: Request, store: Store) -> Order:
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
     for place, (whose, cls) in enumerate(request.task.wanted):
-        found = _offers(cls, whose, learnwares)
+        found = _offers(cls, whose, learnwares, (taken or {}).get(cls))
         if isinstance(found, str):
             problems.append(f"task.classes[{place}]: {found}")
             continue
@@ -106,7 +109,9 @@ def check_order(request: Request, store: Store) -> Order:
     return Order(requirement, samples, donor_samples, learnwares, intakes, intake)
 
 
-def _offers(cls: str, whose: str | None, learnwares: Mapping[str, Learnware]) -> list[ClassOffer] | str:
+def _offers(
+    cls: str, whose: str | None, learnwares: Mapping[str, Learnware], first: str | None = None
+) -> list[ClassOffer] | str:
     known = list(learnwares.values())
     if whose is not None:
         known = [learnware for learnware in known if learnware.name == whose]
@@ -126,7 +131,9 @@ def _offers(cls: str, whose: str | None, learnwares: Mapping[str, Learnware]) ->
         for learnware in found
     ]
     order = {learnware.id: learnware.name for learnware in found}
-    return sorted(offers, key=lambda offer: (-(offer.skill or 0.0), order[offer.learnware]))
+    return sorted(
+        offers, key=lambda offer: (offer.learnware != first, -(offer.skill or 0.0), order[offer.learnware])
+    )
 
 
 def _rivals(
@@ -194,7 +201,7 @@ def _samples(
             donor = learnwares[offer.learnware]
             if not donor.n_samples.get(offer.cls):
                 problems.append(
-                    f"class {offer.cls!r} is known only to {donor.name!r}, which has no samples of it; give the "
+                    f"class {offer.cls!r} is taken from {donor.name!r}, which has no samples of it; give the "
                     "order's own samples (samples: PATH, or --samples PATH)"
                 )
                 continue
