@@ -91,9 +91,7 @@ def test_folders_that_hold_something_else_are_left_alone(
 
 def test_a_class_without_samples_needs_the_orders_own(shop: Any, tmp_path: Path) -> None:
     shop.add("bare", ["mauve disc", "ochre disc", "black disc"], samples=None)
-    with pytest.raises(
-        RequestError, match="'mauve disc' is taken from 'bare', which has no samples of it"
-    ):
+    with pytest.raises(RequestError, match="'mauve disc' is taken from 'bare', which has no samples of it"):
         shop.make(shop.order("mauve disc", "red bar", heldout=None))
     drawn = shop.draw(["red disc", "red bar"], 4, 3)
     own = sarto.Samples(drawn.images, drawn.labels, ("mauve disc", "red bar"))

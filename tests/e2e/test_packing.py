@@ -209,5 +209,11 @@ def test_classes_come_and_go_from_the_command_line(shop: Any) -> None:
     ):
         assert runner.invoke(app, words).exit_code == 0
     assert same_model(Artifact.read(again), first)
+    narrow = ["pack", "add", smaller, "red bar", "--max-params", "10", *said, str(shop.folder / "narrow")]
+    refused = runner.invoke(app, narrow)
+    assert refused.exit_code == 2 and "keeps params <= 10 as measured" in refused.stderr
+    wide = ["pack", "add", again, "green disc", "--max-params", "100000", *said, str(shop.folder / "wide")]
+    assert runner.invoke(app, wide).exit_code == 0
+    assert Artifact.read(shop.folder / "wide").request.budget.params == 100_000
     refused = runner.invoke(app, ["pack", "add", smaller, "red disc", *said, str(shop.folder / "no")])
     assert refused.exit_code == 2 and "tells 'red disc' apart already" in refused.stderr

@@ -169,15 +169,8 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["task"] = {"classes": names(flags["classes"])}
     if not given.get("task"):
         raise RequestError("no order: give a request file, or --classes a,b,c")
-    limits = {
-        "params": flags["max_params"],
-        "flops": flags["max_flops"],
-        "memory_bytes": flags["max_memory"],
-        "size_bytes": flags["max_size"],
-        "latency_ms": flags["max_latency"],
-    }
     device = {key: flags[key] for key in ("runtime", "threads", "batch")}
-    for key, changes in (("budget", limits), ("device", device)):
+    for key, changes in (("budget", limits(flags)), ("device", device)):
         given[key] = {
             **given.get(key, {}),
             **{name: value for name, value in changes.items() if value is not None},
@@ -190,6 +183,18 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
     if flags["baselines"]:
         given["baselines"] = [] if flags["baselines"] == "none" else names(flags["baselines"])
     return Request.parse(given)
+
+
+def limits(flags: dict[str, Any]) -> dict[str, float]:
+    """The limits of a budget that were given as options."""
+    said = {
+        "params": flags["max_params"],
+        "flops": flags["max_flops"],
+        "memory_bytes": flags["max_memory"],
+        "size_bytes": flags["max_size"],
+        "latency_ms": flags["max_latency"],
+    }
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def out_of(out: str) -> Path:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from sarto.cli.orders import DEFAULT, Out, delivered, out_of
+from sarto.cli.orders import (
+    DEFAULT,
+    MaxFlops,
+    MaxLatency,
+    MaxMemory,
+    MaxParams,
+    MaxSize,
+    Out,
+    delivered,
+    limits,
+    out_of,
+)
 from sarto.cli.output import Debug, Json, MarketPath, progress, told
 
 Model = Annotated[str, typer.Argument(help="Folder of a packed model, as `sarto make` leaves it.")]
@@ -17,26 +28,36 @@ def add(
     model: Model,
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="class or learnware:class; the last output.")],
     out: Out = "",
+    max_params: MaxParams = None,
+    max_flops: MaxFlops = None,
+    max_memory: MaxMemory = None,
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """A packed model with one class more; its other fragments stay as they are."""
     with told(as_json=as_json, debug=debug):
-        _edit(model, out, market, as_json, add=cls)
+        _edit(model, out, market, as_json, limits(locals()), add=cls)
 
 
 def remove(
     model: Model,
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="A class of the model.")],
     out: Out = "",
+    max_params: MaxParams = None,
+    max_flops: MaxFlops = None,
+    max_memory: MaxMemory = None,
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """A packed model with one class less; its other fragments stay as they are."""
     with told(as_json=as_json, debug=debug):
-        _edit(model, out, market, as_json, remove=cls)
+        _edit(model, out, market, as_json, limits(locals()), remove=cls)
 
 
 def _edit(
@@ -44,12 +65,21 @@ def _edit(
     out: str,
     market: str | Path,
     as_json: bool,
+    changed: dict[str, float],
     *,
     add: str | None = None,
     remove: str | None = None,
 ) -> None:
     from sarto.pipeline import Artifact, Market
+    from sarto.types import Budget
 
     with Market.open(market) as opened, progress(quiet=as_json) as tell:
-        artifact = opened.edit(Artifact.read(model), out_of(out), add=add, remove=remove, progress=tell)
+        artifact = opened.edit(
+            Artifact.read(model),
+            out_of(out),
+            add=add,
+            remove=remove,
+            budget=Budget.parse(changed) if changed else None,
+            progress=tell,
+        )
     delivered(artifact, as_json)

@@ -16,6 +16,7 @@ from sarto.pipeline.progress import Progress, silent
 from sarto.types import (
     BlockNode,
     BranchNode,
+    Budget,
     HeadNode,
     Learnware,
     Plan,
@@ -34,6 +35,7 @@ def edit(
     *,
     add: str | None = None,
     remove: str | None = None,
+    budget: Budget | None = None,
     progress: Progress = silent,
 ) -> Artifact:
     """A new model with one class more, or one less, at the same sizes; the other fragments are those of the artifact.
@@ -43,6 +45,7 @@ def edit(
     Args:
         add: "class" or "learnware:class"; becomes the last output.
         remove: a class of the model.
+        budget: limits in place of those of the model's order; what it leaves open stays as it was.
 
     Raises:
         RequestError: nothing or both asked for, an unknown class, one that is there already, or the model is no pack.
@@ -51,10 +54,13 @@ def edit(
     """
     if (add is None) == (remove is None):
         raise RequestError("one class is added or one is removed; give exactly one of the two")
-    task = list(artifact.request.task.classes)
+    order = artifact.request
+    if budget is not None:
+        order = order.replace(budget=order.budget.replace(**budget.limits()))
+    task = list(order.task.classes)
     if remove is not None:
         place = _place(remove, task, artifact.classes)
-        request = _with_classes(artifact.request, [*task[:place], *task[place + 1 :]])
+        request = _with_classes(order, [*task[:place], *task[place + 1 :]])
         taken = _taken(artifact, store, leave=artifact.classes[place])
         plan = without_class(artifact.plan, check_order(request, store, taken), artifact.classes[place])
         return make(store, request, out, plan=plan, taken=taken, progress=progress)
@@ -62,7 +68,7 @@ def edit(
     name = wanted.rpartition(":")[2]
     if name in artifact.classes:
         raise RequestError(f"the model tells {name!r} apart already ({', '.join(artifact.classes)})")
-    request = _with_classes(artifact.request, [*task, wanted])
+    request = _with_classes(order, [*task, wanted])
     taken = _taken(artifact, store)
     plan = with_class(artifact.plan, check_order(request, store, taken))
     return make(store, request, out, plan=plan, taken=taken, progress=progress)

@@ -28,7 +28,15 @@ from sarto.pipeline.stocking import (
     prune_fragments,
     stock_fragments,
 )
-from sarto.types import Learnware, Plan, Preprocessing, Request, TextPreprocessing, parse_preprocessing
+from sarto.types import (
+    Budget,
+    Learnware,
+    Plan,
+    Preprocessing,
+    Request,
+    TextPreprocessing,
+    parse_preprocessing,
+)
 
 
 class Market:
@@ -142,6 +150,7 @@ class Market:
         *,
         add: str | None = None,
         remove: str | None = None,
+        budget: Budget | None = None,
         progress: Progress = silent,
     ) -> Artifact:
         """A packed model with one class more or one less, in a folder of its own; see `sarto.pipeline.editing.edit`.
@@ -150,7 +159,7 @@ class Market:
             RequestError: an unknown class, one that is there already, or a model that is no pack.
             InfeasibleError: the larger model breaks the order's budget.
         """
-        return edit(self.store, artifact, Path(out), add=add, remove=remove, progress=progress)
+        return edit(self.store, artifact, Path(out), add=add, remove=remove, budget=budget, progress=progress)
 
     def learnwares(self) -> tuple[Learnware, ...]:
         """Every manifest, oldest first."""
