@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sarto.cli import adding, artifact, inspecting, market, orders, packing, stocking
+from sarto.cli import adding, artifact, device, inspecting, market, orders, packing, stocking
 from sarto.cli.failing import OneLine
 from sarto.types.threads import limit_threads
 
@@ -46,6 +46,13 @@ pack_app = typer.Typer(help="One class more or less in a packed model.", no_args
 pack_app.command("add")(packing.add)
 pack_app.command("remove")(packing.remove)
 app.add_typer(pack_app, name="pack")
+
+device_app = typer.Typer(help="Measure devices, and see where milliseconds go.", no_args_is_help=True)
+device_app.command("measure")(device.measure)
+device_app.command("ls")(device.ls)
+device_app.command("show")(device.show)
+device_app.command("explain")(device.explain)
+app.add_typer(device_app, name="device")
 
 
 def _version(asked: bool) -> None:

@@ -56,11 +56,11 @@ def inspect(
         together(
             lambda: arguments.update(factory_arguments(arg or [])),
             lambda: check_inputs(inputs or []),
-            lambda: _check(source, arguments, weights, market),
+            lambda: check_model(source, arguments, weights, market),
             lambda: check_place("--html", html),
             lambda: check_place("--svg", svg),
         )
-        graph, notes = _graph(source, arguments, weights, inputs or [], market)
+        graph, notes = graph_of(source, arguments, weights, inputs or [], market)
         from sarto.pipeline.anatomy import describe, explain, group_named
 
         found = describe(graph)
@@ -201,7 +201,7 @@ def _is_learnware(source: str) -> bool:
     return not Path(source).exists() and (":" not in source or source.startswith("sha256:"))
 
 
-def _check(source: str, arguments: Mapping[str, Any], weights: str | None, market: str) -> None:
+def check_model(source: str, arguments: Mapping[str, Any], weights: str | None, market: str) -> None:
     """Refuse what names no model, and options that it does not take, from names and first bytes."""
     if not _is_finished(source) and not (_is_learnware(source) and Path(market).is_dir()):
         try:
@@ -223,7 +223,7 @@ def _check(source: str, arguments: Mapping[str, Any], weights: str | None, marke
         raise RequestError(problems[0], problems=problems)
 
 
-def _graph(
+def graph_of(
     source: str, arguments: dict[str, Any], weights: str | None, inputs: list[str], market: str
 ) -> tuple[ModelGraph, tuple[str, ...]]:
     """The model's graph, and what the user should know about it."""

@@ -9,6 +9,7 @@ from sarto.graph.file import read_graph_files
 from sarto.market.blobs import Blobs
 from sarto.market.index import Catalogue
 from sarto.market.manifest import hashes_of, id_of
+from sarto.market.profiles import problems as profile_problems
 from sarto.market.rows import live, manifest, stocked, used
 
 
@@ -37,6 +38,7 @@ def verify(index: Catalogue, blobs: Blobs) -> list[str]:
         problems += [(item.key, text) for text in _part_problems(blobs, f"fragment {item.key}", parts)]
     listed = list(blobs)
     with index.read() as session:
+        of_profiles = list(profile_problems(session))
         # What was removed while this ran is no problem, and what was added meanwhile is no orphan.
         present = {row.id for row in live(session)} | {row.key for row in stocked(session)}
         try:
@@ -44,9 +46,11 @@ def verify(index: Catalogue, blobs: Blobs) -> list[str]:
         except StoreError:
             listed, needed = [], set()
     found_now = [text for owner, text in problems if owner in present]
-    return found_now + [
-        f"info: blob {key} belongs to nothing; clean() removes it" for key in listed if key not in needed
-    ]
+    return (
+        found_now
+        + of_profiles
+        + [f"info: blob {key} belongs to nothing; clean() removes it" for key in listed if key not in needed]
+    )
 
 
 def _part_problems(blobs: Blobs, what: str, parts: Mapping[str, str]) -> list[str]:

@@ -21,6 +21,7 @@ from sarto.market.blobs import KEY, Blobs, FolderBlobs, Staged
 from sarto.market.checking import verify
 from sarto.market.index import FILE, Catalogue, ObjectRow, SourceRow, not_a_market, now
 from sarto.market.manifest import content_id, hashes_of, stocking_problems
+from sarto.market.profiles import Profiles
 from sarto.market.reading import read_encoded
 from sarto.market.rows import Fragment
 from sarto.market.samples import Samples
@@ -366,6 +367,11 @@ class Store:
             for key in orphans:
                 self._blobs.remove(key)
         return orphans
+
+    @property
+    def profiles(self) -> Profiles:
+        """The device profiles that the market holds."""
+        return Profiles(self._index)
 
     @property
     def _index(self) -> Catalogue:

@@ -1,0 +1,305 @@
+"""Making a profile: blocks first, then the subnets that tell most, then memory; fitted and checked for noise."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from sarto.devices.count import count
+from sarto.devices.latency import processor
+from sarto.devices.memory import peak_bytes
+from sarto.devices.profiling.blocks import Block, blocks
+from sarto.devices.profiling.design import design
+from sarto.devices.profiling.features import Terms, terms_of
+from sarto.devices.profiling.fit import BackboneFit, Fitted, fit_backbone
+from sarto.devices.profiling.generic import KindFit, fit_kinds, places_of
+from sarto.devices.profiling.memory import Weigher, fit_memory
+from sarto.devices.profiling.run import (
+    SECONDS,
+    Progress,
+    Wanted,
+    measure_all,
+    noise_notes,
+    noise_of,
+    with_repeats,
+)
+from sarto.devices.profiling.running import Opener
+from sarto.devices.profiling.sizes import Counts, Floats
+from sarto.errors import RequestError
+from sarto.graph import ModelGraph, slice
+from sarto.graph.selection import leading, uniform_counts
+from sarto.types import Device
+from sarto.types.profile import (
+    BackboneModel,
+    DeviceProfile,
+    KindModel,
+    MeasuredRow,
+    MemoryRow,
+    ProfiledDevice,
+    Residuals,
+)
+
+#: Subnets of a backbone that are measured.
+SUBNETS = 64
+#: Block that every chunk is compared with.
+REFERENCE = "convolution-32x16x6"
+#: Blocks whose memory is measured: little of both, many weights, many activations.
+WEIGHED = ("convolution-8x32x6", "linear-1024x3", "activation-64x32", "convolution-48x28x3")
+#: Significant digits of a number in a profile.
+DIGITS = 7
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model whose subnets are measured.
+
+    Attributes:
+        written: writes the file of a subnet for the device, where that is quicker than writing its graph; it must stay
+            until the second chunk after it.
+    """
+
+    name: str
+    graph: ModelGraph
+    written: Callable[[Counts], Path] | None = None
+
+    def at(self, counts: Counts) -> ModelGraph:
+        """The subnet that keeps the first so many units of each group."""
+        return slice(self.graph, leading(counts)) if counts else self.graph
+
+    def measurable(self, counts: Counts) -> ModelGraph | Path:
+        """The subnet as it is measured."""
+        return self.at(counts) if self.written is None else self.written(counts)
+
+
+def make_profile(
+    name: str,
+    device: Device,
+    version: str,
+    opener: Opener,
+    *,
+    backbones: Sequence[Backbone] = (),
+    n_subnets: int = SUBNETS,
+    built_in: Sequence[Block] | None = None,
+    onto: DeviceProfile | None = None,
+    weigh: Weigher | None = None,
+    journal: Path | None = None,
+    seconds: float = SECONDS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DeviceProfile:
+    """A measured and fitted profile.
+
+    Args:
+        version: of the runtime.
+        opener: loads a graph on the device.
+        backbones: models whose subnets are measured; later profiles of the same name replace earlier ones.
+        n_subnets: of each backbone.
+        built_in: blocks that say what any graph takes; None takes all.
+        onto: a profile of the same device that is added to; its blocks are not measured again.
+        weigh: bytes that a fresh process grows by when it loads and runs a graph; None measures no memory.
+        journal: a file of finished measurements; a later call with the same file goes on from there.
+        seconds: how long each model is measured.
+
+    Raises:
+        RequestError: the profile to add to is of another device, the journal does not fit, or a model can't run.
+    """
+    described = describe(device, version)
+    if onto is not None:
+        check_same(onto.device, described)
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = journal or Path(folder, "journal")
+        reference = next(block for block in blocks() if block.name == REFERENCE).graph()
+        about = {
+            "device": described.model_dump(mode="json", exclude={"started"}),
+            "reference": REFERENCE,
+            "seconds": seconds,
+        }
+
+        def measured(wanted: Sequence[Wanted]) -> tuple[MeasuredRow, ...]:
+            return measure_all(
+                wanted, opener, reference, journal=notebook, about=about, seconds=seconds, progress=progress
+            )
+
+        rows = list(onto.rows) if onto is not None else []
+        if onto is None:
+            chosen = blocks() if built_in is None else tuple(built_in)
+            fitted, found = _kinds(chosen, device.batch, measured, repeat=not backbones)
+            kinds, rows = _kind_model(fitted), [*rows, *found]
+        else:
+            kinds = onto.kinds
+        models = {model.backbone: model for model in (onto.backbones if onto is not None else ())}
+        for backbone in backbones:
+            terms = terms_of(backbone.graph, batch=device.batch)
+            base = np.array(kinds.weights)[places_of(terms, kinds.names)]
+            found = measured(_subnets(backbone, terms, base, n_subnets, seed))
+            rows = [row for row in rows if row.model != backbone.name] + list(found)
+            models[backbone.name] = fit_rows(backbone.name, terms, found, base)
+        noise = noise_of(rows)
+        weighed = list(onto.memory_rows) if onto is not None else []
+        if weigh is not None:
+            weighed = _weighed(weigh, backbones, device, progress)
+        return DeviceProfile(
+            name=name,
+            device=described,
+            rows=tuple(rows),
+            memory_rows=tuple(weighed),
+            noise=noise,
+            kinds=kinds,
+            backbones=tuple(models.values()),
+            memory=fit_memory(weighed) if weighed else None,
+            notes=noise_notes(noise),
+        )
+
+
+def fit_rows(name: str, terms: Terms, rows: Sequence[MeasuredRow], base: Floats) -> BackboneModel:
+    """What measured subnets say of a backbone.
+
+    Args:
+        base: milliseconds for one of each term, as far as is known without them, shape (terms,).
+
+    Raises:
+        RequestError: there are too few rows, or one names a group that the backbone has not.
+    """
+    counts = terms.table.rows([row.counts for row in rows])
+    return backbone_model(name, terms, fit_backbone(terms, counts, _times(rows), base))
+
+
+def backbone_model(name: str, terms: Terms, fit: BackboneFit) -> BackboneModel:
+    """A fit as a value."""
+    return BackboneModel(
+        backbone=name,
+        skeleton=terms.skeleton,
+        base_ms=_numbers(fit.base),
+        column=tuple(int(place) for place in fit.column),
+        weights=_numbers(fit.fitted.weights),
+        vector_width=fit.width,
+        pull=fit.pull,
+        residuals=_residuals(fit.fitted),
+    )
+
+
+def describe(device: Device, version: str) -> ProfiledDevice:
+    """The machine that this runs on, as a device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        memory = None
+    return ProfiledDevice(
+        processor=processor(),
+        cores=cores,
+        memory_bytes=memory,
+        system=platform.platform(terse=True),
+        runtime=device.runtime,
+        version=version,
+        threads=device.threads,
+        batch=device.batch,
+        precision=device.precision,
+        sarto=metadata.version("sarto"),
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def check_same(known: ProfiledDevice, found: ProfiledDevice) -> None:
+    """Refuse to mix measurements of two devices.
+
+    Raises:
+        RequestError: names all that differs.
+    """
+    problems = [
+        f"{field}: the profile has {getattr(known, field)!r}, here it is {getattr(found, field)!r}"
+        for field in ("processor", "runtime", "version", "threads", "batch", "precision")
+        if getattr(known, field) != getattr(found, field)
+    ]
+    if problems:
+        raise RequestError(
+            "the profile is of another device; measure a profile of its own", problems=problems
+        )
+
+
+def _kinds(
+    chosen: Sequence[Block],
+    batch: int,
+    measured: Callable[[Sequence[Wanted]], tuple[MeasuredRow, ...]],
+    *,
+    repeat: bool,
+) -> tuple[KindFit, tuple[MeasuredRow, ...]]:
+    wanted = [Wanted("block", block.name, {}, block.graph) for block in chosen]
+    rows = measured(with_repeats(wanted) if repeat else wanted)
+    known = {block.name: (block.family, terms_of(block.graph(), batch=batch)) for block in chosen}
+    families = [known[row.model][0] for row in rows]
+    return fit_kinds([known[row.model][1] for row in rows], _times(rows), families), rows
+
+
+def _subnets(backbone: Backbone, terms: Terms, base: Floats, n: int, seed: int) -> tuple[Wanted, ...]:
+    chosen = [
+        {
+            group: int(kept)
+            for (group, size), kept in zip(terms.groups.items(), row, strict=True)
+            if kept != size
+        }
+        for row in design(terms, n, base=base, seed=seed)
+    ]
+    return with_repeats(
+        [Wanted("subnet", backbone.name, counts, partial(backbone.measurable, counts)) for counts in chosen]
+    )
+
+
+def _weighed(
+    weigh: Weigher, backbones: Sequence[Backbone], device: Device, progress: Progress | None
+) -> list[MemoryRow]:
+    chosen: list[tuple[str, Counts, Callable[[], ModelGraph]]] = [
+        (block.name, {}, block.graph) for block in blocks() if block.name in WEIGHED
+    ]
+    for backbone in backbones:
+        both: tuple[Counts, ...] = ({}, uniform_counts(backbone.graph, 0.5))
+        chosen += [(backbone.name, counts, partial(backbone.at, counts)) for counts in both]
+    rows = []
+    for place, (name, counts, build) in enumerate(chosen):
+        if progress is not None:
+            progress("memory", place, len(chosen))
+        graph = build()
+        rows.append(
+            MemoryRow(
+                model=name,
+                counts=counts,
+                size_bytes=count(graph).size_bytes,
+                activation_bytes=peak_bytes(graph, batch=device.batch),
+                measured_bytes=weigh(graph),
+            )
+        )
+    return rows
+
+
+def _kind_model(fit: KindFit) -> KindModel:
+    return KindModel(
+        names=fit.names,
+        weights=_numbers(fit.fitted.weights),
+        vector_width=fit.width,
+        residuals=_residuals(fit.fitted),
+    )
+
+
+def _residuals(fitted: Fitted) -> Residuals:
+    return Residuals(
+        folds=tuple(_numbers(fold) for fold in fitted.folds),
+        part=tuple(int(part) for part in fitted.part),
+        shares=_numbers(fitted.residuals),
+    )
+
+
+def _times(rows: Sequence[MeasuredRow]) -> Floats:
+    return np.array([row.latency_ms for row in rows], float)
+
+
+def _numbers(values: Floats) -> tuple[float, ...]:
+    return tuple(float(f"{value:.{DIGITS}g}") for value in values)

@@ -1,0 +1,244 @@
+"""Measuring a design: chunk by chunk, models taking turns with a reference, resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sarto.devices.profiling.running import Opener, Running
+from sarto.errors import RequestError
+from sarto.graph import ModelGraph
+from sarto.types.profile import MeasuredRow, Noise
+from sarto.types.text import to_json_text
+
+#: Models that are loaded at once, besides the reference.
+CHUNK = 6
+#: Rounds in which every model of a chunk takes a turn, and seconds of measuring for each model.
+ROUNDS, SECONDS = 9, 0.6
+#: Runs of a turn, at least and at most, after one that does not count.
+FEWEST, MOST = 3, 300
+#: Models that are measured a second time, to know the noise.
+REPEATS = 4
+#: Shares above which noise and drift are told.
+NOISY, DRIFTING = 0.03, 0.15
+
+#: What is done, of how much: step, done, total.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model to measure.
+
+    Attributes:
+        counts: units kept of the groups of which not all are kept.
+        build: makes the graph, or its file for the device, when its turn comes.
+    """
+
+    what: Literal["subnet", "block"]
+    model: str
+    counts: Mapping[str, int]
+    build: Callable[[], ModelGraph | Path]
+    repeat: int = 0
+
+    @property
+    def key(self) -> str:
+        """Equal for the same measurement, also after a restart."""
+        return to_json_text([self.what, self.model, dict(self.counts), self.repeat])
+
+
+def measure_all(
+    wanted: Sequence[Wanted],
+    opener: Opener,
+    reference: ModelGraph,
+    *,
+    journal: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    seconds: float = SECONDS,
+    rounds: int = ROUNDS,
+    chunk: int = CHUNK,
+    progress: Progress | None = None,
+) -> tuple[MeasuredRow, ...]:
+    """Latencies of all models, in order, corrected for the drift of the machine.
+
+    A chunk of models and the reference are loaded together and take turns; each round gives a model's time over that
+    of the reference in the same round. What counts is the median over rounds, times the median of the reference over
+    all chunks.
+
+    Args:
+        reference: a model that every chunk measures.
+        journal: a file that each finished chunk is appended to; a later call with the same file goes on from there.
+        about: what must be the same for a journal to be gone on with: the device, the reference.
+        seconds: how long each model is measured.
+
+    Raises:
+        RequestError: the journal is of another device or no journal, or a number is not positive.
+    """
+    if not (seconds > 0 and math.isfinite(seconds)) or rounds < 1 or chunk < 1:
+        raise RequestError(
+            f"seconds, rounds and chunk must be above 0, got {seconds:g}, {rounds} and {chunk}"
+        )
+    notebook = _Journal(journal, dict(about or {}))
+    left = [item for item in wanted if item.key not in notebook.found]
+    step = "measuring"
+    for place in range(0, len(left), chunk):
+        if progress is not None:
+            progress(step, len(wanted) - len(left) + place, len(wanted))
+        part = left[place : place + chunk]
+        number = notebook.next_chunk
+        with ExitStack() as stack:
+            models = [stack.enter_context(_opened(opener, item.build())) for item in part]
+            standard = stack.enter_context(_opened(opener, reference))
+            times = turns([*models, standard], seconds=seconds, rounds=rounds)
+        *taken, against = times
+        lines = [
+            {
+                "key": item.key,
+                "chunk": number,
+                "raw_ms": statistics.median(found),
+                "ratio": statistics.median(a / b for a, b in zip(found, against, strict=True)),
+                "reference_ms": statistics.median(against),
+            }
+            for item, found in zip(part, taken, strict=True)
+        ]
+        notebook.write(lines)
+    if progress is not None:
+        progress(step, len(wanted), len(wanted))
+    found = [notebook.found[item.key] for item in wanted]
+    by_chunk = {line["chunk"]: line["reference_ms"] for line in found}
+    level = statistics.median(by_chunk.values()) if by_chunk else 1.0
+    return tuple(
+        MeasuredRow(
+            what=item.what,
+            model=item.model,
+            counts=dict(item.counts),
+            latency_ms=line["ratio"] * level,
+            raw_ms=line["raw_ms"],
+            reference_ms=line["reference_ms"],
+            chunk=line["chunk"],
+            repeat=item.repeat,
+        )
+        for item, line in zip(wanted, found, strict=True)
+    )
+
+
+def turns(models: Sequence[Running], *, seconds: float, rounds: int) -> list[list[float]]:
+    """Milliseconds of each model in each round, shape (models, rounds): the median run of its turn.
+
+    A turn is some runs one after the other, as a model runs when it is used, after one run that brings it back into the
+    caches. Turns of all models make a round.
+    """
+    runs = []
+    for model in models:
+        quick = min(model.times_ms(2))
+        runs.append(int(min(MOST, max(FEWEST, seconds * 1e3 / rounds / max(quick, 1e-6)))))
+    found: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for model, n, taken in zip(models, runs, found, strict=True):
+            taken.append(statistics.median(model.times_ms(n)))
+    return found
+
+
+def with_repeats(wanted: Sequence[Wanted], n: int = REPEATS) -> tuple[Wanted, ...]:
+    """The models, and some of them once more at the end, spread evenly over the list."""
+    again = [wanted[place * len(wanted) // n] for place in range(min(n, len(wanted)))] if n else []
+    return (*wanted, *(Wanted(a.what, a.model, a.counts, a.build, a.repeat + 1) for a in again))
+
+
+def noise_of(rows: Sequence[MeasuredRow]) -> Noise:
+    """How steady the machine was, by models measured twice and by the reference of each chunk."""
+    first = {_name(row): row.latency_ms for row in rows if row.repeat == 0}
+    again = [(first[_name(row)], row.latency_ms) for row in rows if row.repeat and _name(row) in first]
+    chunks = list({row.chunk: row.reference_ms for row in sorted(rows, key=lambda r: r.chunk)}.values())
+    level = statistics.median(chunks) if chunks else 1.0
+    third = max(1, len(chunks) // 3)
+    trend = (
+        statistics.median(chunks[-third:]) / statistics.median(chunks[:third]) - 1 if len(chunks) > 2 else 0.0
+    )
+    return Noise(
+        repeat_share=statistics.fmean(abs(a - b) / ((a + b) / 2) for a, b in again) if again else 0.0,
+        drift_share=(max(chunks) - min(chunks)) / level if chunks else 0.0,
+        trend_share=trend,
+        n_repeats=len(again),
+    )
+
+
+def noise_notes(noise: Noise) -> tuple[str, ...]:
+    """What the user should know of the noise; nothing where the machine was quiet."""
+    notes = []
+    if noise.repeat_share > NOISY:
+        notes.append(
+            f"the same model measured twice differs by {noise.repeat_share:.1%}: predictions can't be better. "
+            "Measure on a quiet machine, with fewer threads, or with more --seconds"
+        )
+    if noise.drift_share > DRIFTING:
+        notes.append(
+            f"the reference took up to {noise.drift_share:.0%} longer in some chunks than in others, which was "
+            "corrected: other programs ran, or the clock of the processor changed"
+        )
+    if noise.trend_share > DRIFTING / 2:
+        notes.append(
+            f"the reference got {noise.trend_share:.0%} slower from the first third to the last, as processors do that "
+            "get hot; latencies are those of the whole time"
+        )
+    return tuple(notes)
+
+
+def _name(row: MeasuredRow) -> tuple[str, tuple[tuple[str, int], ...]]:
+    return row.model, tuple(sorted(row.counts.items()))
+
+
+@contextmanager
+def _opened(opener: Opener, graph: ModelGraph | Path) -> Iterator[Running]:
+    running = opener(graph)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+class _Journal:
+    """Finished measurements, one JSON object a line; the first line says what was measured on."""
+
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        self.path = path
+        self.found: dict[str, dict[str, Any]] = {}
+        if path is None:
+            return
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            lines = [json.loads(line) for line in whole]
+            heads, rest = lines[:1], lines[1:]
+            known = heads[0]["about"] if heads else about
+            self.found = {line["key"]: line for line in rest}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(
+                f"{str(path)!r} is no journal of measurements ({error}); remove it to measure from the start",
+                where=str(path),
+            ) from error
+        if known != json.loads(to_json_text(about)):
+            differ = sorted(key for key in {*known, *about} if known.get(key) != about.get(key))
+            raise RequestError(
+                f"{str(path)!r} was begun with another {', '.join(differ)}; remove it, or measure as it was begun",
+                where=str(path),
+            )
+        # A last line that was cut short by a crash is measured again.
+        path.write_text("".join(whole) or to_json_text({"about": about}) + "\n", encoding="utf-8")
+
+    @property
+    def next_chunk(self) -> int:
+        return 1 + max((line["chunk"] for line in self.found.values()), default=-1)
+
+    def write(self, lines: Sequence[dict[str, Any]]) -> None:
+        self.found |= {line["key"]: line for line in lines}
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(to_json_text(line) + "\n" for line in lines)
+                file.flush()
