@@ -20,6 +20,7 @@ from sarto.training.intervals import (
     samples_to_tell,
     wilson,
 )
+from sarto.training.loop import LoopResult, LoopSettings, average_gradients, draws, rate_at, train_loop
 from sarto.training.loto import LAM_GRID, LamChoice, choose_lam, logistic_loto, ridge_loto
 from sarto.training.moments import (
     class_cross_moments,
@@ -64,12 +65,15 @@ __all__ = [
     "Head",
     "Interval",
     "LamChoice",
+    "LoopResult",
+    "LoopSettings",
     "LotoScore",
     "Novelty",
     "PackState",
     "Progress",
     "above_threshold",
     "accuracy",
+    "average_gradients",
     "balanced_accuracy",
     "chance",
     "choose_lam",
@@ -80,6 +84,7 @@ __all__ = [
     "compare",
     "confusion",
     "cross_moment",
+    "draws",
     "energy",
     "expected_calibration_error",
     "finetune",
@@ -101,6 +106,7 @@ __all__ = [
     "pixel_ridge_loto",
     "position_stride",
     "random_units",
+    "rate_at",
     "reconstruction_map",
     "ridge_head",
     "ridge_loto",
@@ -109,6 +115,7 @@ __all__ = [
     "selection_matrix",
     "top",
     "top_rate",
+    "train_loop",
     "wilson",
     "word_features",
 ]

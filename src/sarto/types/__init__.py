@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sarto.types.cost import LIMITS, Budget, Cost, Objective, TrunkCost, WidthCost, pack_cost
 from sarto.types.device import PRECISIONS, Device, Precision, RuntimeName
+from sarto.types.factory import AssemblerSettings, JointSettings
 from sarto.types.kinds import Kind
 from sarto.types.learnware import Learnware
 from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
@@ -30,12 +31,14 @@ from sarto.types.report import (
     Row,
 )
 from sarto.types.request import ClassOffer, Request, Requirement, Task
+from sarto.types.space import TaskSpace
 from sarto.types.value import Value
 
 __all__ = [
     "LIMITS",
     "PRECISIONS",
     "AnyPreprocessing",
+    "AssemblerSettings",
     "BlockNode",
     "BranchNode",
     "Budget",
@@ -51,6 +54,7 @@ __all__ = [
     "Environment",
     "HeadNode",
     "Interval",
+    "JointSettings",
     "Kind",
     "Learnware",
     "Objective",
@@ -70,6 +74,7 @@ __all__ = [
     "SliceNode",
     "SourceNode",
     "Task",
+    "TaskSpace",
     "TextPreprocessing",
     "TrunkCost",
     "Value",

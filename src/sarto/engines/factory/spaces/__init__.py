@@ -1,0 +1,1 @@
+"""Task spaces that ship: where their samples come from."""

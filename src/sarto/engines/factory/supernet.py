@@ -1,0 +1,125 @@
+"""A supernet: a model whose channel groups have gates, and the assembler that sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sarto.engines.factory.assembler import Assembler
+from sarto.engines.factory.gates import Layout
+from sarto.errors import GraphError
+from sarto.graph import INSIDE_HEADS, ModelGraph, Selection, gate, gate_layout, gateable, slice
+from sarto.types import TaskSpace
+
+#: Kinds of channel groups with gates. The paper's are what a block makes for itself: filters inside residual blocks and
+#: hidden units. `wide` adds what blocks share and whole heads, and so lowers the floor.
+PLACEMENTS = {
+    "paper": frozenset(["filters", "hidden units"]),
+    "wide": frozenset(["filters", "hidden units", "stream", "heads"]),
+}
+Placement = Literal["paper", "wide"]
+
+
+@dataclass(frozen=True, eq=False)
+class Supernet:
+    """A trained backbone with gates for a task space.
+
+    Attributes:
+        graph: the backbone without gates, weights as trained jointly.
+        groups: channel groups with gates.
+        assembler: in evaluation mode.
+    """
+
+    graph: ModelGraph
+    space: TaskSpace
+    groups: tuple[str, ...]
+    assembler: Assembler
+
+    @property
+    def layout(self) -> Layout:
+        """Group -> its columns among the gates."""
+        return self.assembler.layout
+
+    def gated(self) -> ModelGraph:
+        """The backbone with one more input, the gates (n, units)."""
+        return gate(self.graph, self.groups)
+
+    def selection(self, gates: Tensor) -> Selection:
+        """The units that gates (units,) open.
+
+        Raises:
+            GraphError: a group has no open gate.
+        """
+        return selection(gates, self.layout)
+
+    def subnet(self, gates: Tensor) -> ModelGraph:
+        """The static model of gates (units,): the backbone's open units alone, all outputs."""
+        return slice(self.graph, self.selection(gates))
+
+
+def placed(graph: ModelGraph, placement: Placement = "paper") -> tuple[str, ...]:
+    """Channel groups that get gates, by the part that their units play.
+
+    Raises:
+        GraphError: none can be gated; says why for each.
+
+    Reference:
+        NN-Factory, arXiv 2308.15003, section 3.1, figure 6.
+        Differs: chosen by the kind of channel group, so a stem's filters that no residual stream shares have gates too.
+    """
+    kinds = PLACEMENTS[placement]
+    wanted = [g for g in graph.analysis.sliceable if g.kind in kinds and g.kind not in INSIDE_HEADS]
+    found = tuple(group.id for group in wanted if gateable(graph, group) is None)
+    if not found:
+        why = [f"{g.id}: {gateable(graph, g)}" for g in graph.analysis.groups.values()]
+        raise GraphError(
+            f"no channel group of this model can have gates (wanted: {', '.join(sorted(kinds))}); "
+            f"`sarto inspect` shows its groups. {'; '.join(why[:5])}"
+        )
+    return found
+
+
+def selection(gates: Tensor, layout: Layout) -> Selection:
+    """The units that gates (units,) of zeros and ones open.
+
+    Raises:
+        GraphError: a group has no open gate.
+    """
+    kept = {}
+    for group, (start, stop) in layout.items():
+        units = torch.nonzero(gates[start:stop] > 0.5).flatten().tolist()
+        if not units:
+            raise GraphError(
+                f"group {group!r} has no open gate; a group keeps at least one unit", where=group
+            )
+        kept[group] = tuple(units)
+    return Selection(kept)
+
+
+class Joint(nn.Module):
+    """Supernet and assembler in training: inputs, task codes and limits in, outputs and the loss on limits out."""
+
+    def __init__(self, graph: ModelGraph, groups: Iterable[str], assembler: Assembler) -> None:
+        super().__init__()
+        self.net = gate(graph, groups).module(train=True)
+        self.assembler = assembler
+        layout = gate_layout(graph, groups)
+        if dict(layout) != assembler.layout:
+            raise GraphError("the assembler was made for other gates than this backbone has")
+
+    def forward(
+        self,
+        inputs: Tensor,
+        codes: Tensor,
+        limits: Tensor,
+        hard: Tensor,
+        clipped: Tensor,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of the gated network, and the loss on limits (n,)."""
+        gates, excess = self.assembler.training_gates(codes, limits, hard=hard, clipped=clipped, noise=noise)
+        return self.net(inputs, gates.to(inputs.dtype)), excess

@@ -1,0 +1,168 @@
+"""Joint training of supernet and assembler: every sample with a task and a limit of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sarto.engines.factory.assembler import Assembler
+from sarto.engines.factory.data import TaskData, allowed_outputs, losses, score
+from sarto.engines.factory.gates import lowest_limit
+from sarto.engines.factory.supernet import Joint, Supernet
+from sarto.graph import ModelGraph, gate_layout
+from sarto.training import LoopResult, LoopSettings, draws, train_loop
+from sarto.types import AssemblerSettings, JointSettings, TaskSpace
+
+#: Limits at which the quality is shown while training goes on.
+SHOWN = (0.05, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A supernet and how its training ended."""
+
+    supernet: Supernet
+    result: LoopResult
+
+
+def train_supernet(
+    graph: ModelGraph,
+    groups: tuple[str, ...],
+    space: TaskSpace,
+    data: TaskData,
+    *,
+    assembler: AssemblerSettings | None = None,
+    joint: JointSettings | None = None,
+    folder: Path | None = None,
+    told: Callable[[int, float], None] | None = None,
+    device: str = "cpu",
+) -> Trained:
+    """A backbone trained jointly with an assembler, for all tasks of a space and all limits at once.
+
+    Args:
+        graph: the backbone, pretrained or not; it is not changed.
+        groups: channel groups with gates (see `placed`).
+        folder: for checkpoints; the same call goes on from them, to the same weights.
+        told: called after every step with the number of steps done and the loss.
+
+    Raises:
+        StoreError: the folder holds checkpoints of another training.
+
+    Reference:
+        NN-Factory, arXiv 2308.15003, section 3.2.
+        Differs: limits come down from 1 while tasks begin to be learnt; some samples of every step are at limit 1 and
+        at the lowest; answers are balanced.
+    """
+    settings, shape = joint or JointSettings(), assembler or AssemblerSettings()
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        made = Assembler(len(space.properties), gate_layout(graph, groups), shape)
+        model = Joint(graph, groups, made)
+    model.to(device)
+    if settings.precision == "bfloat16" and graph.inputs[0].shape[1:] and len(graph.inputs[0].shape) == 4:
+        model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = torch.compile(model) if settings.compile else model
+    tasks = space.seen
+    codes = torch.tensor([space.code(task) for task in tasks], dtype=torch.float32)
+    allowed = allowed_outputs(space, tasks)
+    floor = lowest_limit(made.layout, shape.least)
+
+    def loss_of(step: int) -> Tensor:
+        generator = draws(settings.seed, step)
+        chosen = torch.randint(len(tasks), (settings.batch,), generator=generator)
+        inputs, answers = data.draw([tasks[i] for i in chosen], "train", generator)
+        progress = step / settings.steps
+        limits = draw_limits(settings, progress, floor, generator)
+        hard = torch.rand(settings.batch, generator=generator) < 0.5
+        clipped = torch.rand(settings.batch, generator=generator) < settings.clip_share * ramp(
+            settings, progress
+        )
+        noise = None
+        if shape.noise:
+            noise = shape.noise * torch.randn(settings.batch, made.units, generator=generator)
+        batch = [t.to(device) for t in (inputs, codes[chosen], limits, hard, clipped)]
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            outputs, excess = forward(*batch, noise.to(device) if noise is not None else None)
+        each = losses(space, data, outputs.float(), answers.to(device), allowed[chosen].to(device))
+        return each.mean() + settings.strength * ramp(settings, progress) * excess.mean()
+
+    result = train_loop(
+        {"net": model.net, "assembler": model.assembler},
+        loss_of,
+        LoopSettings(
+            steps=settings.steps,
+            rates={"net": settings.lr, "assembler": settings.lr_assembler},
+            decays={"net": settings.decay},
+            warmup=settings.warmup,
+            clip=settings.clip,
+            save_every=settings.save_every,
+        ),
+        folder=folder,
+        identity={
+            "joint": settings.to_json(),
+            "assembler": shape.to_json(),
+            "space": space.to_json(),
+            "groups": list(groups),
+        },
+        told=told,
+    )
+    return Trained(finished(graph, space, groups, model), result)
+
+
+def finished(graph: ModelGraph, space: TaskSpace, groups: tuple[str, ...], model: Joint) -> Supernet:
+    """The supernet of trained weights, in evaluation mode on the processor."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
+    tensors = {name: state.get(name, value) for name, value in graph.tensors.items()}
+    return Supernet(replace(graph, tensors=tensors), space, groups, model.assembler.cpu().eval())
+
+
+def ramp(settings: JointSettings, progress: float) -> float:
+    """How far limits have come down and their loss has come up, in [0, 1], at a share of the steps."""
+    if progress < settings.open_until:
+        return 0.0
+    return min(1.0, (progress - settings.open_until) / max(1e-9, settings.ramp_until - settings.open_until))
+
+
+def draw_limits(settings: JointSettings, progress: float, floor: float, generator: torch.Generator) -> Tensor:
+    """Limits (batch,) for a step: from the lowest that is open by now up to 1, some evenly, some on a log scale."""
+    n, open_ = settings.batch, ramp(settings, progress)
+    least = max(settings.lowest, floor)
+    lowest = least**open_  # 1 at first, then down evenly on a log scale
+    even = lowest + (1 - lowest) * torch.rand(n, generator=generator)
+    small = lowest ** torch.rand(n, generator=generator)
+    limits = torch.where(torch.rand(n, generator=generator) < settings.low_share, small, even)
+    ends = round(settings.sandwich * n)
+    limits[:ends], limits[n - ends :] = 1.0, lowest
+    # float32 rounding must not take a limit below what every group keeps
+    return limits.clamp(min(1.0, lowest * (1 + 1e-6)), 1.0)
+
+
+@torch.no_grad()
+def qualities(
+    supernet: Supernet,
+    data: TaskData,
+    tasks: tuple[frozenset[str], ...],
+    limits: tuple[float, ...],
+    *,
+    n: int = 500,
+    seed: int = 0,
+    batch: int = 250,
+) -> Mapping[tuple[frozenset[str], float], tuple[float, float]]:
+    """(task, limit) -> quality on n test samples, and share of open gates."""
+    gated = supernet.gated()
+    found = {}
+    for place, task in enumerate(tasks):
+        generator = draws(seed, place, stream=1)
+        inputs, answers = data.draw([task] * n, "test", generator)
+        code = torch.tensor([supernet.space.code(task)], dtype=torch.float32)
+        for limit in limits:
+            gates = supernet.assembler.gates(code, torch.tensor([limit]))
+            outputs = torch.cat(
+                [gated(part, gates.expand(len(part), -1).contiguous()) for part in inputs.split(batch)]  # type: ignore[misc]
+            )
+            found[task, limit] = (score(supernet.space, data, outputs, answers, task), float(gates.mean()))
+    return found

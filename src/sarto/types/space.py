@@ -1,0 +1,200 @@
+"""A task space: the properties that tasks are made of, and which tasks there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations, product
+from math import comb, prod
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sarto.errors import RequestError, suggest
+from sarto.types.fields import Frozen, Name, Names, Positive, Several, Version, twice
+from sarto.types.value import Value
+
+#: Tasks of one space; more can't be listed, trained or reported one by one.
+MAX_TASKS = 20_000
+
+
+class TaskSpace(Value):
+    """Properties in groups, and the tasks that are trained or kept aside.
+
+    A task is a set of properties: by default one of each group ("exactly two" of "digit 7"). It is named by its
+    properties, joined with "+" in the order of the space: `exactly_2+digit_7`.
+
+    Attributes:
+        groups: group -> its properties; a task has `choose` of each.
+        choose: group -> how many properties of it a task has at most (at least one); groups not named: one.
+        optional: groups of which a task may have no property.
+        tasks: the tasks, if not all combinations.
+        unseen: tasks kept out of training, to be tried afterwards.
+        function: `package.module:name` of what draws inputs and answers of tasks.
+        arguments: keyword arguments of that function.
+        answers: what the model's outputs mean.
+        outputs_of: property -> outputs that a task with it tells apart; empty: every task uses all outputs. Outputs
+            of no property of a task are cut off.
+
+    Reference:
+        NN-Factory, arXiv 2308.15003, section 3.1: a task space of K properties.
+        Differs: properties come in groups, so that contradictory and empty tasks can be refused.
+    """
+
+    space: Version = 1
+    name: Name
+    groups: Annotated[Frozen[Name, Names], Field(min_length=1)]
+    choose: Frozen[Name, Positive] = Field(default_factory=dict, validate_default=True)
+    optional: Names = ()
+    tasks: Several[Names] = ()
+    unseen: Several[Names] = ()
+    function: Name
+    arguments: Frozen[Name, Any] = Field(default_factory=dict, validate_default=True)
+    answers: Annotated[Names, Field(min_length=1)]
+    outputs_of: Frozen[Name, Names] = Field(default_factory=dict, validate_default=True)
+    kind: Literal["classification", "detection"] = "classification"
+
+    @model_validator(mode="after")
+    def _check_space(self) -> TaskSpace:
+        problems = [
+            f".groups: property {name!r} is named twice; name it once" for name in twice(self.properties)
+        ]
+        problems += [f".groups.{name}: holds no property" for name, held in self.groups.items() if not held]
+        problems += [f".answers: {name!r} is named twice" for name in twice(self.answers)]
+        for name, most in self.choose.items():
+            if name not in self.groups:
+                problems.append(f".choose: {name!r} is no group{suggest(name, self.groups)}")
+            elif most > len(self.groups[name]):
+                problems.append(
+                    f".choose.{name}: {most} of {len(self.groups[name])} properties can't be chosen"
+                )
+        problems += [
+            f".optional: {name!r} is no group{suggest(name, self.groups)}"
+            for name in self.optional
+            if name not in self.groups
+        ]
+        for name, outputs in self.outputs_of.items():
+            if name not in self.properties:
+                problems.append(f".outputs_of: {name!r} is no property{suggest(name, self.properties)}")
+            problems += [
+                f".outputs_of.{name}: {output!r} is no answer{suggest(output, self.answers)}"
+                for output in outputs
+                if output not in self.answers
+            ]
+        if "+" in "".join(self.properties):
+            problems.append(".groups: a property's name has no '+', which joins properties to a task's name")
+        if not problems:
+            for key in ("tasks", "unseen"):
+                for place, task in enumerate(getattr(self, key)):
+                    problems += [f".{key}[{place}]: {why}" for why in self.problems(task)]
+        if not problems and not self.tasks and self._n_combinations() > MAX_TASKS:
+            problems.append(
+                f".groups: {self._n_combinations()} combinations, more than {MAX_TASKS}; list the tasks under .tasks"
+            )
+        if not problems and not self.seen:
+            problems.append(".unseen: keeps every task out of training; leave some")
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """All properties, group by group; the bits of a task code."""
+        return tuple(name for held in self.groups.values() for name in held)
+
+    @property
+    def seen(self) -> tuple[frozenset[str], ...]:
+        """The tasks that are trained."""
+        unseen = {frozenset(task) for task in self.unseen}
+        every = [frozenset(task) for task in self.tasks] if self.tasks else self._combinations()
+        return tuple(dict.fromkeys(task for task in every if task not in unseen))
+
+    @property
+    def kept_aside(self) -> tuple[frozenset[str], ...]:
+        """The tasks that are not trained."""
+        return tuple(dict.fromkeys(frozenset(task) for task in self.unseen))
+
+    def problems(self, task: Iterable[str]) -> list[str]:
+        """What keeps a set of properties from being a task of this space; nothing where it is one."""
+        asked = list(task)
+        if not asked:
+            return [f"a task has properties; give one of each group ({', '.join(self.groups)})"]
+        found = [
+            f"{name!r} is no property of {self.name!r}{suggest(name, self.properties)}"
+            for name in asked
+            if name not in self.properties
+        ]
+        found += [f"{name!r} is named twice" for name in twice(asked)]
+        if found:
+            return found
+        for group, held in self.groups.items():
+            mine = [name for name in asked if name in held]
+            most = self.choose.get(group, 1)
+            if not mine and group not in self.optional:
+                found.append(f"nothing of group {group!r} is named; give one of {', '.join(held)}")
+            elif len(mine) > most:
+                found.append(
+                    f"{' and '.join(mine)} contradict each other: a task has at most {most} of {group!r}"
+                )
+        return found
+
+    def task(self, text: str | Iterable[str]) -> frozenset[str]:
+        """The task that a name ("exactly_2+digit_7") or properties say.
+
+        Raises:
+            RequestError: it is none of this space; all problems at once.
+        """
+        asked = [part.strip() for part in text.split("+")] if isinstance(text, str) else list(text)
+        asked = [name for name in asked if name]
+        found = self.problems(asked)
+        if found:
+            raise RequestError(f"no task: {found[0]}", problems=found)
+        return frozenset(asked)
+
+    def named(self, task: Iterable[str]) -> str:
+        """A task's name: its properties in the order of the space, joined with "+"."""
+        held = set(task)
+        return "+".join(name for name in self.properties if name in held)
+
+    def code(self, task: Iterable[str]) -> tuple[int, ...]:
+        """Multi-hot code of a task, one bit a property."""
+        held = set(task)
+        return tuple(int(name in held) for name in self.properties)
+
+    def outputs(self, task: Iterable[str]) -> tuple[int, ...]:
+        """Which outputs a task needs, in the order of the answers."""
+        named = {output for name in task for output in self.outputs_of.get(name, ())}
+        return tuple(i for i, answer in enumerate(self.answers) if not named or answer in named)
+
+    def _combinations(self) -> list[frozenset[str]]:
+        choices = [
+            _subsets(held, int(group not in self.optional), self.choose.get(group, 1))
+            for group, held in self.groups.items()
+        ]
+        every = [frozenset(name for part in parts for name in part) for parts in product(*choices)]
+        return [task for task in every if task]
+
+    def _n_combinations(self) -> int:
+        return prod(
+            sum(comb(len(held), n) for n in range(group not in self.optional, self.choose.get(group, 1) + 1))
+            for group, held in self.groups.items()
+        )
+
+
+def _subsets(held: tuple[str, ...], least: int, most: int) -> list[tuple[str, ...]]:
+    return [part for n in range(least, most + 1) for part in combinations(held, n)]
+
+
+def distance(one: Iterable[str], other: Iterable[str]) -> float:
+    """Share of properties that only one of two tasks has (Jaccard distance): 0 for equal tasks, at most 1."""
+    a, b = set(one), set(other)
+    return 1 - len(a & b) / max(1, len(a | b))
+
+
+def nearest(
+    task: Iterable[str], others: Iterable[frozenset[str]], n: int = 3
+) -> Mapping[frozenset[str], float]:
+    """The n tasks with the smallest distance, nearest first."""
+    rated = sorted(
+        ((distance(task, other), sorted(other), other) for other in others), key=lambda item: item[:2]
+    )
+    return {other: far for far, _, other in rated[:n]}
