@@ -69,8 +69,11 @@ def test_images_of_another_size_in_an_order_are_refused(shared: Any, tmp_path: P
     small = sarto.Samples(drawn.images[:, :12, :12], drawn.labels, drawn.classes)
     path = str(shared.write_images(small, tmp_path / "small"))
     for place in ("samples", "heldout"):
-        with pytest.raises((ShapeError, RequestError), match=r"images are 12x12.*the model reads 16x16"):
+        with pytest.raises(
+            (ShapeError, RequestError), match=r"images are 12x12.*the model reads 16x16"
+        ) as told:
             shared.make(shared.order(*RED, **{place: path}), f"never-{place}")
+        assert str(told.value).startswith(f"{place}: {path}: images are 12x12")
 
 
 def test_folders_that_hold_something_else_are_left_alone(

@@ -169,6 +169,14 @@ def test_a_delivered_model_says_none_of_the_above(made: Artifact, shared: Any) -
     assert sum(found.known for found in own) >= 0.7 * len(own)
 
 
+def test_a_delivered_model_is_shown_in_a_line_and_refuses_nothing_at_all(made: Artifact) -> None:
+    model = load(made.folder)
+    assert repr(model) == f"<Model of images: {', '.join(made.classes)}>"
+    for nothing in (np.zeros((0, 16, 16, 3), np.uint8), []):
+        with pytest.raises(RequestError, match=r"reads images: give at least one, got shape .0"):
+            model(nothing)
+
+
 def test_one_sample_a_class_gives_a_model_without_a_measure_of_novelty(shop: Any) -> None:
     request = shop.order("red disc", "blue cross", samples_per_class=1, heldout=None)
     artifact = shop.make(request)

@@ -252,6 +252,18 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(shop: Any, how: int, p
         assert market.verify() == []
 
 
+@pytest.mark.slow
+def test_a_process_whose_parent_was_killed_ends_quietly(shop: Any) -> None:
+    command = [sys.executable, "-m", "sarto.pipeline.hand", str(shop.market.path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as hand:
+        assert hand.stdout is not None and hand.stderr is not None
+        hand.stdout.close()
+        assert hand.stderr.read() == ""
+        assert hand.wait(60) == 0
+
+
 def test_a_market_that_is_gone_ends_in_an_error(shop: Any) -> None:
     shutil.rmtree(shop.market.path)
     with pytest.raises(StoreError):

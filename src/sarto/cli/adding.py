@@ -135,7 +135,7 @@ def add(
                 origin=loaded.origin,
                 progress=tell,
             )
-        for note in (*loaded.notes, *assumed):
+        for note in (*loaded.notes, *assumed, *(_left_out(samples, learnware) if samples else ())):
             typer.echo(f"note: {note}", err=True)
         if as_json:
             emit(json.loads(learnware.to_json()))
@@ -152,6 +152,23 @@ def _show(learnware: Learnware) -> None:
         typer.echo(f"  recall on its samples: {told_skill}")
     else:
         typer.echo("  no samples: it can't be sliced by class from its own samples; orders must bring theirs")
+
+
+def _left_out(samples: str, learnware: Learnware) -> list[str]:
+    """What of a model's samples was not stocked, and which classes came without any."""
+    from sarto.market import read_samples
+
+    strange = [cls for cls in read_samples(samples).classes if cls not in learnware.classes]
+    bare = [cls for cls in learnware.classes if not learnware.n_samples.get(cls)]
+    notes = []
+    if strange:
+        notes.append(f"samples of {', '.join(strange)} are left out: {learnware.name} has no such class")
+    if bare:
+        notes.append(
+            f"no samples of {', '.join(bare)}: slicing tells each class from all others, so orders of "
+            f"{learnware.name} must bring their own; add it again with samples of every class"
+        )
+    return notes
 
 
 def _check_missing(source: str, called: str, wanted: Sequence[str]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TextIO
 
 
 def main() -> None:
     """Slice what comes in on standard input."""
     # Whatever libraries print goes to standard error; the answers have the old standard output for themselves.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.dup(1)
     os.dup2(2, 1)
     import torch
 
@@ -33,9 +32,12 @@ def main() -> None:
                 _say(answers, {"params": outcome.params, "seconds": outcome.seconds})
 
 
-def _say(answers: TextIO, answer: dict[str, object]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+def _say(answers: int, answer: dict[str, object]) -> None:
+    try:
+        os.write(answers, f"{json.dumps(answer)}\n".encode())
+    except BrokenPipeError:
+        # Whoever gave the work is dead; what was finished is in the market.
+        sys.exit(0)
 
 
 if __name__ == "__main__":

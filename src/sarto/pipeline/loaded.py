@@ -40,7 +40,7 @@ class Prediction:
     novelty: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A callable model: preprocesses, runs and names classes.
 
@@ -54,6 +54,9 @@ class Model:
     classes: tuple[str, ...]
     intake: Intake
     novelty: Novelty | None = None
+
+    def __repr__(self) -> str:
+        return f"<Model of {self.intake.kind}s: {', '.join(self.classes)}>"
 
     @property
     def preprocessing(self) -> Preprocessing | TextPreprocessing:
@@ -98,6 +101,8 @@ class Model:
                 )
             return self.intake.ids(texts)
         array = _read(given, said.channels) if isinstance(given, str | Path) else np.asarray(given)
+        if array.size == 0:
+            raise RequestError(f"this model reads images: give at least one, got shape {array.shape}")
         return to_tensor(array[None] if array.ndim == 3 else array, said)
 
 

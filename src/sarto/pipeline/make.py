@@ -16,7 +16,7 @@ from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, infeasible, propose, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.job import Job
-from sarto.pipeline.order import Order, check_order
+from sarto.pipeline.order import Order, check_order, check_reads_samples
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.rejection import fit_rejection, write_novelty
@@ -189,8 +189,7 @@ def _heldout(order: Order) -> Labelled | None:
     missing = [cls for cls in order.classes if cls not in found.classes]
     if missing:
         raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
-    # Refuse samples that the model can't read now, not after everything is built.
-    order.intake.tensor(found.take(1))
+    check_reads_samples("heldout", path, found, order.intake)
     return found.only(order.classes)
 
 

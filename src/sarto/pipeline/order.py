@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sarto.engines.baselines import NAMES
-from sarto.errors import RequestError, suggest
+from sarto.errors import RequestError, ShapeError, suggest
 from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.types import ClassOffer, Learnware, Request, Requirement
@@ -210,9 +210,21 @@ def _samples(
     if found is not None and request.samples_per_class is not None:
         found = found.take(request.samples_per_class)
     if found is not None:
-        # Refuse samples that the model can't read now, not after everything is built.
-        intake.tensor(found.take(1))
+        check_reads_samples("samples", request.samples or "those of the learnwares", found, intake)
     return found
+
+
+def check_reads_samples(field: str, path: str, samples: Labelled, intake: Intake) -> None:
+    """Refuse samples that the model can't read now, not after everything is built.
+
+    Raises:
+        RequestError, ShapeError: names the field of the order and the path.
+    """
+    try:
+        intake.tensor(samples.take(1))
+    except (RequestError, ShapeError) as error:
+        told = "; ".join(error.problems) or error.detail
+        raise type(error)(f"{field}: {path}: {told}", where=field, problems=error.problems) from None
 
 
 def joined(parts: Sequence[Samples | TextSamples], intake: Intake) -> Labelled:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sarto.types import Plan
-from tests.unit.cli.markets import CLASSES, FACTORY, run
+from tests.unit.cli.markets import CLASSES, FACTORY, run, write_samples
 
 ORDER = ("--classes", "cat,dog", "--engines", "slicepack")
 
@@ -159,3 +159,15 @@ def test_flags_stand_above_the_file(market: Path, tmp_path: Path) -> None:
     plans = as_json("plan", order, "--max-params", needed, "--market", market)["plans"]
     assert [item for item in plans if not item["breaks"]]
     assert run("plan", order, "--max-params", needed - 1, "--market", market).exit_code == 2
+
+
+def test_what_is_left_out_of_samples_is_told(tmp_path: Path) -> None:
+    assert run("market", "init", tmp_path / "market").exit_code == 0
+    samples = write_samples(tmp_path / "samples.npz")
+    added = run(
+        *("add", *FACTORY, "--name", "tiny", "--classes", "cat,dog,cow", "--size", "8,8"),
+        *("--samples", samples, "--market", tmp_path / "market"),
+    )
+    assert added.exit_code == 0, added.output
+    assert "note: samples of [red]ship are left out: tiny has no such class" in added.stderr
+    assert "note: no samples of cow: " in added.stderr and "samples of every class" in added.stderr
