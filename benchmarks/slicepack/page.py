@@ -52,7 +52,8 @@ def tables() -> str:
     found = [Result.read(path) for path in sorted(folder.glob("slicepack-*.json"))]
     lines: list[str] = []
     for result in found:
-        if "ensemble" in str(result.parameters.get("methods", "")) or "share" in result.parameters:
+        parameters = result.parameters
+        if "ensemble" in str(parameters.get("methods", "")) or {"share", "ks"} <= parameters.keys():
             lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
             lines += _provenance(result)
             if result.name.startswith("slicepack-paper"):
@@ -61,7 +62,7 @@ def tables() -> str:
                 lines += _readings(result)
             elif any("head" in row for row in result.rows):
                 lines += _own_classes(result)
-            elif "ks" in result.parameters:
+            elif "ks" in parameters:
                 lines += _by_k(result)
             lines.append("")
     return "\n".join(lines)
@@ -115,6 +116,9 @@ def _own_classes(result: Result) -> list[str]:
     numbers, ks = result.numbers, result.parameters["ks"]
     heads = " | ".join(f"k = {k}" for k in ks)
     lines = [
+        "Its own head: the model's classifier stays, and each class has the score that its fragment gives it. Fitted "
+        "on the samples: the head that an order of several donors gets; for the whole model too it costs points.",
+        "",
         f"| accuracy, %; in brackets points against the whole model | head | parameters | FLOPs | {heads} |",
         "|---|---|---|---|" + "---|" * len(ks),
     ]
@@ -139,7 +143,8 @@ def _own_classes(result: Result) -> list[str]:
         f"The whole model: {numbers['params_donor'] / 1e6:.2f} M parameters, {numbers['n_epochs_donor']} epochs, "
         f"{numbers['train_seconds_donor']:.0f} s of training on busy cores; {numbers['n_tested']} test inputs of "
         f"{numbers['n_classes']} classes. Worst draw of the closed form under the model's own head: "
-        f"{0.0 - worst:+.1f} points.",
+        f"{0.0 - worst:+.1f} points. A fragment for each class serves orders of some of the classes; for all of them "
+        "together it is larger than the model, and one fragment does.",
     ]
     return lines
 
