@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from sarto.cli import adding, artifact, device, inspecting, market, orders, packing, stocking
+from sarto.cli import (
+    adding,
+    artifact,
+    device,
+    device_setup,
+    exporting,
+    inspecting,
+    market,
+    orders,
+    packing,
+    stocking,
+)
 from sarto.cli.failing import OneLine
 from sarto.types.threads import limit_threads
 
@@ -40,14 +51,17 @@ app.command("inspect")(inspecting.inspect)
 app.command("plan")(orders.plan)
 app.command("make")(orders.make)
 app.command("build")(orders.build)
-app.command("export")(artifact.export)
+app.command("export")(exporting.export)
 
 pack_app = typer.Typer(help="One class more or less in a packed model.", no_args_is_help=True)
 pack_app.command("add")(packing.add)
 pack_app.command("remove")(packing.remove)
 app.add_typer(pack_app, name="pack")
 
-device_app = typer.Typer(help="Measure devices, and see where milliseconds go.", no_args_is_help=True)
+device_app = typer.Typer(
+    help="Runtimes of this machine, measured profiles, and where milliseconds go.", no_args_is_help=True
+)
+device_app.command("setup")(device_setup.setup)
 device_app.command("measure")(device.measure)
 device_app.command("ls")(device.ls)
 device_app.command("show")(device.show)

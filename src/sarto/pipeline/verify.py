@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sarto.devices import count, measure
+from torch import Tensor
+
+from sarto.devices import Latency, count, measure, measure_models
 from sarto.errors import InfeasibleError, RequestError
-from sarto.export import export_onnx
+from sarto.export import FORMATS, TARGETS, export, export_onnx
+from sarto.graph import ModelGraph
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, ranked, show
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
-from sarto.types import Cost, Plan
+from sarto.types import Cost, Device, Plan
 
 #: Plans that are verified at most; a measured overrun takes the next one.
 TRIES = 4
@@ -141,7 +145,7 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
     path = folder / "model.onnx"
     inputs = assembly.intake.tensor(order.samples)
     export = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
-    latency = measure(assembly.graph, order.request.device, onnx=path)
+    latency = _latency(assembly.graph, order.request.device, path, inputs)
     cost = count(assembly.graph).replace(
         latency_ms=latency.median_ms,
         latency_low_ms=latency.low_ms,
@@ -149,6 +153,19 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
         basis="measured",
     )
     return cost, export.max_relative_difference, export.agreement
+
+
+def _latency(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
+    """Latency in the runtime and the precision of the order, on a file that was compared with eager there."""
+    if device.precision == "float32" and device.runtime in ("torch", "onnxruntime"):
+        return measure(graph, device, onnx=onnx)
+    if device.runtime in ("torch", "compile"):
+        return measure_models([graph], device)[0]
+    to = FORMATS[device.runtime]
+    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
+        path = Path(folder, f"model{TARGETS[to].suffix}")
+        export(graph, path, to=to, precision=device.precision, samples=samples, batch=device.batch)
+        return measure_models([path], device)[0]
 
 
 def _told(score: Score, cost: Cost) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.markets import run
+from tests.unit.cli.markets import run, write_samples
 
 ORDER = ("--classes", "cat,dog", "--engines", "slicepack", "--max-params", "100000")
 
@@ -63,7 +63,28 @@ def test_a_model_is_verified_inspected_and_exported(made: tuple[Path, str], tmp_
     assert program.exit_code == 0, program.output
     costs = [json.loads(run("inspect", it, "--json").stdout)["cost"] for it in (out, tmp_path / "model.pt2")]
     assert costs[0]["params"] == costs[1]["params"] and costs[0]["flops"] == costs[1]["flops"]
-    assert run("export", out, "--to", "tflite").exit_code == 2
+    wrong = run("export", out, "--to", "onxx", "--precision", "int4", "--samples", tmp_path / "none")
+    assert wrong.exit_code == 2
+    for words in ("no format 'onxx' (did you mean 'onnx'?)", "no precision 'int4'", "no such file or folder"):
+        assert words in wrong.stderr
+    assert "int8 needs samples to calibrate on" in run("export", out, "--precision", "int8").stderr
+
+
+def test_an_export_is_compared_on_real_samples_and_carries_classes_and_preprocessing(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
+    out, samples = made[0], write_samples(tmp_path / "samples.npz", seed=1)
+    target = tmp_path / "small.onnx"
+    asked = ("export", out, "--precision", "int8", "--samples", samples, "-o", target)
+    told = run(*asked)
+    assert told.exit_code == 0, told.output
+    for words in ("int8, any batch", "decides like eager on", "points lost", f"preprocessing: {target}.json"):
+        assert words in told.stdout
+    found = json.loads(run(*asked, "--json").stdout)
+    assert found["n_samples"] > 0 and found["accuracy_eager"] > 0 and found["precision"] == "int8"
+    said = json.loads(Path(f"{target}.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert said["classes"] == manifest["classes"] and said["preprocessing"] == manifest["preprocessing"]
 
 
 def test_a_changed_model_fails_and_says_which_file(made: tuple[Path, str], tmp_path: Path) -> None:
