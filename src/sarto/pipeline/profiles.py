@@ -15,8 +15,8 @@ from sarto.devices.profiling.making import SUBNETS
 from sarto.devices.profiling.run import CHUNK, SECONDS
 from sarto.devices.profiling.sizes import Counts
 from sarto.errors import GraphError
-from sarto.export.onnx import to_onnx
-from sarto.export.patching import OnnxTemplate, onnx_template
+from sarto.export import FORMATS, write_for
+from sarto.export.patching import onnx_template
 from sarto.graph import ModelGraph
 from sarto.types import Device
 from sarto.types.profile import DeviceProfile
@@ -48,7 +48,8 @@ def measure_profile(
         few_blocks: one built-in block of each kind of operator, where there are several sizes.
         onto: a profile of the same device that is added to.
         memory: measure memory too, in processes of their own.
-        write: writes the file of a graph for the device; torch and the runtimes that read ONNX need none.
+        write: writes the file of a graph for the device; None writes it as `sarto export` does, and subnets for ONNX
+            Runtime and OpenVINO from one export of the whole.
         journal: a file of finished measurements; a later call with the same file goes on from there.
         seconds: how long each model is measured.
 
@@ -59,13 +60,13 @@ def measure_profile(
     """
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         reads_onnx = device.runtime in READ_ONNX and device.precision == "float32"
-        writing = write or (write_onnx if reads_onnx else None)
+        writing = write or (write_for if device.runtime in FORMATS else None)
         given = []
         for place, (title, graph) in enumerate((backbones or {}).items()):
             if progress is not None:
                 progress(f"exporting {title}", place, len(backbones or {}))
-            template = _template(graph) if write is None and reads_onnx else None
-            given.append(Backbone(title, graph, _written(template, Path(folder, str(place)))))
+            files = subnet_files(graph, Path(folder, str(place))) if write is None and reads_onnx else None
+            given.append(Backbone(title, graph, files))
         return make_profile(
             name,
             device,
@@ -87,35 +88,21 @@ def measure_profile(
         )
 
 
-def write_onnx(graph: ModelGraph, device: Device, folder: Path) -> Path:
-    """The ONNX file of a graph in a folder, not yet run anywhere.
+def subnet_files(graph: ModelGraph, folder: Path) -> Callable[[Counts], Path] | None:
+    """Writes ONNX files of a model's subnets in milliseconds each; None where each has to be exported by itself.
 
-    Raises:
-        GraphError: the graph can't be written.
+    Files of chunks that are done are written over.
     """
-    path = folder / "model.onnx"
-    path.write_bytes(to_onnx(graph).SerializeToString())
-    return path
-
-
-def _template(graph: ModelGraph) -> OnnxTemplate | None:
-    """What writes subnets in milliseconds; None where each has to be exported by itself."""
     try:
-        return onnx_template(graph)
+        template = onnx_template(graph)
     except GraphError:
         return None
-
-
-def _written(template: OnnxTemplate | None, folder: Path) -> Callable[[Counts], Path] | None:
-    """Writes subnets; the files of chunks that are done are written over."""
-    if template is None:
-        return None
-    made, names = template, itertools.cycle(range(2 * CHUNK))
-    folder.mkdir()
+    names = itertools.cycle(range(2 * CHUNK))
+    folder.mkdir(parents=True, exist_ok=True)
 
     def write(counts: Counts) -> Path:
         path = folder / f"{next(names)}.onnx"
-        path.write_bytes(made.subnet(counts))
+        path.write_bytes(template.subnet(counts))
         return path
 
     return write

@@ -63,19 +63,21 @@ def measure_all(
     seconds: float = SECONDS,
     rounds: int = ROUNDS,
     chunk: int = CHUNK,
+    level_ms: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[MeasuredRow, ...]:
     """Latencies of all models, in order, corrected for the drift of the machine.
 
-    A chunk of models and the reference are loaded together and take turns; each round gives a model's time over that
-    of the reference in the same round. What counts is the median over rounds, times the median of the reference over
-    all chunks.
+    The models of a chunk are loaded together and take turns with the reference; each round gives a model's time over
+    that of the reference in the same round. What counts is the median over rounds, times the median of the reference
+    over all chunks.
 
     Args:
         reference: a model that every chunk measures.
         journal: a file that each finished chunk is appended to; a later call with the same file goes on from there.
         about: what must be the same for a journal to be gone on with: the device, the reference.
         seconds: how long each model is measured.
+        level_ms: of the reference; None takes its median over these chunks.
 
     Raises:
         RequestError: the journal is of another device or no journal, or a number is not positive.
@@ -87,38 +89,28 @@ def measure_all(
     notebook = _Journal(journal, dict(about or {}))
     left = [item for item in wanted if item.key not in notebook.found]
     step = "measuring"
-    for place in range(0, len(left), chunk):
-        if progress is not None:
-            progress(step, len(wanted) - len(left) + place, len(wanted))
-        part = left[place : place + chunk]
-        number = notebook.next_chunk
-        with ExitStack() as stack:
-            models = [stack.enter_context(_opened(opener, item.build())) for item in part]
-            standard = stack.enter_context(_opened(opener, reference))
-            times = turns([*models, standard], seconds=seconds, rounds=rounds)
-        *taken, against = times
-        lines = [
-            {
-                "key": item.key,
-                "chunk": number,
-                "raw_ms": statistics.median(found),
-                "ratio": statistics.median(a / b for a, b in zip(found, against, strict=True)),
-                "reference_ms": statistics.median(against),
-            }
-            for item, found in zip(part, taken, strict=True)
-        ]
-        notebook.write(lines)
+    with ExitStack() as whole:
+        standard = whole.enter_context(_opened(opener, reference)) if left else None
+        for place in range(0, len(left), chunk):
+            if progress is not None:
+                progress(step, len(wanted) - len(left) + place, len(wanted))
+            part = left[place : place + chunk]
+            with ExitStack() as stack:
+                models = [stack.enter_context(_opened(opener, item.build())) for item in part]
+                times = turns([*models, *([standard] if standard else [])], seconds=seconds, rounds=rounds)
+            notebook.write(_lines(part, times, notebook.next_chunk))
     if progress is not None:
         progress(step, len(wanted), len(wanted))
     found = [notebook.found[item.key] for item in wanted]
-    by_chunk = {line["chunk"]: line["reference_ms"] for line in found}
-    level = statistics.median(by_chunk.values()) if by_chunk else 1.0
+    if level_ms is None:
+        by_chunk = {line["chunk"]: line["reference_ms"] for line in found}
+        level_ms = statistics.median(by_chunk.values()) if by_chunk else 1.0
     return tuple(
         MeasuredRow(
             what=item.what,
             model=item.model,
             counts=dict(item.counts),
-            latency_ms=line["ratio"] * level,
+            latency_ms=line["ratio"] * level_ms,
             raw_ms=line["raw_ms"],
             reference_ms=line["reference_ms"],
             chunk=line["chunk"],
@@ -126,6 +118,21 @@ def measure_all(
         )
         for item, line in zip(wanted, found, strict=True)
     )
+
+
+def _lines(part: Sequence[Wanted], times: Sequence[Sequence[float]], chunk: int) -> list[dict[str, Any]]:
+    """What a chunk says of each model; the times of the reference come last."""
+    *taken, against = times
+    return [
+        {
+            "key": item.key,
+            "chunk": chunk,
+            "raw_ms": statistics.median(found),
+            "ratio": statistics.median(a / b for a, b in zip(found, against, strict=True)),
+            "reference_ms": statistics.median(against),
+        }
+        for item, found in zip(part, taken, strict=True)
+    ]
 
 
 def turns(models: Sequence[Running], *, seconds: float, rounds: int) -> list[list[float]]:

@@ -1,0 +1,213 @@
+"""How well latency is predicted from few measured subnets, on several devices, beside the noise of the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sarto.devices import open_runtime
+from sarto.devices.profiling import (
+    Backbone,
+    Compiled,
+    Predictor,
+    Wanted,
+    measure_all,
+    open_in,
+    random_counts,
+    terms_of,
+)
+from sarto.devices.profiling.blocks import blocks
+from sarto.devices.profiling.design import design
+from sarto.devices.profiling.generic import places_of
+from sarto.devices.profiling.making import REFERENCE, describe, fit_rows, make_profile
+from sarto.devices.profiling.run import noise_of, with_repeats
+from sarto.devices.runtimes.place import NEEDS
+from sarto.export import FORMATS, write_for
+from sarto.graph import ModelGraph
+from sarto.pipeline import load_source, read_input
+from sarto.pipeline.profiles import READ_ONNX, subnet_files
+from sarto.types import Device
+from sarto.types.profile import DeviceProfile, MeasuredRow
+
+#: Name -> factory, arguments, input, and weights below SARTO_DATA.
+BACKBONES: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
+    "cifar-resnet56": (
+        "sarto.zoo:cifar_resnet",
+        {"n_classes": 10, "depth": 56, "shortcut": "pad"},
+        "3,32,32",
+        "weights/cifar10_resnet56-4bfd9763.safetensors",
+    ),
+    "cifar-resnet8": ("sarto.zoo:cifar_resnet", {"n_classes": 10, "depth": 8}, "3,32,32", None),
+    "mobilenet-v2": ("sarto.zoo:mobilenet_v2_imagenet", {}, "3,224,224", None),
+    "mobilenet-v2-small": ("sarto.zoo:mobilenet_v2", {"n_classes": 10}, "3,32,32", None),
+}
+
+
+def predictor(
+    *,
+    backbone: str,
+    devices: list[str],
+    n_subnets: int,
+    n_held: int,
+    n_line: int,
+    seconds: float,
+    line_seconds: float,
+    n_blocks: int,
+    journals: str | None = None,
+    seed: int,
+) -> dict[str, Any]:
+    """Errors on held-out subnets, measured in one shuffled run with those of the design.
+
+    The line is the paper's: linear regression of latency on the unit counts of all layers, from random subnets.
+
+    Args:
+        backbone: one of `BACKBONES`.
+        devices: runtime and threads, `onnxruntime-2`; a runtime that is not installed is skipped.
+        n_subnets: measured to fit, chosen by the design.
+        n_held: random subnets that nothing is fitted on.
+        n_line: random subnets for the line; it is also fitted on the first `n_subnets` of them.
+        seconds: of measuring for each subnet and block.
+        line_seconds: of measuring for each subnet of the line.
+        n_blocks: built-in blocks that are measured before, spread over all kinds.
+        journals: folder that keeps what was measured, to go on from there; None keeps nothing.
+    """
+    graph = _graph(backbone)
+    numbers: dict[str, Any] = {"n_units": sum(group.size for group in graph.analysis.sliceable)}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = None
+        for title in devices:
+            runtime, _, threads = title.rpartition("-")
+            device = Device.parse({"runtime": runtime, "threads": int(threads)})
+            missing = [
+                name for name in NEEDS[device.runtime].imports if importlib.util.find_spec(name) is None
+            ]
+            if missing:
+                rows.append({"device": title, "note": f"skipped: not installed: {', '.join(missing)}"})
+                continue
+            if files is None and device.runtime in READ_ONNX:
+                files = subnet_files(graph, Path(folder, "subnets"))
+            home = Path(journals) if journals else Path(folder)
+            home.mkdir(parents=True, exist_ok=True)
+            model = Backbone(backbone, graph, files if device.runtime in READ_ONNX else None)
+            found = _measure_device(
+                model,
+                device,
+                home / f"{backbone}-{title}.journal",
+                n_subnets=n_subnets,
+                n_held=n_held,
+                n_line=n_line,
+                seconds=seconds,
+                line_seconds=line_seconds,
+                n_blocks=n_blocks,
+                seed=seed,
+            )
+            rows.append({"device": title, **found})
+            key = title.replace("-", "_")
+            numbers |= {
+                f"{key}_{name}": number for name, number in found.items() if isinstance(number, int | float)
+            }
+    return {**numbers, "rows": rows}
+
+
+def _measure_device(
+    model: Backbone,
+    device: Device,
+    journal: Path,
+    *,
+    n_subnets: int,
+    n_held: int,
+    n_line: int,
+    seconds: float,
+    line_seconds: float,
+    n_blocks: int,
+    seed: int,
+) -> dict[str, Any]:
+    terms = terms_of(model.graph)
+    rng = np.random.default_rng(seed + 1)
+    every = blocks()
+    chosen = every if n_blocks >= len(every) else [every[n * len(every) // n_blocks] for n in range(n_blocks)]
+    with open_runtime(device) as worker:
+        opener = open_in(worker, device, write=write_for if device.runtime in FORMATS else None)
+        profile = make_profile(
+            "blocks", device, worker.version, opener, built_in=chosen, journal=journal, seconds=seconds
+        )
+        base = np.array(profile.kinds.weights)[places_of(terms, profile.kinds.names)]
+        groups = list(terms.groups)
+
+        def wanted(counts: np.ndarray) -> list[Wanted]:
+            found = [dict(zip(groups, map(int, row), strict=True)) for row in counts]
+            return [Wanted("subnet", model.name, kept, partial(model.measurable, kept)) for kept in found]
+
+        designed = design(terms, n_subnets, base=base, seed=seed)
+        held = random_counts(terms.groups, n_held, rng)
+        line = random_counts(terms.groups, n_line, rng)
+        both = with_repeats(wanted(np.concatenate([designed, held])), max(4, n_subnets // 8))
+        order = rng.permutation(len(both))
+        reference = next(block for block in every if block.name == REFERENCE).graph()
+        about = {"device": describe(device, worker.version).model_dump(mode="json", exclude={"started"})}
+
+        def measured(
+            items: Sequence[Wanted], place: Path, each: float, level: float | None
+        ) -> tuple[MeasuredRow, ...]:
+            return measure_all(
+                items, opener, reference, journal=place, about=about, seconds=each, level_ms=level
+            )
+
+        shuffled = measured([both[place] for place in order], Path(f"{journal}-subnets"), seconds, None)
+        found = [shuffled[place] for place in np.argsort(order)]
+        level = statistics.median({row.chunk: row.reference_ms for row in shuffled}.values())
+        lined = measured(wanted(line), Path(f"{journal}-line"), line_seconds, level)
+    fitted = profile.replace(backbones=(fit_rows(model.name, terms, found[:n_subnets], base),))
+    times = np.array([row.latency_ms for row in found[n_subnets : n_subnets + n_held]])
+    _, middle, high = Predictor(fitted).compiled(model.graph).latency_ms(held)
+    alone = _of_blocks(profile, model.graph).latency_ms(held)[1]
+    noise = noise_of(found)
+    by_line = {
+        n: _line(line[:n], np.array([row.latency_ms for row in lined[:n]]), held) for n in (n_subnets, n_line)
+    }
+    errors = np.abs(middle / times - 1)
+    return {
+        "runtime": f"{device.runtime} {profile.device.version}",
+        "error_ratio_mean": float(errors.mean()),
+        "error_ratio_worst": float(errors.max()),
+        "repeat_noise_ratio": noise.repeat_share,
+        "drift_ratio": noise.drift_share,
+        "under_bound_share": float(np.mean(times <= high)),
+        "bound_above_ratio_mean": float(np.mean(high / middle - 1)),
+        "line_error_ratio_mean_few": float(np.abs(by_line[n_subnets] / times - 1).mean()),
+        "line_error_ratio_mean_many": float(np.abs(by_line[n_line] / times - 1).mean()),
+        "blocks_alone_error_ratio_mean": float(np.abs(alone / times - 1).mean()),
+        "vector_width_count": fitted.backbones[0].vector_width,
+        "latency_ms_least": float(times.min()),
+        "latency_ms_most": float(times.max()),
+    }
+
+
+def _of_blocks(profile: DeviceProfile, graph: ModelGraph) -> Compiled:
+    """What blocks say of a backbone that was not measured."""
+    return Predictor(profile).compiled(graph)
+
+
+def _line(counts: np.ndarray, times: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Latencies by ordinary least squares on the unit counts."""
+    terms = np.linalg.lstsq(np.c_[np.ones(len(counts)), counts], times, rcond=None)[0]
+    return np.asarray(np.c_[np.ones(len(held)), held] @ terms)
+
+
+def _graph(backbone: str) -> ModelGraph:
+    factory, arguments, shape, weights = BACKBONES[backbone]
+    data = os.environ.get("SARTO_DATA")
+    path = Path(data, weights) if weights is not None and data else None
+    with nullcontext() if path else torch.random.fork_rng():
+        return load_source(factory, arguments=arguments, weights=path, inputs=[read_input(shape)]).graph
