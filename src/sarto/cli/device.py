@@ -269,6 +269,8 @@ def _title(model: str, arguments: Mapping[str, Any]) -> str:
 def _counts(graph: ModelGraph, ratio: float, keep: Sequence[str]) -> dict[str, int]:
     from sarto.graph.selection import uniform_counts
 
+    if not 0 < ratio <= 1:
+        raise RequestError(f"--ratio {ratio:g}: a share of kept units must lie in (0, 1]")
     counts = uniform_counts(graph, ratio) if ratio != 1.0 else {}
     for text in keep:
         group, equals, count = text.rpartition("=")
