@@ -18,9 +18,9 @@ from sarto.types import RuntimeName
 #: Packages that run, make and quantise the files of a runtime; the extra of the same name holds the same ones.
 REQUIREMENTS: Mapping[RuntimeName, tuple[str, ...]] = MappingProxyType(
     {
-        "openvino": ("openvino>=2025.4", "nncf>=2.19"),
-        "executorch": ("executorch>=1.0", "torchao>=0.14"),
-        "litert": ("litert-torch>=0.8", "ai-edge-litert>=2.0", "ai-edge-quantizer>=0.4"),
+        "openvino": ("openvino>=2026.4", "nncf>=3.4"),
+        "executorch": ("executorch>=1.5", "torchao>=0.18"),
+        "litert": ("litert-torch>=0.10", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10"),
     }
 )
 #: Runs a command, and raises `subprocess.CalledProcessError` where it fails.
