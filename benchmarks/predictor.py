@@ -29,7 +29,7 @@ from sarto.devices.profiling import (
 from sarto.devices.profiling.blocks import blocks
 from sarto.devices.profiling.design import design
 from sarto.devices.profiling.generic import places_of
-from sarto.devices.profiling.making import REFERENCE, describe, fit_rows, make_profile
+from sarto.devices.profiling.making import describe, fit_rows, make_profile
 from sarto.devices.profiling.run import noise_of, with_repeats
 from sarto.devices.runtimes.place import NEEDS
 from sarto.export import FORMATS, write_for
@@ -154,14 +154,13 @@ def _measure_device(
         line = random_counts(terms.groups, n_line, rng)
         both = with_repeats(wanted(np.concatenate([designed, held])), max(4, n_subnets // 8))
         order = rng.permutation(len(both))
-        reference = next(block for block in every if block.name == REFERENCE).graph()
         about = {"device": describe(device, worker.version).model_dump(mode="json", exclude={"started"})}
 
         def measured(
             items: Sequence[Wanted], place: Path, each: float, level: float | None
         ) -> tuple[MeasuredRow, ...]:
             return measure_all(
-                items, opener, reference, journal=place, about=about, seconds=each, level_ms=level
+                items, opener, model.half(), journal=place, about=about, seconds=each, level_ms=level
             )
 
         shuffled = measured([both[place] for place in order], Path(f"{journal}-subnets"), seconds, None)

@@ -50,7 +50,7 @@ from sarto.types.profile import (
 
 #: Subnets of a backbone that are measured.
 SUBNETS = 64
-#: Block that every chunk is compared with.
+#: Block that other blocks are compared with; subnets are compared with their backbone at half of its units.
 REFERENCE = "convolution-32x16x6"
 #: Blocks whose memory is measured: little of both, many weights, many activations.
 WEIGHED = ("convolution-8x32x6", "linear-1024x3", "activation-64x32", "convolution-48x28x3")
@@ -64,7 +64,7 @@ class Backbone:
 
     Attributes:
         written: writes the file of a subnet for the device, where that is quicker than writing its graph; it must stay
-            until the second chunk after it.
+            until the second chunk after it. A reference is loaded once, at the start.
     """
 
     name: str
@@ -78,6 +78,10 @@ class Backbone:
     def measurable(self, counts: Counts) -> ModelGraph | Path:
         """The subnet as it is measured."""
         return self.at(counts) if self.written is None else self.written(counts)
+
+    def half(self) -> ModelGraph | Path:
+        """The reference of its subnets: half of the units, so that it runs about as long as they do."""
+        return self.measurable(uniform_counts(self.graph, 0.5))
 
 
 def make_profile(
@@ -117,14 +121,15 @@ def make_profile(
         check_same(onto.device, described)
     with tempfile.TemporaryDirectory() as folder:
         notebook = journal or Path(folder, "journal")
-        reference = next(block for block in blocks() if block.name == REFERENCE).graph()
+        standard = next(block for block in blocks() if block.name == REFERENCE)
         about = {
             "device": described.model_dump(mode="json", exclude={"started"}),
             "reference": REFERENCE,
             "seconds": seconds,
         }
 
-        def measured(wanted: Sequence[Wanted]) -> tuple[MeasuredRow, ...]:
+        def measured(wanted: Sequence[Wanted], backbone: Backbone | None = None) -> tuple[MeasuredRow, ...]:
+            reference = standard.graph() if backbone is None else backbone.half()
             return measure_all(
                 wanted, opener, reference, journal=notebook, about=about, seconds=seconds, progress=progress
             )
@@ -140,7 +145,7 @@ def make_profile(
         for backbone in backbones:
             terms = terms_of(backbone.graph, batch=device.batch)
             base = np.array(kinds.weights)[places_of(terms, kinds.names)]
-            found = measured(_subnets(backbone, terms, base, n_subnets, seed))
+            found = measured(_subnets(backbone, terms, base, n_subnets, seed), backbone)
             rows = [row for row in rows if row.model != backbone.name] + list(found)
             models[backbone.name] = fit_rows(backbone.name, terms, found, base)
         noise = noise_of(rows)

@@ -21,6 +21,9 @@ from sarto.types.text import to_json_text
 CHUNK = 6
 #: Rounds in which every model of a chunk takes a turn, and seconds of measuring for each model.
 ROUNDS, SECONDS = 9, 0.6
+#: Times that every model is loaded and measured, each time among others; the median counts. A model that was loaded in
+#: an unlucky moment or place may stay slow until it is loaded again.
+PASSES = 3
 #: Runs of a turn, at least and at most, after one that does not count.
 FEWEST, MOST = 3, 300
 #: Models that are measured a second time, to know the noise.
@@ -47,22 +50,22 @@ class Wanted:
     build: Callable[[], ModelGraph | Path]
     repeat: int = 0
 
-    @property
-    def key(self) -> str:
+    def key(self, turn: int) -> str:
         """Equal for the same measurement, also after a restart."""
-        return to_json_text([self.what, self.model, dict(self.counts), self.repeat])
+        return to_json_text([self.what, self.model, dict(self.counts), self.repeat, turn])
 
 
 def measure_all(
     wanted: Sequence[Wanted],
     opener: Opener,
-    reference: ModelGraph,
+    reference: ModelGraph | Path,
     *,
     journal: Path | None = None,
     about: Mapping[str, Any] | None = None,
     seconds: float = SECONDS,
     rounds: int = ROUNDS,
     chunk: int = CHUNK,
+    passes: int = PASSES,
     level_ms: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[MeasuredRow, ...]:
@@ -76,62 +79,69 @@ def measure_all(
         reference: a model that every chunk measures.
         journal: a file that each finished chunk is appended to; a later call with the same file goes on from there.
         about: what must be the same for a journal to be gone on with: the device, the reference.
-        seconds: how long each model is measured.
+        seconds: how long each model is measured, over all passes.
+        passes: how often each model is loaded and measured; the second time in the opposite order, and so on.
         level_ms: of the reference; None takes its median over these chunks.
 
     Raises:
         RequestError: the journal is of another device or no journal, or a number is not positive.
     """
-    if not (seconds > 0 and math.isfinite(seconds)) or rounds < 1 or chunk < 1:
+    if not (seconds > 0 and math.isfinite(seconds)) or min(rounds, chunk, passes) < 1:
         raise RequestError(
-            f"seconds, rounds and chunk must be above 0, got {seconds:g}, {rounds} and {chunk}"
+            f"seconds, rounds, chunk and passes must be above 0, got {seconds:g}, {rounds}, {chunk} and {passes}"
         )
     notebook = _Journal(journal, dict(about or {}))
-    left = [item for item in wanted if item.key not in notebook.found]
-    step = "measuring"
+    turns_of = [(item, turn) for turn in range(passes) for item in (wanted, wanted[::-1])[turn % 2]]
+    left = [(item, turn) for item, turn in turns_of if item.key(turn) not in notebook.found]
+    done = len(turns_of) - len(left)
     with ExitStack() as whole:
         standard = whole.enter_context(_opened(opener, reference)) if left else None
         for place in range(0, len(left), chunk):
             if progress is not None:
-                progress(step, len(wanted) - len(left) + place, len(wanted))
+                progress("measuring", done + place, len(turns_of))
             part = left[place : place + chunk]
             with ExitStack() as stack:
-                models = [stack.enter_context(_opened(opener, item.build())) for item in part]
-                times = turns([*models, *([standard] if standard else [])], seconds=seconds, rounds=rounds)
-            notebook.write(_lines(part, times, notebook.next_chunk))
+                models = [stack.enter_context(_opened(opener, item.build())) for item, _ in part]
+                times = turns(
+                    [*models, *([standard] if standard else [])], seconds=seconds / passes, rounds=rounds
+                )
+            notebook.write(_lines([item.key(turn) for item, turn in part], times, notebook.next_chunk))
     if progress is not None:
-        progress(step, len(wanted), len(wanted))
-    found = [notebook.found[item.key] for item in wanted]
+        progress("measuring", len(turns_of), len(turns_of))
+    found = [[notebook.found[item.key(turn)] for turn in range(passes)] for item in wanted]
     if level_ms is None:
-        by_chunk = {line["chunk"]: line["reference_ms"] for line in found}
+        by_chunk = {line["chunk"]: line["reference_ms"] for lines in found for line in lines}
         level_ms = statistics.median(by_chunk.values()) if by_chunk else 1.0
-    return tuple(
-        MeasuredRow(
-            what=item.what,
-            model=item.model,
-            counts=dict(item.counts),
-            latency_ms=line["ratio"] * level_ms,
-            raw_ms=line["raw_ms"],
-            reference_ms=line["reference_ms"],
-            chunk=line["chunk"],
-            repeat=item.repeat,
-        )
-        for item, line in zip(wanted, found, strict=True)
+    return tuple(_row(item, lines, level_ms) for item, lines in zip(wanted, found, strict=True))
+
+
+def _row(item: Wanted, lines: Sequence[Mapping[str, Any]], level_ms: float) -> MeasuredRow:
+    """The row of a model from what each pass says of it."""
+    middle = sorted(lines, key=lambda line: line["ratio"])[len(lines) // 2]
+    return MeasuredRow(
+        what=item.what,
+        model=item.model,
+        counts=dict(item.counts),
+        latency_ms=statistics.median(line["ratio"] for line in lines) * level_ms,
+        raw_ms=statistics.median(line["raw_ms"] for line in lines),
+        reference_ms=middle["reference_ms"],
+        chunk=middle["chunk"],
+        repeat=item.repeat,
     )
 
 
-def _lines(part: Sequence[Wanted], times: Sequence[Sequence[float]], chunk: int) -> list[dict[str, Any]]:
+def _lines(keys: Sequence[str], times: Sequence[Sequence[float]], chunk: int) -> list[dict[str, Any]]:
     """What a chunk says of each model; the times of the reference come last."""
     *taken, against = times
     return [
         {
-            "key": item.key,
+            "key": key,
             "chunk": chunk,
             "raw_ms": statistics.median(found),
             "ratio": statistics.median(a / b for a, b in zip(found, against, strict=True)),
             "reference_ms": statistics.median(against),
         }
-        for item, found in zip(part, taken, strict=True)
+        for key, found in zip(keys, taken, strict=True)
     ]
 
 
@@ -162,16 +172,19 @@ def noise_of(rows: Sequence[MeasuredRow]) -> Noise:
     """How steady the machine was, by models measured twice and by the reference of each chunk."""
     first = {_name(row): row.latency_ms for row in rows if row.repeat == 0}
     again = [(first[_name(row)], row.latency_ms) for row in rows if row.repeat and _name(row) in first]
-    chunks = list({row.chunk: row.reference_ms for row in sorted(rows, key=lambda r: r.chunk)}.values())
-    level = statistics.median(chunks) if chunks else 1.0
-    third = max(1, len(chunks) // 3)
-    trend = (
-        statistics.median(chunks[-third:]) / statistics.median(chunks[:third]) - 1 if len(chunks) > 2 else 0.0
-    )
+    drifts, trends = [0.0], [0.0]
+    # Blocks and each backbone have a reference of their own.
+    for model in {_measured_with(row) for row in rows}:
+        ordered = sorted((row for row in rows if _measured_with(row) == model), key=lambda row: row.chunk)
+        chunks = list({row.chunk: row.reference_ms for row in ordered}.values())
+        third = max(1, len(chunks) // 3)
+        drifts.append((max(chunks) - min(chunks)) / statistics.median(chunks))
+        if len(chunks) > 2:
+            trends.append(statistics.median(chunks[-third:]) / statistics.median(chunks[:third]) - 1)
     return Noise(
         repeat_share=statistics.fmean(abs(a - b) / ((a + b) / 2) for a, b in again) if again else 0.0,
-        drift_share=(max(chunks) - min(chunks)) / level if chunks else 0.0,
-        trend_share=trend,
+        drift_share=max(drifts),
+        trend_share=max(trends, key=abs),
         n_repeats=len(again),
     )
 
@@ -195,6 +208,10 @@ def noise_notes(noise: Noise) -> tuple[str, ...]:
             "get hot; latencies are those of the whole time"
         )
     return tuple(notes)
+
+
+def _measured_with(row: MeasuredRow) -> str:
+    return row.model if row.what == "subnet" else ""
 
 
 def _name(row: MeasuredRow) -> tuple[str, tuple[tuple[str, int], ...]]:
