@@ -115,7 +115,8 @@ def test_a_journal_of_another_device_or_no_journal_is_refused(tmp_path: Path) ->
 def row(model: str, ms: float, chunk: int, reference: float, repeat: int = 0) -> MeasuredRow:
     return MeasuredRow(
         what="subnet",
-        model=model,
+        model="net",
+        counts={model: 1},
         latency_ms=ms,
         raw_ms=ms,
         reference_ms=reference,
