@@ -177,14 +177,12 @@ def test_page_and_card_speak_of_texts(made: Artifact) -> None:
 
 def test_a_loaded_model_is_called_with_words(made: Artifact, library: Library) -> None:
     model = sarto.load(made.folder)
-    found = model(
-        ["some fresh bread and cheese and soup", "the debt and tax of my bank", "a tune on your violin"]
-    )
+    found = model(["bread and cheese and soup", "the debt and tax of my bank", "a tune on your violin"])
     assert [prediction.label for prediction in found] == ["food", "money", "music"]
-    assert model("some fresh bread and cheese and soup")[0].probabilities == pytest.approx(
+    assert model("bread and cheese and soup")[0].probabilities == pytest.approx(
         found[0].probabilities, abs=1e-5
     )
-    assert model(("Some  fresh BREAD and\ncheese and soup",))[0].label == "food"
+    assert model(("Bread  and CHEESE\nand soup",))[0].label == "food"
     session = ort.InferenceSession(str(made.folder / "model.onnx"), providers=["CPUExecutionProvider"])
     held = draw(made.classes, 6, 5)
     (logits,) = session.run(None, {session.get_inputs()[0].name: model.intake.tensor(held).numpy()})

@@ -17,6 +17,7 @@ from sarto.testing.pico import pico
 from sarto.types import (
     ClassOffer,
     Cost,
+    HeadNode,
     Learnware,
     Preprocessing,
     Request,
@@ -195,9 +196,21 @@ def test_five_classes_of_one_donor_give_way_to_it() -> None:
     assert set(told) == {
         "probe on donor",
         "26% of each donor's extractor, classes of a donor together",
+        "26% of the donor's extractor, its own classifier",
     }, "5 x 26 % is more than the donor, with the front shared too (260 + 4 x 200)"
     assert told["probe on donor"].predicted is not None
     assert told["probe on donor"].predicted.params == 1000 + 5 * 2
+
+
+def test_classes_of_one_donor_may_keep_its_classifier() -> None:
+    donor = learnware("donor", ("a", "b", "c"), [width(1.0, 1000, []), width(0.25, 250, [])], 1)
+    requirement = requirement_for({donor.id: donor})
+    plans = propose(requirement, {donor.id: donor}, {donor.id: SHA})
+    own = next(plan for plan in plans if "its own classifier" in plan.note)
+    head, cut = own.nodes[own.out], own.nodes["slice_0"]
+    assert isinstance(head, HeadNode) and (head.kind, head.samples) == ("restrict", None)
+    assert isinstance(cut, SliceNode) and cut.classes == head.classes == requirement.request.task.classes
+    assert own.predicted is not None and own.predicted.params == 250 + 2 * len(head.classes)
 
 
 def test_fragments_that_share_a_front_are_cut_from_one_trunk() -> None:

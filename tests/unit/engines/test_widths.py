@@ -7,6 +7,7 @@ import torch
 
 from sarto.devices import count, flops_by_node
 from sarto.engines.slicepack import Readings, allocate, allocate_within, propose, rate_widths, read_donor
+from sarto.engines.slicepack.settings import LEAST
 from sarto.engines.slicepack.widths import left_unexplained
 from sarto.engines.slicepack.work import Work, flops_work, latency_work, params_work
 from sarto.errors import InfeasibleError, RequestError
@@ -82,7 +83,7 @@ def test_each_step_is_the_cheapest_of_all() -> None:
         prices = {}
         for name in counts:
             fewer = counts[name] - max(1, round(sizes[name] / 32))
-            if fewer >= max(1, 0.3 * sizes[name]):
+            if fewer >= max(1, LEAST * sizes[name]):
                 saved = work.cost(counts) - work.cost({**counts, name: fewer})
                 prices[(curves[name][fewer] - curves[name][counts[name]]) / saved, name] = fewer
         _, name = min(prices)

@@ -46,8 +46,9 @@ def propose(
 ) -> list[Plan]:
     """Packs of fragments at every stocked size, largest first, each with its predicted cost.
 
-    A fragment is a class of a donor. Where an order takes several classes of one donor, three more kinds are proposed:
-    fragments that share their front up to a few depths, and one fragment for all of them. Fragments that together
+    A fragment is a class of a donor. Where an order takes several classes of one donor, more kinds are proposed:
+    fragments that share their front up to a few depths, and one fragment for all of them. Where all classes are one
+    donor's, that fragment may also keep the donor's own classifier. Fragments that together
     outgrow their donor give way to the whole donor. Where other donors offer a class too, packs with the next best one
     in place of the best, and with both, follow: samples decide.
 
@@ -127,6 +128,9 @@ def _proposed(
         # Another donor for a class is tried with the deepest front alone, or without one where nothing is shared.
         for way in ways if tuple(offers) == requirement.offers else ways[-2:][:1]:
             plan = _pack(requirement, offers, learnwares, samples, way, share)
+            plans.setdefault(plan.key(), plan)
+        if len({donor.id for donor in donors}) == 1:
+            plan = _own_head(requirement, donors[0], samples[donors[0].id], share)
             plans.setdefault(plan.key(), plan)
     return list(plans.values())
 
@@ -226,6 +230,21 @@ def _pack(
         note=_note(cuts, learnwares, way, share),
     )
     return plan.replace(predicted=pack_cost(widths, len(requirement.offers), shared))
+
+
+def _own_head(requirement: Requirement, donor: Learnware, samples: str, share: float) -> Plan:
+    """One donor, sliced for the wanted classes, with its own classifier: it has seen more than a few samples."""
+    wanted = tuple(offer.cls for offer in requirement.offers)
+    width = _width(donor, share)
+    nodes: dict[str, PlanNode] = {
+        "donor_0": SourceNode(of=donor.id),
+        "slice_0": slice_node(width.keep, samples).replace(of="donor_0", classes=wanted),
+        "head": HeadNode(of="slice_0", kind="restrict", classes=wanted),
+    }
+    note = f"{share:.0%} of the donor's extractor, its own classifier"
+    return Plan(
+        nodes=nodes, out="head", predicted=pack_cost([width], len(wanted)), engine="slicepack", note=note
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Shares of a donor's extractor for which widths are allocated at stocking; an order takes the largest that fits.
-SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.125, 0.1)
+SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.125, 0.1, 0.0625)
 #: Ridge strength of the repair maps: between 1e-3 and 1e-1 results hardly differ; weaker ones fit noise.
 LAM = 1e-2
 #: Ridge strength of GRAIL, arXiv 2602.23795, as a share of the mean diagonal of the moment.
@@ -17,8 +17,8 @@ POSITIONS = 128
 #: Samples that run at once through a donor: what bounds memory.
 CHUNK = 64
 #: No group keeps a smaller share of its units than this when widths are solved, unless the size can't be reached
-#: otherwise; below it an error curve says little.
-LEAST = 0.3
+#: otherwise (decision 5).
+LEAST = 0.05
 #: A step of that search drops this share of a group.
 STEP = 1 / 32
 #: Samples as many as which the donor's own statistics weigh when normalisations are recalibrated.
