@@ -20,14 +20,17 @@ from sarto.export import LIMITS, TARGETS, Exported, TargetName, export, write_fo
 from sarto.graph import ModelGraph, capture, read_pt2
 from sarto.types import PRECISIONS, Device, Precision, RuntimeName
 
-#: Formats whose compiler takes most of a minute.
-SLOW = {"aotinductor"}
+#: What takes longer: a compiler most of a minute, and a worker with torch some seconds to start.
+SLOW = {("aotinductor", precision) for precision in LIMITS} | {("pt2", "float16"), ("pt2", "bfloat16")}
 KINDS = [
-    pytest.param(to, precision, marks=[pytest.mark.slow] if to in SLOW else [])
+    pytest.param(to, precision, marks=[pytest.mark.slow] if (to, precision) in SLOW else [])
     for to, target in TARGETS.items()
     for precision in target.precisions
 ]
-FLOATS = [param for param in KINDS if param.values[1] == "float32"]
+FLOATS = [
+    pytest.param(to, "float32", marks=[pytest.mark.slow] if to in ("pt2", "aotinductor") else [])
+    for to in TARGETS
+]
 METADATA = {
     "classes": json.dumps(["dark", "light", "other"]),
     "preprocessing": json.dumps({"size": [12, 12]}),
