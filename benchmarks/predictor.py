@@ -104,6 +104,7 @@ def predictor(
                 model,
                 device,
                 home / f"{backbone}-{title}.journal",
+                Path(folder, title),
                 n_subnets=n_subnets,
                 n_held=n_held,
                 n_line=n_line,
@@ -124,6 +125,7 @@ def _measure_device(
     model: Backbone,
     device: Device,
     journal: Path,
+    files: Path,
     *,
     n_subnets: int,
     n_held: int,
@@ -138,7 +140,8 @@ def _measure_device(
     every = blocks()
     chosen = every if n_blocks >= len(every) else [every[n * len(every) // n_blocks] for n in range(n_blocks)]
     with open_runtime(device) as worker:
-        opener = open_in(worker, device, write=write_for if device.runtime in FORMATS else None)
+        write = write_for if device.runtime in FORMATS else None
+        opener = open_in(worker, device, write=write, folder=files)
         profile = make_profile(
             "blocks", device, worker.version, opener, built_in=chosen, journal=journal, seconds=seconds
         )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sarto.devices import flops_by_node
+from sarto.devices import count, flops_by_node, peak_bytes
+from sarto.devices.profiling import ByteCounter
 from sarto.devices.profiling.blocks import blocks
 from sarto.devices.profiling.features import terms_of
 from sarto.graph import capture, slice
@@ -30,6 +31,8 @@ def test_terms_at_counts_are_those_of_the_sliced_graph(moves: list[str], seed: i
     assert own.skeleton == terms.skeleton
     assert [(t.node, t.feature) for t in own.terms] == [(t.node, t.feature) for t in terms.terms]
     np.testing.assert_allclose(terms.at([counts])[0], own.at([{}])[0], rtol=1e-12)
+    cost = count(sliced)
+    assert list(ByteCounter(graph).bytes_at([counts])[:, 0]) == [cost.size_bytes, cost.memory_bytes]
     is_product = np.array([term.feature == "mflop" for term in terms.terms])
     assert round(terms.at([counts])[0][is_product].sum() * 1e6) == sum(flops_by_node(sliced).values())
 
@@ -64,6 +67,7 @@ def test_a_batch_multiplies_products_and_activations_and_no_weights() -> None:
     model, example = random_net(["conv", "dense"], 0)
     graph = capture(model, example, prove=False)
     one, eight = terms_of(graph), terms_of(graph, batch=8)
+    assert ByteCounter(graph, batch=8).bytes_at([{}])[1, 0] == peak_bytes(graph, batch=8)
     ratio = eight.at([{}])[0] / one.at([{}])[0]
     fixed = [term.feature in ("weight_mb", "calls") for term in one.terms]
     assert set(ratio[fixed]) == {1.0}

@@ -65,22 +65,46 @@ def peak_bytes(graph: ModelGraph, *, batch: int = 1) -> int:
     return max(_live(graph, batch))
 
 
-def _live(graph: ModelGraph, batch: int) -> list[int]:
-    """Bytes alive before the first node, and while each node runs."""
+@dataclass(frozen=True)
+class Storage:
+    """Memory that one or more values share.
+
+    Attributes:
+        value: the first that holds it: a node or an input, and which of its outputs.
+        first: place of the first node that it is alive at, counted from 1; 0 is before all nodes.
+        last: place of the last one.
+        size_bytes: its size.
+    """
+
+    value: tuple[str, int]
+    first: int
+    last: int
+    size_bytes: int
+
+
+def storages(graph: ModelGraph, *, batch: int = 1) -> tuple[Storage, ...]:
+    """Everything that a run of a graph keeps in memory, weights left out, and how long; see `timeline`."""
     held, sizes = _storages(graph, batch)
-    first = {storage: 0 for entry in graph.inputs for storage in held[entry.name]}
+    first = {storage: (0, (entry.name, 0)) for entry in graph.inputs for storage in held[entry.name]}
     last: dict[int, int] = {}
     for slot, node in enumerate(graph.nodes, 1):
-        for storage in held[node.name]:
-            first.setdefault(storage, slot)
+        for output, storage in enumerate(held[node.name]):
+            first.setdefault(storage, (slot, (node.name, output)))
         for name in (node.name, *_read(node)):
             last.update(dict.fromkeys(held[name], slot))
     for name in graph.outputs:
         last.update(dict.fromkeys(held[name], len(graph.nodes)))
+    return tuple(
+        Storage(first[storage][1], first[storage][0], end, sizes[storage]) for storage, end in last.items()
+    )
+
+
+def _live(graph: ModelGraph, batch: int) -> list[int]:
+    """Bytes alive before the first node, and while each node runs."""
     change = [0] * (len(graph.nodes) + 2)
-    for storage, end in last.items():
-        change[first[storage]] += sizes[storage]
-        change[end + 1] -= sizes[storage]
+    for storage in storages(graph, batch=batch):
+        change[storage.first] += storage.size_bytes
+        change[storage.last + 1] -= storage.size_bytes
     return list(accumulate(change))[:-1]
 
 

@@ -71,7 +71,7 @@ def measure_profile(
             name,
             device,
             worker.version,
-            open_in(worker, device, write=writing),
+            open_in(worker, device, write=writing, folder=Path(folder, "files")),
             backbones=given,
             n_subnets=n_subnets,
             built_in=list({block.family: block for block in reversed(blocks())}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sarto.devices.profiling.counting import ByteCounter
 from sarto.devices.profiling.design import design, random_counts
 from sarto.devices.profiling.features import Term, Terms, skeleton, terms_of
 from sarto.devices.profiling.making import Backbone, make_profile
@@ -12,6 +13,7 @@ from sarto.devices.profiling.running import Opener, Running, open_here, open_in
 
 __all__ = [
     "Backbone",
+    "ByteCounter",
     "Compiled",
     "Estimate",
     "Opener",

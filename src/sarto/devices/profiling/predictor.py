@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sarto.devices.count import count
-from sarto.devices.memory import peak_bytes
 from sarto.devices.profiling.conformal import LEVEL, interval
+from sarto.devices.profiling.counting import ByteCounter
 from sarto.devices.profiling.features import Terms, terms_of
 from sarto.devices.profiling.generic import FIXED, places_of
 from sarto.devices.profiling.sizes import Counts, Floats, Size, monomials
@@ -183,11 +182,21 @@ class Predictor:
             found.append(Share("", (FIXED,), (), float(fixed[0]), float(fixed[0]) / total))
         return tuple(found)
 
-    def memory_bytes(self, graph: ModelGraph) -> Estimate:
-        """Bytes that a process grows by when it loads and runs a graph.
+    def memory_bytes(self, graph: ModelGraph, counts: Counts | None = None) -> Estimate:
+        """Bytes that a process grows by when it loads and runs a graph, or its subnet with so many units.
 
         Bytes of the tensors and of the activations that are alive at once are counted exactly; what a runtime makes of
         them was measured. The bounds are the largest errors that were met.
+
+        Raises:
+            RequestError: the profile holds no measured memory, a group is unknown, or a count is out of range.
+        """
+        counter = ByteCounter(graph, batch=self.profile.device.batch)
+        low, middle, high = self.memory_of(counter.bytes_at([counts or {}]))[:, 0]
+        return Estimate(float(low), float(middle), float(high))
+
+    def memory_of(self, counted: Floats) -> Floats:
+        """The same for many subnets, from what `ByteCounter.bytes_at` counts; shape (3, subnets).
 
         Raises:
             RequestError: the profile holds no measured memory.
@@ -195,14 +204,11 @@ class Predictor:
         model = self.profile.memory
         if model is None:
             raise RequestError(
-                f"profile {self.profile.name!r} holds no measured memory; measure it again with --memory 6"
+                f"profile {self.profile.name!r} holds no measured memory; measure it again with --memory"
             )
-        middle = (
-            model.fixed_bytes
-            + model.per_size_byte * count(graph).size_bytes
-            + model.per_activation_byte * peak_bytes(graph, batch=self.profile.device.batch)
-        )
-        return Estimate(middle * model.least_factor, middle, middle * model.most_factor)
+        size, activations = counted
+        middle = model.fixed_bytes + model.per_size_byte * size + model.per_activation_byte * activations
+        return np.stack([middle * model.least_factor, middle, middle * model.most_factor])
 
     def _of_backbone(self, terms: Terms) -> BackboneModel | None:
         found = self.profile.backbone(terms.skeleton)

@@ -14,7 +14,7 @@ from sarto.devices.measuring import Writing, files_of
 from sarto.devices.runtimes import Worker
 from sarto.devices.session import load_onnx
 from sarto.errors import RequestError
-from sarto.graph import ModelGraph
+from sarto.graph import ModelGraph, graph_hash
 from sarto.types import Device
 
 
@@ -98,14 +98,25 @@ class _There:
         self._files.close()
 
 
-def open_in(worker: Worker, device: Device, *, write: Writing | None = None) -> Opener:
+def open_in(
+    worker: Worker, device: Device, *, write: Writing | None = None, folder: Path | None = None
+) -> Opener:
     """Loads graphs in a worker, in any runtime.
 
     Args:
         write: writes the file of a graph; eager and compiled torch need none.
+        folder: where written files stay, so that a graph that is opened again is not written again.
     """
+    written: dict[str, Path] = {}
 
     def opener(model: ModelGraph | Path) -> Running:
+        if isinstance(model, ModelGraph) and folder is not None and write is not None:
+            key = graph_hash(model)
+            if key not in written:
+                home = folder / key.removeprefix("sha256:")
+                home.mkdir(parents=True)
+                written[key] = write(model, device, home)
+            model = written[key]
         with ExitStack() as files:
             (path,) = files.enter_context(files_of([model], device, write))
             return _There(worker, path, device, files.pop_all())
