@@ -1,0 +1,245 @@
+"""From a task and a budget to the gates of the largest subnet that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sarto.engines.factory.costs import CostTable, Counts, Floats
+from sarto.engines.factory.gates import Layout, lowest_limit, most_open, ranked
+from sarto.engines.factory.supernet import Supernet
+from sarto.errors import InfeasibleError, RequestError
+from sarto.types import Budget
+
+#: Limits that are tried in one call in the paper's order: one percent to all.
+STEPS = 100
+#: Units that did not fit in a row before filling up ends.
+PATIENCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A subnet that keeps a budget.
+
+    Attributes:
+        gates: zeros and ones (units,).
+        ratio: share of units that are open.
+        limit: the assembler's limit that the search started from.
+        filled: units that were opened one by one after that.
+    """
+
+    gates: Tensor
+    ratio: float
+    limit: float
+    filled: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One subnet of a task's curve.
+
+    Attributes:
+        latency_ms: prediction; None without a profile.
+    """
+
+    limit: float
+    ratio: float
+    size_bytes: float
+    memory_bytes: float
+    latency_ms: float | None
+    latency_high_ms: float | None
+
+
+def search(
+    supernet: Supernet,
+    tasks: Sequence[frozenset[str]],
+    budget: Budget,
+    table: CostTable,
+    *,
+    fill: bool = True,
+) -> Found:
+    """Gates of the largest subnet for a task (for several: of the union of their units) that keeps a budget.
+
+    All limits are tried at once; then units are opened one by one, in the assembler's order, while the budget holds:
+    also those that cost nothing because the device computes them anyway.
+
+    Raises:
+        InfeasibleError: the smallest subnet is over the budget; names the floor and the nearest budget.
+        RequestError: a set of properties is no task of the space; all problems at once.
+
+    Reference:
+        NN-Factory, arXiv 2308.15003, algorithm 1.
+        Differs: all limits in one batch instead of one after the other until the first that is over; equality keeps a
+        budget; what is left of the budget is filled.
+    """
+    order, limits, opened = _chain(supernet, tasks)
+    counts = counted(opened, supernet.layout)
+    fitting = table.fits(counts, budget)
+    if not fitting.any():
+        raise _infeasible(supernet, tasks, budget, table, counts)
+    sizes = np.where(fitting, opened.sum(1).numpy(), -1)
+    best = int(sizes.argmax())
+    gates, filled = opened[best].clone(), 0
+    if fill:
+        gates, filled = _filled(gates, order, budget, table, supernet.layout)
+    return Found(gates, float(gates.mean()), float(limits[best]), filled)
+
+
+def search_measured(
+    supernet: Supernet,
+    tasks: Sequence[frozenset[str]],
+    budget: Budget,
+    table: CostTable,
+    measure: Callable[[Tensor], float],
+    *,
+    probes: int = 7,
+) -> tuple[Found, float]:
+    """The same with real measurements in the loop: bisection on the nested order; the subnet and its milliseconds.
+
+    Args:
+        measure: gates (units,) -> measured latency in milliseconds.
+
+    Raises:
+        InfeasibleError: the smallest subnet is over the budget as measured.
+        RequestError: the supernet's order is not nested, so that more units are not always slower; or the budget has
+            no latency.
+    """
+    if supernet.assembler.settings.order != "nested":
+        raise RequestError(
+            "measuring in the loop bisects, which needs the nested order; this supernet has the paper's"
+        )
+    limit = budget.latency_ms
+    if limit is None:
+        raise RequestError("measuring in the loop needs a budget of latency_ms")
+    others = budget.replace(latency_ms=None)
+    _, limits, opened = _chain(supernet, tasks)
+    allowed = np.flatnonzero(table.fits(counted(opened, supernet.layout), others))
+    if not len(allowed):
+        raise _infeasible(supernet, tasks, others, table, counted(opened, supernet.layout))
+    low, high = 0, len(allowed) - 1
+    found: tuple[int, float] | None = None
+    fastest = float("inf")
+    for _ in range(probes):
+        if low > high:
+            break
+        middle = (low + high + 1) // 2 if found is not None or low < high else low
+        taken = measure(opened[allowed[middle]])
+        fastest = min(fastest, taken)
+        if taken <= limit:
+            found, low = (middle, taken), middle + 1
+        else:
+            high = middle - 1
+    if found is None:
+        taken = measure(opened[allowed[0]])
+        if taken > limit:
+            raise InfeasibleError(
+                f"the smallest subnet takes {taken:.3g} ms as measured, {limit:.3g} ms were asked for; "
+                f"raise latency_ms to {taken:.3g}",
+                floor={"latency_ms": taken},
+                nearest={"latency_ms": taken},
+                where="budget",
+            )
+        found = (0, taken)
+    place = int(allowed[found[0]])
+    gates = opened[place]
+    return Found(gates, float(gates.mean()), float(limits[place]), 0), found[1]
+
+
+def curve(supernet: Supernet, task: frozenset[str], table: CostTable, *, profiled: bool) -> list[Point]:
+    """Costs of a task's subnets over all limits, from one call of the assembler."""
+    _, limits, opened = _chain(supernet, [task])
+    counts = counted(opened, supernet.layout)
+    costs = table.costs(counts, ["size_bytes", "memory_bytes"])
+    latency = table.latency_ms(counts) if profiled else None
+    return [
+        Point(
+            limit=float(limits[i]),
+            ratio=float(opened[i].mean()),
+            size_bytes=float(costs["size_bytes"][i]),
+            memory_bytes=float(costs["memory_bytes"][i]),
+            latency_ms=float(latency[1, i]) if latency is not None else None,
+            latency_high_ms=float(latency[2, i]) if latency is not None else None,
+        )
+        for i in range(len(opened))
+    ]
+
+
+def counted(gates: Tensor, layout: Layout) -> Counts:
+    """Open units of each group, shape (n, groups), of gates (n, units)."""
+    return torch.stack([gates[:, start:stop].sum(1) for start, stop in layout.values()], 1).long().numpy()
+
+
+def _chain(supernet: Supernet, tasks: Sequence[frozenset[str]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The order in which units open (units,), limits (n,), and gates (n, units) at them; several tasks: their union."""
+    if not tasks:
+        raise RequestError("a subnet is for at least one task")
+    problems = [why for task in tasks for why in supernet.space.problems(task)]
+    if problems:
+        raise RequestError(f"no task: {problems[0]}", problems=problems)
+    assembler = supernet.assembler
+    floor = lowest_limit(supernet.layout, assembler.settings.least)
+    steps = torch.arange(1, STEPS + 1) / STEPS
+    limits = torch.cat([torch.tensor([floor * (1 + 1e-6)]).clamp(max=1), steps[steps > floor * (1 + 1e-6)]])
+    codes = torch.tensor([supernet.space.code(task) for task in tasks], dtype=torch.float32)
+    if assembler.settings.order == "nested":
+        with torch.no_grad():
+            scores = assembler.weights(codes, torch.ones(len(tasks)))
+        places = ranked(scores, supernet.layout, assembler.settings.least)
+        n_open = most_open(limits, assembler.units)
+        opened = (places[:, None] < n_open[None, :, None]).any(0).float()
+        return places.amin(0).argsort(stable=True), limits, opened
+    gates = [assembler.gates(code.expand(len(limits), -1), limits) for code in codes]
+    opened = torch.stack(gates).amax(0)
+    with torch.no_grad():
+        scores = assembler.weights(codes, torch.ones(len(tasks))).amax(0)
+    return scores.argsort(descending=True, stable=True), limits, opened
+
+
+def _filled(
+    gates: Tensor, order: Tensor, budget: Budget, table: CostTable, layout: Layout
+) -> tuple[Tensor, int]:
+    """Gates with as many more units as the budget holds, tried in order; and how many these are.
+
+    Runs of units are tried whole first, then halved, so that filling takes few calls of the predictor.
+    """
+    closed = [int(unit) for unit in order if gates[unit] < 0.5]
+    gates, added, missed = gates.clone(), 0, 0
+    place, run = 0, max(1, len(closed) // 16)
+    while place < len(closed) and missed < PATIENCE:
+        tried = closed[place : place + run]
+        more = gates.clone()
+        more[tried] = 1.0
+        if bool(table.fits(counted(more[None], layout), budget)[0]):
+            gates, added, missed = more, added + len(tried), 0
+            place += len(tried)
+            run = min(2 * run, len(closed))
+        elif run > 1:
+            run //= 2
+        else:
+            place, missed = place + 1, missed + 1
+    return gates, added
+
+
+def _infeasible(
+    supernet: Supernet, tasks: Sequence[frozenset[str]], budget: Budget, table: CostTable, counts: Counts
+) -> InfeasibleError:
+    limits = budget.limits()
+    costs = table.costs(counts, list(limits))
+    excess: Floats = np.max([costs[name] / limit for name, limit in limits.items()], 0)
+    nearest = int(excess.argmin())
+    floor = {name: float(costs[name].min()) for name in limits}
+    needs = {name: max(float(limit), float(costs[name][nearest])) for name, limit in limits.items()}
+    asked = ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items())
+    named = " and ".join(supernet.space.named(task) for task in tasks)
+    return InfeasibleError(
+        f"no subnet for {named} keeps {asked}: the smallest has "
+        f"{', '.join(f'{name} {value:.6g}' for name, value in floor.items())}. Raise "
+        + ", ".join(f"{name} to {value:.6g}" for name, value in needs.items() if value > limits[name]),
+        floor=floor,
+        nearest=needs,
+        where="budget",
+    )

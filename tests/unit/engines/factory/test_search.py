@@ -1,0 +1,162 @@
+"""Search: the largest subnet within a budget, against brute force over all limits and over all units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sarto import zoo
+from sarto.devices import count
+from sarto.engines.factory.assembler import Assembler
+from sarto.engines.factory.costs import CostTable
+from sarto.engines.factory.delta import delta
+from sarto.engines.factory.search import counted, curve, search, search_measured
+from sarto.engines.factory.supernet import Supernet, placed
+from sarto.errors import InfeasibleError, RequestError
+from sarto.graph import Selection, capture, gate_layout
+from sarto.types import AssemblerSettings, Budget, TaskSpace
+
+SPACE = TaskSpace.parse(
+    {
+        "name": "few",
+        "groups": {"quantifier": ["has", "exactly_2"], "predicate": ["digit_7", "digit_1", "odd"]},
+        "function": "none:none",
+        "answers": ["no", "yes"],
+    }
+)
+TASK, OTHER = SPACE.seen[0], SPACE.seen[-1]
+
+
+@pytest.fixture(scope="module", params=["nested", "paper"])
+def supernet(request: pytest.FixtureRequest) -> Supernet:
+    torch.manual_seed(0)
+    net = zoo.resnet(2, 1, (1, 1), 8, False, "cifar").eval()
+    graph = capture(net, torch.rand(2, 1, 12, 12), prove=False)
+    groups = placed(graph, "wide")
+    shape = AssemblerSettings(order=request.param, hidden=16, gaters=2, limit_dims=8)
+    made = Assembler(len(SPACE.properties), gate_layout(graph, groups), shape).eval()
+    return Supernet(graph, SPACE, groups, made)
+
+
+def test_counted_costs_are_those_of_the_extracted_model(supernet: Supernet) -> None:
+    table = CostTable(supernet.graph, supernet.groups)
+    gates = torch.stack(
+        [
+            supernet.assembler.gates(torch.tensor([SPACE.code(TASK)]).float(), torch.tensor([v]))[0]
+            for v in (0.3, 0.8)
+        ]
+    )
+    found = table.costs(counted(gates, supernet.layout), ["params", "flops", "size_bytes", "memory_bytes"])
+    for row in range(2):
+        exact = count(supernet.subnet(gates[row]))
+        for name, values in found.items():
+            assert values[row] == getattr(exact, name), name
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
+def test_the_largest_that_fits_is_found(supernet: Supernet, share: float) -> None:
+    table = CostTable(supernet.graph, supernet.groups)
+    whole = count(supernet.graph).size_bytes
+    budget = Budget(size_bytes=int(share * whole))
+    found = search(supernet, [TASK], budget, table)
+    assert count(supernet.subnet(found.gates)).size_bytes <= share * whole
+    # No limit gives more within the budget, and no single unit can be added.
+    for limit in np.arange(0.09, 1.0, 0.01):
+        gates = supernet.assembler.gates(
+            torch.tensor([SPACE.code(TASK)]).float(), torch.tensor([limit]).float()
+        )[0]
+        if count(supernet.subnet(gates)).size_bytes <= share * whole:
+            assert found.gates.sum() >= gates.sum()
+    for unit in torch.nonzero(found.gates < 0.5).flatten():
+        more = found.gates.clone()
+        more[unit] = 1
+        assert count(supernet.subnet(more)).size_bytes > share * whole
+    plain = search(supernet, [TASK], budget, table, fill=False)
+    assert plain.filled == 0 and bool((plain.gates <= found.gates).all())
+    assert int(found.gates.sum() - plain.gates.sum()) == found.filled
+
+
+def test_several_tasks_get_the_union_of_their_units(supernet: Supernet) -> None:
+    table = CostTable(supernet.graph, supernet.groups)
+    whole = count(supernet.graph)
+    both = search(supernet, [TASK, OTHER], Budget(size_bytes=int(0.7 * whole.size_bytes)), table, fill=False)
+    limit = torch.tensor([both.limit])
+    for task in (TASK, OTHER):
+        alone = supernet.assembler.gates(torch.tensor([SPACE.code(task)]).float(), limit)[0]
+        assert bool((alone <= both.gates).all())
+
+
+def test_an_impossible_budget_names_floor_and_nearest(supernet: Supernet) -> None:
+    table = CostTable(supernet.graph, supernet.groups)
+    with pytest.raises(InfeasibleError, match="no subnet for has\\+digit_7 keeps size_bytes <= 10") as caught:
+        search(supernet, [TASK], Budget(size_bytes=10), table)
+    floor = caught.value.floor["size_bytes"]
+    assert search(supernet, [TASK], Budget(size_bytes=int(floor)), table).ratio > 0
+    assert caught.value.nearest == {"size_bytes": floor}
+
+
+def test_latency_needs_a_profile_and_tasks_their_properties(supernet: Supernet) -> None:
+    table = CostTable(supernet.graph, supernet.groups)
+    with pytest.raises(RequestError, match="sarto device measure"):
+        search(supernet, [TASK], Budget(latency_ms=1.0), table)
+    with pytest.raises(RequestError, match="is no property"):
+        search(supernet, [frozenset({"has", "digit_x"})], Budget(params=1000), table)
+    with pytest.raises(RequestError, match="at least one task"):
+        search(supernet, [], Budget(params=1000), table)
+
+
+def test_bisection_with_measurements_finds_the_largest_that_holds(supernet: Supernet) -> None:
+    table = CostTable(supernet.graph, supernet.groups)
+    asked: list[float] = []
+
+    def measure(gates: torch.Tensor) -> float:
+        asked.append(float(gates.mean()))
+        return 1.0 + 9.0 * float(gates.mean())
+
+    if supernet.assembler.settings.order == "paper":
+        with pytest.raises(RequestError, match="nested order"):
+            search_measured(supernet, [TASK], Budget(latency_ms=5.0), table, measure)
+        return
+    found, taken = search_measured(supernet, [TASK], Budget(latency_ms=5.0), table, measure)
+    assert taken <= 5.0 and len(asked) <= 8
+    ratios = [point.ratio for point in curve(supernet, TASK, table, profiled=False)]
+    assert found.ratio == max(ratio for ratio in ratios if 1.0 + 9.0 * ratio <= 5.0)
+    with pytest.raises(InfeasibleError, match="smallest subnet takes"):
+        search_measured(supernet, [TASK], Budget(latency_ms=1.01), table, measure)
+
+
+def test_a_curve_rises(supernet: Supernet) -> None:
+    found = curve(supernet, TASK, CostTable(supernet.graph, supernet.groups), profiled=False)
+    assert len(found) >= 90 and found[-1].ratio <= 1.0
+    assert all(point.ratio <= point.limit + 1e-6 for point in found)
+    if supernet.assembler.settings.order == "nested":
+        sizes = [point.size_bytes for point in found]
+        assert sizes == sorted(sizes) and found[-1].ratio == 1.0
+
+
+def test_delta_counts_what_the_other_lacks(supernet: Supernet) -> None:
+    graph, group = supernet.graph, supernet.groups[0]
+    size = graph.analysis.group(group).size
+    old, new = Selection({group: tuple(range(size // 2))}), Selection({group: tuple(range(1, size))})
+    found = delta(graph, old, new)
+    assert found.added == {group: tuple(range(size // 2, size))} and found.dropped == {group: (0,)}
+    # By another road: mark the numbers that the old subnet holds, and count what the new one has beside them.
+    missing = whole = 0
+    for name, tensor in graph.tensors.items():
+        places = [axis for at, axis in graph.analysis.group(group).places if at == name]
+        held = torch.zeros(tensor.shape, dtype=torch.bool)
+        for units, value in ((new.kept[group], 1), (old.kept[group], 0)):
+            mask = torch.ones(tensor.shape, dtype=torch.bool)
+            for axis in places:
+                on = torch.zeros(tensor.shape[axis], dtype=torch.bool)
+                on[list(units)] = True
+                mask &= on.view(*(-1 if i == axis else 1 for i in range(tensor.ndim)))
+            if value:
+                held = mask
+                whole += int(mask.sum()) * tensor.element_size()
+            else:
+                held &= ~mask
+        missing += int(held.sum()) * tensor.element_size()
+    assert (found.download_bytes, found.whole_bytes) == (missing, whole)
+    assert delta(graph, new, new).download_bytes == 0
