@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sarto.graph import ModelGraph, capture, normalise, restrict
 
 BATCH = 200
 #: Method -> (whether the choice and the repair know the wanted classes, how units are chosen, repair).
-METHODS: dict[str, tuple[bool, str, RepairSettings]] = {
+METHODS: dict[str, tuple[bool, Literal["css", "random"], RepairSettings]] = {
     "ours": (True, "css", RepairSettings()),
     "ours_two_thirds": (True, "css", RepairSettings(wpos=0.67)),
     "agnostic": (False, "css", RepairSettings()),
@@ -77,7 +77,7 @@ def class_weighting(
                     wanted if aware else [],
                     keep,
                     criterion=criterion,
-                    repair=repair,  # type: ignore[arg-type]
+                    repair=repair,
                     wpos=repair.wpos,
                     seed=seed,
                 )
