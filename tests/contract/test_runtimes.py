@@ -91,6 +91,7 @@ def test_a_file_computes_what_eager_computes_and_says_what_it_is(
     assert found.agreement is not None and found.agreement >= 0.9
     assert found.accuracy_eager == 1.0 and found.accuracy is not None and found.accuracy >= 0.9
     assert found.n_samples == len(samples)
+    assert found.dynamic_batch == target.batches[0], "a batch is fixed only where it can't be left free"
     # The same number by hand, through a worker: a free batch takes any size, a fixed one only its own.
     n = 4 if found.batch else 3
     if to == "pt2":

@@ -80,7 +80,8 @@ def compare(
         given += [random_inputs(graph, size) for size in ((batch,) if batch is not None else BATCHES)]
     n_random = sum(len(entry[0]) for entry in given)
     if samples:
-        given += list(zip(*(tensor.split(chunk) for tensor in samples), strict=True))
+        sizes = _sizes(len(samples[0]), chunk, free=batch is None)
+        given += list(zip(*(tensor.split(sizes) for tensor in samples), strict=True))
     with Worker(runtime) as worker:
         try:
             model = worker.load(path, precision=precision)
@@ -121,6 +122,13 @@ def check(found: Compared, runtime: RuntimeName, precision: Precision) -> None:
             f"{MOST_ERROR:.0%}: quantising broke this model; the file was not kept. Give more calibration samples of "
             "the kind that it will see, or take float16 or float32"
         )
+
+
+def _sizes(n: int, chunk: int, *, free: bool) -> list[int]:
+    """Sizes of the batches of n samples: first the small ones, where the batch is free, then chunks."""
+    found = [size for size in BATCHES if free and sum(BATCHES) <= n]
+    left = n - sum(found)
+    return found + [chunk] * (left // chunk) + ([left % chunk] if left % chunk else [])
 
 
 def _run(worker: Worker, model: Loaded, inputs: Sequence[Tensor], batch: int | None) -> tuple[Tensor, ...]:

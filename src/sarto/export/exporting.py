@@ -110,7 +110,7 @@ def export(
         made = draft / target.name
         free, found = _written(graph, made, kind, precision, batch, arrays, metadata or {}, (real, labels))
         files = sorted(path for path in draft.iterdir() if path.is_file())
-        limit = max(kind.max_batch, batch) if kind.max_batch and free else None
+        limit = kind.max_batch if free else None
         exported = Exported(
             path=target,
             sidecar=sidecar_of(target),
@@ -172,7 +172,7 @@ def _written(
     for place, free in enumerate(kind.batches):
         try:
             kind.write(graph, path, Wish(precision, batch, free, arrays, metadata))
-            limit = max(kind.max_batch, batch) if kind.max_batch and free else None
+            limit = kind.max_batch if free else None
             samples, labels = real
             given = samples or (tuple(torch.from_numpy(array) for array in arrays))
             found = compare(

@@ -25,8 +25,11 @@ from sarto.types import Precision, RuntimeName
 
 TargetName = Literal["onnx", "pt2", "openvino", "executorch", "litert", "aotinductor"]
 
-#: The largest batch of a file whose batch is free up to a bound.
-MAX_BATCH = 16
+#: The largest batch of an ExecuTorch file whose batch is free: what ExecuTorch 1.5 makes room for, whatever larger
+#: bound the program says.
+MAX_BATCH = 15
+#: The bound that the program says.
+_BOUND = 64
 _CONVERTERS = Path(__file__).with_name("converters")
 
 
@@ -107,8 +110,12 @@ def write_openvino(graph: ModelGraph, path: Path, wish: Wish) -> None:
 
 def write_executorch(graph: ModelGraph, path: Path, wish: Wish) -> None:
     """A `.pte` file for XNNPACK; its batch is free up to `MAX_BATCH`, or fixed."""
-    most = max(MAX_BATCH, wish.batch) if wish.free_batch else None
-    _by_program("executorch", graph, path, wish, {"max_batch": most}, most)
+    if wish.free_batch and wish.batch > MAX_BATCH:
+        raise GraphError(
+            f"ExecuTorch leaves the batch free up to {MAX_BATCH}, not {wish.batch}; it is fixed then"
+        )
+    most = MAX_BATCH if wish.free_batch else None
+    _by_program("executorch", graph, path, wish, {"max_batch": most}, _BOUND if most else None)
 
 
 def write_litert(graph: ModelGraph, path: Path, wish: Wish) -> None:

@@ -44,7 +44,7 @@ def _quantized(program: Any, arrays: Sequence[np.ndarray], max_batch: int | None
     size = min(8, max_batch) if max_batch else program.example_inputs[0][0].shape[0]
     for start in range(0, len(tensors[0]) // size * size, size):
         prepared(*[tensor[start : start + size] for tensor in tensors])
-    dynamic = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch else {}
+    dynamic = {0: torch.export.Dim("batch", min=1, max=64)} if max_batch else {}
     return torch.export.export(
         convert_pt2e(prepared), program.example_inputs[0], dynamic_shapes=tuple(dynamic for _ in tensors)
     )
