@@ -31,13 +31,16 @@ class Cut:
     wpos: float = 0.33
 
 
-#: Shares are those of the paper's packs and of the first experiments: 25, 17 and 6.3 % of the whole donors.
+#: Shares are those of the paper's packs and of the first experiments: 25, 17 and 6.3 % of the whole donors; 3 and 1.5 %
+#: show where slices break.
 CUTS = {
     cut.name: cut
     for cut in (
         Cut("ours_25", 0.25),
         Cut("ours_17", 0.168),
         Cut("ours_6", 0.0625),
+        Cut("ours_3", 0.03),
+        Cut("ours_1", 0.015),
         Cut("ours_37", 0.37),
         Cut("ours_20", 0.2),
         Cut("ours_50", 0.5),
@@ -48,11 +51,15 @@ CUTS = {
         Cut("ours_agnostic_25", 0.25, agnostic=True),
         Cut("ours_agnostic_17", 0.168, agnostic=True),
         Cut("ours_agnostic_6", 0.0625, agnostic=True),
+        Cut("ours_agnostic_3", 0.03, agnostic=True),
+        Cut("ours_agnostic_1", 0.015, agnostic=True),
         Cut("ours_parallel_25", 0.25, sequential=False),
         Cut("ours_parallel_6", 0.0625, sequential=False),
         Cut("random_25", 0.25, criterion="random"),
         Cut("random_17", 0.168, criterion="random"),
         Cut("random_6", 0.0625, criterion="random"),
+        Cut("random_3", 0.03, criterion="random"),
+        Cut("random_1", 0.015, criterion="random"),
         Cut("random_same_share_25", 0.25, allocated=False, criterion="random"),
         Cut("energy_same_share_25", 0.25, allocated=False, criterion="energy"),
         Cut("energy_same_share_25_no_repair", 0.25, allocated=False, criterion="energy", repair=False),
