@@ -26,7 +26,15 @@ MaxMemory = Annotated[
 ]
 MaxSize = Annotated[int | None, typer.Option("--max-size-bytes", help="Most bytes of stored tensors.")]
 MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds a batch.")]
-Runtime = Annotated[str | None, typer.Option(help="Where latency counts: onnxruntime or torch.")]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        help="Where latency counts: onnxruntime, torch, compile, aotinductor, openvino, litert or executorch."
+    ),
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Of the model there: float32, float16, bfloat16 or int8.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads that the runtime may use.")]
 Batch = Annotated[int | None, typer.Option(help="Images or texts in one measured call.")]
 SamplesPath = Annotated[
@@ -57,6 +65,7 @@ def plan(
     max_size: MaxSize = None,
     max_latency: MaxLatency = None,
     runtime: Runtime = None,
+    precision: Precision = None,
     threads: Threads = None,
     batch: Batch = None,
     samples: SamplesPath = None,
@@ -117,6 +126,7 @@ def make(
     max_size: MaxSize = None,
     max_latency: MaxLatency = None,
     runtime: Runtime = None,
+    precision: Precision = None,
     threads: Threads = None,
     batch: Batch = None,
     samples: SamplesPath = None,
@@ -169,7 +179,7 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["task"] = {"classes": names(flags["classes"])}
     if not given.get("task"):
         raise RequestError("no order: give a request file, or --classes a,b,c")
-    device = {key: flags[key] for key in ("runtime", "threads", "batch")}
+    device = {key: flags[key] for key in ("runtime", "precision", "threads", "batch")}
     for key, changes in (("budget", limits(flags)), ("device", device)):
         given[key] = {
             **given.get(key, {}),

@@ -50,6 +50,8 @@ def test_help_names_every_command() -> None:
         (("rm",), "Missing argument"),
         (("plan",), "no order: give a request file, or --classes a,b,c"),
         (("plan", "nowhere.yaml"), "nowhere.yaml"),
+        (("plan", "--classes", "ship", "--runtime", "openvno"), "did you mean 'openvino'?"),
+        (("plan", "--classes", "ship", "--runtime", "torch", "--precision", "int8"), "torch has no int8"),
         (("add",), "3 problems: SOURCE"),
         (
             ("add", "a:b", "--name", "x", "--classes", "c", "--size", "big"),
