@@ -9,6 +9,7 @@ import typer
 
 from sarto.cli import (
     adding,
+    agent,
     artifact,
     device,
     device_setup,
@@ -52,6 +53,7 @@ app.command("plan")(orders.plan)
 app.command("make")(orders.make)
 app.command("build")(orders.build)
 app.command("export")(exporting.export)
+app.command("agent")(agent.agent)
 
 pack_app = typer.Typer(help="One class more or less in a packed model.", no_args_is_help=True)
 pack_app.command("add")(packing.add)

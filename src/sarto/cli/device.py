@@ -49,6 +49,10 @@ def measure(
     precision: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Precision))}.")] = "float32",
     subnets: Annotated[int, typer.Option(min=4, help="Subnets of the model that are measured.")] = 64,
     seconds: Annotated[float, typer.Option(help="Seconds of measuring for each of them.")] = 0.6,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="Measure the machine of this agent, http://host:port (SARTO_AGENT_TOKEN)."),
+    ] = None,
     few: Annotated[
         bool, typer.Option("--few-blocks", help="One built-in block of each kind: quick, and rough.")
     ] = False,
@@ -66,7 +70,7 @@ def measure(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure this machine: built-in blocks, and subnets of a model. Stopped, it goes on where it was."""
+    """Measure this machine or an agent's: built-in blocks, subnets of a model. Stopped, it goes on where it was."""
     with told(as_json=as_json, debug=debug):
         path = Path(out or f"{name}.json")
         arguments: dict[str, Any] = {}
@@ -78,7 +82,7 @@ def measure(
             *([lambda: check_model(str(model), arguments, weights, market or "market")] if model else []),
         )
         device = Device.parse(
-            {"runtime": runtime, "threads": threads, "batch": batch, "precision": precision}
+            {"runtime": runtime, "threads": threads, "batch": batch, "precision": precision, "agent": agent}
         )
         from sarto.pipeline.profiles import measure_profile
         from sarto.types.profile import DeviceProfile

@@ -55,8 +55,13 @@ def measure(
 
     Raises:
         RequestError: the runtime is ONNX Runtime and there is no exported graph, or it is another one or another
-            precision.
+            precision, or the device is behind an agent.
     """
+    if device.agent is not None:
+        raise RequestError(
+            f"the device behind {device.agent} can't be measured in this process; use measure_models",
+            where="device",
+        )
     if device.runtime not in ("torch", "onnxruntime") or device.precision != "float32":
         raise RequestError(
             f"{device.runtime} in {device.precision} is measured in a worker; use measure_models",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from sarto.devices.agent import RemoteWorker
 from sarto.devices.latency import Latency, processor
 from sarto.devices.runtimes.client import MemoryUse, Worker
 from sarto.devices.timing import SECONDS, check_positive, summary
@@ -19,18 +20,23 @@ from sarto.types import Device
 Writing = Callable[[ModelGraph, Device, Path], Path]
 
 
-def open_runtime(device: Device) -> Worker:
-    """A worker with the runtime and the threads of a device.
+def open_runtime(device: Device, *, token: str | None = None) -> Worker | RemoteWorker:
+    """A worker with the runtime and the threads of a device: here, or on the machine of its agent.
+
+    Args:
+        token: of the agent; None takes it from the variable SARTO_AGENT_TOKEN.
 
     Raises:
-        RequestError: the runtime is not installed here, or the device is behind an agent.
+        RequestError: the runtime is not installed here, or the agent does not answer, refuses the token or lacks it.
     """
     if device.agent is not None:
-        raise RequestError(
-            f"this device is behind the agent at {device.agent}; a worker of this machine can't stand for it",
-            where="device.agent",
-        )
+        return RemoteWorker(device.agent, device.runtime, threads=device.threads, token=token)
     return Worker(device.runtime, threads=device.threads)
+
+
+def processor_of(worker: Worker | RemoteWorker) -> str:
+    """Name of the processor that a worker measures on."""
+    return worker.processor if isinstance(worker, RemoteWorker) else processor()
 
 
 def measure_models(
@@ -57,13 +63,13 @@ def measure_models(
     if not models:
         raise RequestError("nothing to measure: give at least one model")
     taken: list[list[float]] = [[] for _ in models]
-    warmup, version = 0, ""
+    warmup, version, chip = 0, "", ""
     with files_of(models, device, write) as paths:
         for _ in range(rounds):
             with open_runtime(device) as worker:
                 loaded = [worker.load(path, precision=device.precision) for path in paths]
                 times, warmed = worker.times(loaded, batch=device.batch, seconds=seconds / rounds)
-                version, warmup = worker.version, warmup + warmed
+                version, chip, warmup = worker.version, processor_of(worker), warmup + warmed
             for all_runs, runs in zip(taken, times, strict=True):
                 all_runs += runs
     return [
@@ -73,7 +79,7 @@ def measure_models(
             batch=device.batch,
             runtime=device.runtime,
             version=version,
-            processor=processor(),
+            processor=chip,
             precision=device.precision,
         )
         for runs in taken

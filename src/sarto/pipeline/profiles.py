@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sarto.devices import measure_memory, open_runtime
+from sarto.devices.agent import RemoteWorker
 from sarto.devices.measuring import Writing
 from sarto.devices.profiling import Backbone, Progress, make_profile, open_in
 from sarto.devices.profiling.blocks import blocks
@@ -72,6 +73,7 @@ def measure_profile(
             device,
             worker.version,
             open_in(worker, device, write=writing, folder=Path(folder, "files")),
+            machine=worker.machine if isinstance(worker, RemoteWorker) else None,
             backbones=given,
             n_subnets=n_subnets,
             built_in=list({block.family: block for block in reversed(blocks())}.values())

@@ -158,6 +158,8 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
 def _latency(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
     """Latency in the runtime and the precision of the order, on a file that was compared with eager there."""
     if device.precision == "float32" and device.runtime in ("torch", "onnxruntime"):
+        if device.agent is not None:
+            return measure_models([onnx if device.runtime == "onnxruntime" else graph], device)[0]
         return measure(graph, device, onnx=onnx)
     if device.runtime in ("torch", "compile"):
         return measure_models([graph], device)[0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sarto.devices.agent.machine import Machine, this_machine
 from sarto.devices.count import count
-from sarto.devices.latency import processor
 from sarto.devices.memory import peak_bytes
 from sarto.devices.profiling.blocks import Block, blocks
 from sarto.devices.profiling.design import design
@@ -90,6 +88,7 @@ def make_profile(
     version: str,
     opener: Opener,
     *,
+    machine: Machine | None = None,
     backbones: Sequence[Backbone] = (),
     n_subnets: int = SUBNETS,
     built_in: Sequence[Block] | None = None,
@@ -105,6 +104,7 @@ def make_profile(
     Args:
         version: of the runtime.
         opener: loads a graph on the device.
+        machine: where it is measured; None is this one.
         backbones: models whose subnets are measured; later profiles of the same name replace earlier ones.
         n_subnets: of each backbone.
         built_in: blocks that say what any graph takes; None takes all.
@@ -116,7 +116,7 @@ def make_profile(
     Raises:
         RequestError: the profile to add to is of another device, the journal does not fit, or a model can't run.
     """
-    described = describe(device, version)
+    described = describe(device, version, machine)
     if onto is not None:
         check_same(onto.device, described)
     with tempfile.TemporaryDirectory() as folder:
@@ -192,18 +192,14 @@ def backbone_model(name: str, terms: Terms, fit: BackboneFit) -> BackboneModel:
     )
 
 
-def describe(device: Device, version: str) -> ProfiledDevice:
-    """The machine that this runs on, as a device."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        memory = None
+def describe(device: Device, version: str, machine: Machine | None = None) -> ProfiledDevice:
+    """The machine that this runs on, or another one, as a device."""
+    there = machine or this_machine()
     return ProfiledDevice(
-        processor=processor(),
-        cores=cores,
-        memory_bytes=memory,
-        system=platform.platform(terse=True),
+        processor=there.processor,
+        cores=there.cores,
+        memory_bytes=there.memory_bytes or None,
+        system=there.system,
         runtime=device.runtime,
         version=version,
         threads=device.threads,

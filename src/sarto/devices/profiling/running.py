@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sarto.devices.agent import RemoteWorker
 from sarto.devices.latency import onnx_call, torch_call
 from sarto.devices.measuring import Writing, files_of
 from sarto.devices.runtimes import Worker
@@ -85,7 +86,7 @@ def open_here(device: Device, *, to_onnx: Callable[[ModelGraph], Path | bytes] |
 class _There:
     """A model in a worker."""
 
-    def __init__(self, worker: Worker, path: Path, device: Device, files: ExitStack) -> None:
+    def __init__(self, worker: Worker | RemoteWorker, path: Path, device: Device, files: ExitStack) -> None:
         self._worker, self._batch, self._files = worker, device.batch, files
         self._model = worker.load(path, precision=device.precision)
 
@@ -99,7 +100,11 @@ class _There:
 
 
 def open_in(
-    worker: Worker, device: Device, *, write: Writing | None = None, folder: Path | None = None
+    worker: Worker | RemoteWorker,
+    device: Device,
+    *,
+    write: Writing | None = None,
+    folder: Path | None = None,
 ) -> Opener:
     """Loads graphs in a worker, in any runtime.
 

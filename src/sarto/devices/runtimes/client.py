@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -96,6 +97,7 @@ class Worker:
         python: Path | None = None,
         deadlines: Mapping[str, float] | None = None,
         max_memory_bytes: int | None = None,
+        max_answer_bytes: int = MAX_ARRAYS,
         converting: bool = False,
     ) -> None:
         """Start the process.
@@ -104,15 +106,16 @@ class Worker:
             python: the interpreter that has the runtime; None finds it.
             deadlines: seconds for operations, where they differ from `DEADLINES`.
             max_memory_bytes: resident bytes at which the process is ended; None sets no limit.
+            max_answer_bytes: of the arrays of one answer; the process is ended where it sends more.
             converting: the interpreter must also be able to make files for the runtime.
 
         Raises:
             RequestError: the runtime is not installed, threads is not positive, or the process does not start.
         """
-        check_positive(threads=threads, max_memory_bytes=max_memory_bytes)
+        check_positive(threads=threads, max_memory_bytes=max_memory_bytes, max_answer_bytes=max_answer_bytes)
         self.runtime, self.threads = runtime, threads
         self._deadlines = {**DEADLINES, **(deadlines or {})}
-        self._max_memory_bytes = max_memory_bytes
+        self._max_memory_bytes, self._max_answer_bytes = max_memory_bytes, max_answer_bytes
         found = python if python is not None else interpreter(runtime, converting=converting)
         # The worker is this sarto's own file, whichever environment runs it.
         command = [str(found), "-P", "-W", "ignore", str(Path(__file__).with_name("worker.py")), runtime]
@@ -132,6 +135,10 @@ class Worker:
             raise RequestError(
                 f"no worker for {runtime}: {found} can't be run ({error})", where=runtime
             ) from error
+        if max_memory_bytes is not None:
+            # Where memory runs out before anybody looked, the system ends this process, not the one that started it.
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000", encoding="ascii")
         pipes = (self._process.stdin, self._process.stdout)
         self._in, self._out = (pipe.fileno() for pipe in pipes if pipe is not None)
         os.set_blocking(self._in, False)
@@ -239,6 +246,16 @@ class Worker:
         """Let a model go."""
         self._ask("close", model=model.number)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process from another thread: what it is doing fails, and `end` is still to be called."""
+        if self._process.returncode is None:
+            _kill(self._process)
+
     def end(self) -> None:
         """End the process, whatever it does."""
         if self._process.poll() is None:
@@ -267,7 +284,7 @@ class Worker:
         said: dict[str, Any] = json.loads(self._receive(length, op, until))
         made = [(np.dtype(dtype), tuple(shape)) for dtype, shape in said.pop("arrays")]
         sizes = [dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in made]
-        self._limit(sum(sizes), MAX_ARRAYS, op)
+        self._limit(sum(sizes), self._max_answer_bytes, op)
         results = [
             np.frombuffer(self._receive(size, op, until), dtype).reshape(shape)
             for (dtype, shape), size in zip(made, sizes, strict=True)
