@@ -55,16 +55,18 @@ def check_graph(file: Path, folder: Path) -> None:
     home = folder / NAMES["graph"]
     home.mkdir()
     unpack(file, {GRAPH_NAME: home / GRAPH_NAME, WEIGHTS_NAME: home / WEIGHTS_NAME})
-    read_graph(home)
+    graph = read_graph(home)
+    # Each is read from its place, so that a file that is cut off shows.
+    for name in graph.tensors:
+        graph.tensors[name]
 
 
 def check_pt2(file: Path, folder: Path) -> None:
     """A program that `torch.export` saved: no pickles, known operators."""
     from sarto.graph import read_pt2
 
-    path = folder / NAMES["pt2"]
-    file.rename(path)
-    read_pt2(path)
+    read_pt2(file)
+    file.rename(folder / NAMES["pt2"])
 
 
 def check_onnx(file: Path, folder: Path) -> None:

@@ -28,6 +28,9 @@ LOADS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino", "onnx"),
 }
 
+#: Seconds that ending waits for the work that it interrupted.
+CLOSE_S = 5.0
+
 Result = TypeVar("Result")
 
 
@@ -128,6 +131,12 @@ class Bench:
         worker = self._worker
         if worker is not None:
             worker.kill()
+        # Those that wait for their turn may take it before; each is then ended by its deadline at the latest.
+        if self._turn.acquire(timeout=CLOSE_S):
+            try:
+                self._end()
+            finally:
+                self._turn.release()
 
     def _asked(self, models: Sequence[str], where: Where) -> list[Kept]:
         """The models of a request that can be fulfilled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sarto.types import Precision
 
@@ -17,6 +17,13 @@ DType = Literal["float16", "float32", "float64", "int8", "uint8", "int32", "int6
 #: Models of one request, runs of each, sizes of an array.
 MOST_MODELS, MOST_RUNS, MOST_SIZES = 32, 10_000, 8
 
+
+def _whole(value: object) -> object:
+    """2.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 ModelId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="What the upload answered.")]
 
 
@@ -28,7 +35,7 @@ class Where(_Message):
     """How a model is run."""
 
     runtime: AgentRuntime
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024), WHOLE] = 1
     precision: Precision = "float32"
 
 
@@ -42,10 +49,10 @@ class TimeRequest(Where):
     """
 
     models: Annotated[tuple[ModelId, ...], Field(min_length=1, max_length=MOST_MODELS, strict=False)]
-    batch: Annotated[int, Field(ge=1, le=65_536)] = 1
+    batch: Annotated[int, Field(ge=1, le=65_536), WHOLE] = 1
     seconds: Annotated[float, Field(gt=0, le=600)] = 0.7
-    runs: Annotated[int, Field(ge=1, le=MOST_RUNS)] | None = None
-    warmup: Annotated[int, Field(ge=1, le=MOST_RUNS)] | None = None
+    runs: Annotated[int, Field(ge=1, le=MOST_RUNS), WHOLE] | None = None
+    warmup: Annotated[int, Field(ge=1, le=MOST_RUNS), WHOLE] | None = None
     fresh: bool = False
 
 
@@ -60,8 +67,8 @@ class MemoryRequest(Where):
     """A model to weigh in a process of its own."""
 
     model: ModelId
-    batch: Annotated[int, Field(ge=1, le=65_536)] = 1
-    runs: Annotated[int, Field(ge=1, le=100)] = 3
+    batch: Annotated[int, Field(ge=1, le=65_536), WHOLE] = 1
+    runs: Annotated[int, Field(ge=1, le=100), WHOLE] = 3
 
 
 class Array(_Message):
@@ -69,7 +76,7 @@ class Array(_Message):
 
     dtype: DType
     shape: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=1 << 40)], ...], Field(max_length=MOST_SIZES, strict=False)
+        tuple[Annotated[int, Field(ge=0, le=1 << 40), WHOLE], ...], Field(max_length=MOST_SIZES, strict=False)
     ]
     data: str
 

@@ -109,9 +109,12 @@ class Shelf:
                 self._checking.release()
 
     def close(self) -> None:
-        """End the process that checks files."""
-        if self._checker is not None:
-            self._checker.kill()
+        """End the process that checks files, whatever it does."""
+        checker = self._checker
+        if checker is not None:
+            checker.kill()
+        with self._checking:
+            self._end_checker()
 
     def _make_room(self, size: int) -> None:
         now = time.monotonic()
@@ -132,6 +135,8 @@ class Shelf:
     def _checked(self, kind: str, file: Path, home: Path) -> str:
         """Path below home of what a runtime loads. The check runs in a process of its own, which may die of it."""
         with self._checking:
+            if self._checker is not None and not self._checker.alive:
+                self._end_checker()
             if self._checker is None:
                 self._checker = Worker(
                     "torch",
