@@ -119,3 +119,8 @@ def file_of(shape: list[int | str]) -> bytes:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return bytes(model.SerializeToString())
+
+
+def test_a_device_behind_an_agent_is_not_measured_here() -> None:
+    with pytest.raises(RequestError, match=r"behind http://pi:80 can't be measured in this process"):
+        measure(GRAPH, Device(runtime="torch", agent="http://pi:80"))

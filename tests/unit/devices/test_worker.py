@@ -140,7 +140,7 @@ def test_models_are_measured_in_turns_and_rounds(file: Path) -> None:
         measure_models([GRAPH], device)
     with pytest.raises(RequestError, match="give at least one model"):
         measure_models([], device)
-    with pytest.raises(RequestError, match=r"behind the agent at http://pi:80"):
+    with pytest.raises(RequestError, match=r"the agent at http://pi:80 wants a token"):
         measure_models([file], Device(agent="http://pi:80"))
 
 
