@@ -35,6 +35,13 @@ OWN_CLASSES = {
     "random": "random units, repaired, a fragment for each class",
     "ours_no_repair": "closed form without repair, a fragment for each class",
 }
+WEIGHTED = {
+    "ours": "**closed form**, the wanted classes weigh a third",
+    "ours_two_thirds": "closed form, they weigh two thirds",
+    "agnostic": "closed form that knows no classes",
+    "grail": "GRAIL's setting: no classes, one pass, maps drawn to zero",
+    "random": "random units, repaired",
+}
 OWN_HEADS = {"own_head": "its own", "new_head": "fitted on the samples"}
 
 
@@ -64,8 +71,43 @@ def tables() -> str:
                 lines += _own_classes(result)
             elif "ks" in parameters:
                 lines += _by_k(result)
+            lines += _picture(result)
             lines.append("")
+        elif _picture(result):
+            lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
+            lines += [*_provenance(result), *_picture(result), ""]
+        elif result.name == "slicepack-class-weighting":
+            lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
+            lines += [*_provenance(result), *_weighted(result), ""]
     return "\n".join(lines)
+
+
+def _picture(result: Result) -> list[str]:
+    """The result's plot, where `plots` has drawn one."""
+    if not (PAGE.parent / "images" / f"{result.name}.svg").exists():
+        return []
+    return ["", f"![{result.name}](images/{result.name}.svg)"]
+
+
+def _weighted(result: Result) -> list[str]:
+    """What weighing the wanted classes is worth, by size."""
+    numbers, shares = result.numbers, [round(100 * share) for share in result.parameters["shares"]]
+    heads = " | ".join(f"{share} % of the parameters" for share in shares)
+    whole = f"{100 * numbers['accuracy_donor']:.1f}"
+    lines = [f"| accuracy, % | {heads} |", "|---|" + "---|" * len(shares)]
+    lines.append(f"| the whole model | {' | '.join(len(shares) * [whole])} |")
+    for method, said in WEIGHTED.items():
+        cells = [f"{100 * numbers[f'accuracy_{method}_{share}']:.1f}" for share in shares]
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    errors = [
+        f"{numbers[f'points_ours_above_grail_{s}']:.1f} ± {numbers[f'points_ours_above_grail_{s}_error']:.1f}"
+        for s in shares
+    ]
+    return [
+        *lines,
+        "",
+        f"Closed form above GRAIL's setting, points and their standard error: {', '.join(errors)}.",
+    ]
 
 
 def _provenance(result: Result) -> list[str]:

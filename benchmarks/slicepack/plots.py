@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 #: Methods of the tables in a plot, with their colours; others are left out.
 COLOURS = {"ensemble": "#444444", "ours": "#0b6e4f", "ours_agnostic": "#4a90d9", "random": "#c05a00"}
-SHARES = ("25", "17", "6")
+SHARES = ("25", "17", "6", "3", "1")
 
 
 def sizes(result: Result, axes: Any) -> None:
