@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import tempfile
 import threading
@@ -186,7 +187,7 @@ def serve(
     runtimes: tuple[str, ...] = get_args(m.AgentRuntime),
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until the process is asked to end.
+    """Serve until the process is asked to end; call it in the main thread.
 
     Args:
         port: 0 takes a free one.
@@ -217,7 +218,13 @@ def serve(
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{sock.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[sock])
+        # The server sends itself the signal that ended it once more, when all is closed: it ends this block.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets=[sock])
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _protocol(limits: Limits) -> type[asyncio.Protocol]:
