@@ -3,7 +3,7 @@
     make demo        (or: python examples/demo.py --out DIR)
 
 Three donors, each trained on other classes of CIFAR-10, are stocked with 20 images a class. The order wants one class
-of each as one model, with at most 700,000 parameters (the donors have 2.6 million) and 6 ms an image. Held-out images
+of each as one model, with at most 700,000 parameters (the donors have 2.6 million) and 4 ms an image. Held-out images
 are read once, by the report.
 """
 
