@@ -117,8 +117,12 @@ class Builder:
     def features(self, plan: Plan, name: str, samples: Labelled) -> Tensor:
         """Features (n, width) of samples at a node of a plan, computed once per node and set of samples.
 
-        The samples go the way that they go in the whole plan, where donors may read smaller images than the plan.
+        The samples go the way that they go in the whole plan, where donors may read smaller images than the plan. Those
+        of parts side by side are computed part by part, so that plans that share a part share its features.
         """
+        node = plan.nodes[name]
+        if isinstance(node, BranchNode) and node.join == "concat":
+            return torch.cat([self.features(plan, member, samples) for member in node.of], 1)
         intake = self.intake(plan)
         key = (plan.subkeys()[name], samples.digest, intake.preprocessing.to_json())
         if key not in self._features:
@@ -132,8 +136,7 @@ class Builder:
         if not isinstance(node, HeadNode) or node.kind == "restrict":
             return run(self.build(plan).graph, self.intake(plan).tensor(samples))
         head = self.fit(plan, node, plan.subkeys()[plan.out]).head
-        parts = [self.features(plan, member, samples) for member in self.members(plan, node)]
-        return head.scores(torch.cat(parts, 1)) / head.temperature
+        return head.scores(self.features(plan, node.of, samples)) / head.temperature
 
     def members(self, plan: Plan, head: HeadNode) -> list[str]:
         """The nodes whose features a head reads, side by side."""

@@ -14,6 +14,9 @@ from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
 from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
 
+#: Share of the FLOPs of a kind's largest pack that counts as clearly fewer.
+QUICKER = 0.75
+
 
 @dataclass(frozen=True)
 class Plans:
@@ -149,18 +152,37 @@ def least(cost: Cost, name: str) -> float:
 
 
 def to_build(plans: Plans) -> tuple[Plan, ...]:
-    """The packs that are built: the largest that fits of each kind, and one of about half its size."""
+    """The packs that are built: the largest that fits of each kind, and one of about half its size.
+
+    Where time or FLOPs are limited, also the largest of each kind that takes clearly fewer FLOPs than its first.
+    """
     packs = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.predicted is not None]
     if not packs:
         return ()
     first = packs[0]
     if plans.order.request.method == "paper":
         return (first,)  # each is trained for minutes
-    size = first.predicted.params if first.predicted is not None else 0
     kinds = {_kind(plan): plan for plan in reversed(packs)}
-    half = [plan for plan in packs if plan.predicted is not None and plan.predicted.params <= 0.55 * size]
-    chosen = [first, *kinds.values(), *half[:1]]
-    return tuple({plan.key(): plan for plan in chosen}.values())
+    chosen = [first, *kinds.values()]
+    if limits_time(plans.order.request.budget):
+        quicker = [plan for plan in packs if _flops(plan) <= QUICKER * _flops(kinds[_kind(plan)])]
+        largest = {_kind(plan): plan for plan in sorted(quicker, key=_params)}
+        chosen += [largest[kind] for kind in kinds if kind in largest]
+    half = [plan for plan in packs if _params(plan) <= 0.55 * _params(first)]
+    return tuple({plan.key(): plan for plan in (*chosen, *half[:1])}.values())
+
+
+def limits_time(budget: Budget) -> bool:
+    """Whether a budget limits milliseconds or what they follow."""
+    return budget.latency_ms is not None or budget.flops is not None
+
+
+def _params(plan: Plan) -> int:
+    return plan.predicted.params if plan.predicted is not None else 0
+
+
+def _flops(plan: Plan) -> int:
+    return plan.predicted.flops if plan.predicted is not None else 0
 
 
 def _kind(plan: Plan) -> tuple[int, int, frozenset[tuple[str, tuple[str, ...]]]]:

@@ -74,8 +74,9 @@ def verify(
 ) -> Verified:
     """The first plan in rank that keeps the budget as measured; its ONNX file is left in the folder.
 
-    The rank is accuracy on the order's own samples, then fewer parameters. After the built ones, smaller packs are
-    tried; at most `TRIES` plans in all.
+    The rank is accuracy on the order's own samples, then fewer parameters. After an overrun those come first whose
+    FLOPs say that they should fit; where no built pack does, the largest that should is built and ranked with them. At
+    most `TRIES` plans are measured.
 
     Raises:
         InfeasibleError: none of them keeps the budget; says what was measured.
@@ -89,6 +90,7 @@ def verify(
         queue = _in_rank([s for s in built if s.row.cost is not None and not s.row.cost.over(budget)])
     known = {score.plan.key() for score in built if score.plan is not None}
     spare = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.key() not in known]
+    spare.sort(key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
     tried: list[tuple[Score, Cost]] = []
     if not queue and given is None:
         # Counted exactly, everything that was built is over: go on from the one nearest to the budget.
@@ -102,8 +104,8 @@ def verify(
         if not cost.over(budget):
             return Verified(score, cost, difference, agreement, tuple(_told(*item) for item in tried))
         tried.append((score, cost))
-        if given is None and not queue:
-            queue = _smaller(builder, plans.order, spare, cost)
+        if given is None:
+            queue = after_overrun(queue, builder, plans.order, spare, cost)
     raise _overrun(plans.order, tried)
 
 
@@ -122,12 +124,31 @@ def _in_rank(scores: list[Score]) -> list[Score]:
     ]
 
 
+def after_overrun(
+    queue: list[Score], builder: Builder, order: Order, spare: list[Plan], over: Cost
+) -> list[Score]:
+    """What is tried after an overrun, those first that should fit."""
+    allowed = _allowed(over, order)
+
+    def should_fit(score: Score) -> bool:
+        return score.row.cost is not None and score.row.cost.flops <= allowed
+
+    if not any(should_fit(score) and score.row.role == "plan" for score in queue):
+        queue = _in_rank([*queue, *_smaller(builder, order, spare, over)])
+    return sorted(queue, key=lambda score: not should_fit(score))
+
+
+def _allowed(over: Cost, order: Order) -> float:
+    """FLOPs at which a cost that is over would fit, were every cost in proportion to FLOPs."""
+    return over.flops / max(1e-9, _excess(over, order))
+
+
 def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> list[Score]:
     """The largest pack left that should fit when every cost shrinks like its FLOPs; the smallest where none should."""
     if not spare:
         return []
-    shrink = 1.0 / max(1e-9, _excess(cost, order))
-    fitting = [p for p in spare if p.predicted is not None and p.predicted.flops <= shrink * cost.flops]
+    allowed = _allowed(cost, order)
+    fitting = [p for p in spare if p.predicted is not None and p.predicted.flops <= allowed]
     plan = fitting[0] if fitting else spare[-1]
     del spare[: spare.index(plan) + 1]
     return [score_plan(builder, plan, order.samples, "plan", f"pack, {plan.note}")]

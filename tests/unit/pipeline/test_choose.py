@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import cast
 
-from sarto.pipeline.choose import least, over, ranked, show
-from sarto.types import Budget, Cost
+import pytest
+import torch
+
+from sarto.pipeline.builder import Builder
+from sarto.pipeline.choose import Plans, least, over, ranked, show, to_build
+from sarto.pipeline.contest import Score
+from sarto.pipeline.order import Order
+from sarto.pipeline.verify import after_overrun
+from sarto.types import Budget, Cost, Plan, Request, Row
+
+SHA = "sha256:" + "0" * 64
 
 
 def cost(params: int, **more: float) -> Cost:
@@ -33,3 +43,52 @@ def test_a_predicted_latency_refuses_only_below_its_floor() -> None:
 )
 def test_numbers_in_messages(name: str, value: float, text: str) -> None:
     assert show(name, value) == text
+
+
+def pack(ratio: float, params: int, flops: int) -> Plan:
+    nodes = {
+        "donor": {"op": "source", "of": SHA},
+        "cut": {"op": "slice", "of": "donor", "keep": {"*": ratio}, "select": "first", "classes": ["a"]},
+        "features": {"op": "block", "of": "cut"},
+        "head": {"op": "head", "of": "features", "kind": "ridge", "classes": ["a", "b"], "samples": SHA},
+    }
+    predicted = cost(params, flops=flops).model_dump(mode="json")
+    return Plan.parse({"nodes": nodes, "out": "head", "engine": "slicepack", "predicted": predicted})
+
+
+def plans(budget: Budget, *packs: Plan) -> Plans:
+    request = Request.parse({"task": {"classes": ["a", "b"]}}).replace(budget=budget)
+    # Nothing else of an order is read here.
+    return Plans(cast("Order", SimpleNamespace(request=request)), packs, ())
+
+
+PACKS = (pack(0.9, 100, 300), pack(0.8, 80, 250), pack(0.7, 60, 120), pack(0.6, 50, 90), pack(0.5, 70, 200))
+
+
+def test_the_largest_pack_is_built_and_one_of_half_its_size() -> None:
+    assert [
+        plan.predicted.params for plan in to_build(plans(Budget(params=100), *PACKS)) if plan.predicted
+    ] == [
+        100,
+        50,
+    ]
+
+
+@pytest.mark.parametrize("budget", [Budget(latency_ms=3.0), Budget(flops=1_000)])
+def test_where_time_is_limited_the_largest_of_clearly_fewer_flops_is_built_too(budget: Budget) -> None:
+    found = [(p.predicted.params, p.predicted.flops) for p in to_build(plans(budget, *PACKS)) if p.predicted]
+    assert found == [(100, 300), (70, 200), (50, 90)], "of all with at most three quarters of 300"
+
+
+def scored(plan: Plan, accuracy: float) -> Score:
+    row = Row(name="pack", role="plan", cost=plan.predicted, accuracy_loto=accuracy)
+    return Score(row, plan, torch.zeros(0), torch.zeros(0))
+
+
+def test_after_an_overrun_those_come_first_whose_flops_should_fit() -> None:
+    """At twice the time allowed, half of the FLOPs should fit."""
+    order = plans(Budget(latency_ms=2.0)).order
+    over = cost(100, flops=300).replace(latency_ms=4.0, basis="measured")
+    queue = [scored(PACKS[1], 0.9), scored(PACKS[3], 0.7), scored(PACKS[2], 0.8)]
+    found = after_overrun(queue, cast("Builder", None), order, [], over)
+    assert [score.plan for score in found] == [PACKS[3], PACKS[2], PACKS[1]], "else their order stays"
