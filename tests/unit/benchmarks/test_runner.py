@@ -185,6 +185,30 @@ def test_several_cases_run_apart_and_one_bad_case_fails_them_all(repository: Pat
     assert done.stderr.count("run: ") == 2
 
 
+def test_of_small_cases_that_are_the_same_run_one_runs_and_all_are_checked(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [
+        write_case(folder, name="large", smoke={"times": 1}),
+        write_case(folder, name="larger", parameters={"x": 0.5, "times": 9}, smoke={"times": 1}),
+        write_case(folder, name="other", smoke={"times": 2}),
+        write_case(folder, name="misspelt", smoke={"times": 1, "y": 2}),
+    ]
+    ran: list[list[str]] = []
+
+    def note(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command[2:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(runner.subprocess, "run", note)
+    assert runner.main([*map(str, paths), "--smoke"]) == 0
+    assert sorted(ran) == [[str(path), "--smoke"] for path in (paths[0], paths[3], paths[2])]
+    assert "larger (smoke): the same small run as large" in capfd.readouterr().err
+    ran.clear()
+    assert runner.main([str(path) for path in paths]) == 0
+    assert len(ran) == 4, "runs of full size are all run"
+
+
 def test_revision_sees_changes_but_not_results(tmp_path: Path) -> None:
     assert revision(tmp_path) == (None, True)
 
