@@ -90,7 +90,9 @@ def measure_torch(
     """
     check_positive(threads=threads, batch=batch, seconds=seconds, runs=runs, warmup=warmup)
     with torch_threads(threads):
-        (timing,) = interleaved([torch_call(graph, batch=batch)], seconds=seconds, runs=runs, warmup=warmup)
+        (timing,) = interleaved(
+            [torch_call(graph, batch=batch)], seconds=seconds, runs=runs, warmup=warmup, threads=threads
+        )
     return _latency(timing, threads, batch, "torch", torch.__version__)
 
 
@@ -111,7 +113,9 @@ def measure_onnxruntime(
     """
     check_positive(threads=threads, batch=batch, seconds=seconds, runs=runs, warmup=warmup)
     model = load_onnx(source, threads=threads)
-    (timing,) = interleaved([onnx_call(model, batch=batch)], seconds=seconds, runs=runs, warmup=warmup)
+    (timing,) = interleaved(
+        [onnx_call(model, batch=batch)], seconds=seconds, runs=runs, warmup=warmup, threads=threads
+    )
     return _latency(timing, threads, batch, "onnxruntime", model.version)
 
 

@@ -38,6 +38,7 @@ def interleaved(
     seconds: float = SECONDS,
     runs: int | None = None,
     warmup: int | None = None,
+    threads: int | None = None,
 ) -> tuple[Timing, ...]:
     """Time of each call, in order; the calls take turns, so that what slows the machine down slows all of them.
 
@@ -45,6 +46,7 @@ def interleaved(
         seconds: how long to measure, for each call on average.
         runs: measured runs of each call; None takes as many as fit in the seconds, from 15 (5 for slow calls) to 2000.
         warmup: runs of each call before; None takes 0.15 seconds' worth.
+        threads: that the calls use; with 1, waits for a processor that others use don't count.
 
     Raises:
         RequestError: there is no call, or a number is not positive; all problems at once.
@@ -52,7 +54,7 @@ def interleaved(
     check_positive(seconds=seconds, runs=runs, warmup=warmup)
     if not calls:
         raise RequestError("nothing to measure: give at least one call")
-    times, warmed = take_turns(calls, seconds=seconds, runs=runs, warmup=warmup)
+    times, warmed = take_turns(calls, seconds=seconds, runs=runs, warmup=warmup, threads=threads)
     return tuple(summary(taken, warmed) for taken in times)
 
 

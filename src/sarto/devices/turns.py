@@ -21,6 +21,7 @@ def take_turns(
     seconds: float,
     runs: int | None = None,
     warmup: int | None = None,
+    threads: int | None = None,
 ) -> tuple[list[list[float]], int]:
     """Milliseconds of every measured run of each call, and how often each ran before.
 
@@ -28,6 +29,7 @@ def take_turns(
         seconds: how long to measure, for each call on average.
         runs: measured runs of each call; None takes as many as fit in the seconds, from 15 (5 for slow calls) to 2000.
         warmup: runs of each call before; None takes 0.15 seconds' worth.
+        threads: that the calls use, where it is known; see `taken_ms`.
     """
     times: list[list[float]] = [[] for _ in calls]
     with _without_collection():
@@ -39,10 +41,20 @@ def take_turns(
         begun = time.perf_counter()
         while not _enough(len(times[0]), (time.perf_counter() - begun) / len(calls), seconds, runs):
             for call, taken in zip(calls, times, strict=True):
-                start = time.perf_counter()
-                call()
-                taken.append(1e3 * (time.perf_counter() - start))
+                taken.append(taken_ms(call, threads))
     return times, warmed
+
+
+def taken_ms(call: Callable[[], object], threads: int | None = None) -> float:
+    """Milliseconds of a call.
+
+    Of a call that uses one thread, only the time counts in which this process had a processor: a wait for one that
+    other programs use is the machine's, not the model's.
+    """
+    busy, start = time.process_time(), time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    return 1e3 * (min(seconds, time.process_time() - busy) if threads == 1 else seconds)
 
 
 def _warm(done: int, elapsed: float, wanted: int | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from sarto.devices.latency import onnx_call, torch_call
 from sarto.devices.measuring import Writing, files_of
 from sarto.devices.runtimes import Worker
 from sarto.devices.session import load_onnx
+from sarto.devices.turns import taken_ms
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, graph_hash
 from sarto.types import Device
@@ -40,17 +40,13 @@ class _Here:
     """A model as a call in this process."""
 
     call: Callable[[], object] | None
+    threads: int
 
     def times_ms(self, runs: int) -> list[float]:
         if self.call is None:
             raise RequestError("this model was closed; open it again")
         self.call()
-        taken = []
-        for _ in range(runs):
-            begun = time.perf_counter()
-            self.call()
-            taken.append(1e3 * (time.perf_counter() - begun))
-        return taken
+        return [taken_ms(self.call, self.threads) for _ in range(runs)]
 
     def close(self) -> None:
         self.call = None
@@ -74,11 +70,11 @@ def open_here(device: Device, *, to_onnx: Callable[[ModelGraph], Path | bytes] |
 
     def opener(model: ModelGraph | Path) -> Running:
         if isinstance(model, ModelGraph) and to_onnx is None:
-            return _Here(torch_call(model, batch=device.batch))
+            return _Here(torch_call(model, batch=device.batch), device.threads)
         source = to_onnx(model) if isinstance(model, ModelGraph) and to_onnx is not None else model
         if isinstance(source, ModelGraph):
             raise RequestError("torch opens graphs, ONNX Runtime what to_onnx makes of them")
-        return _Here(onnx_call(load_onnx(source, threads=device.threads), batch=device.batch))
+        return _Here(onnx_call(load_onnx(source, threads=device.threads), batch=device.batch), device.threads)
 
     return opener
 

@@ -213,6 +213,7 @@ class Worker:
             seconds=seconds,
             runs=runs,
             warmup=warmup,
+            threads=self.threads,
         )
         return said["times"], int(said["warmup"])
 

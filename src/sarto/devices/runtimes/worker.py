@@ -81,7 +81,11 @@ class Serving:
         feeds = [_filled(session, request["batch"]) for session in sessions]
         calls = [_call(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
         times, warmed = turns.take_turns(
-            calls, seconds=request["seconds"], runs=request.get("runs"), warmup=request.get("warmup")
+            calls,
+            seconds=request["seconds"],
+            runs=request.get("runs"),
+            warmup=request.get("warmup"),
+            threads=request.get("threads"),
         )
         return {"times": times, "warmup": warmed}, []
 
