@@ -289,6 +289,7 @@ def _summary(profile: DeviceProfile) -> dict[str, Any]:
         "name": profile.name,
         "device": profile.device.model_dump(mode="json"),
         "n_measured": len(profile.rows),
+        "unit_step": profile.unit_step,
         "noise": profile.noise.model_dump(mode="json") if profile.noise else None,
         "error_share": profile.kinds.residuals.error_share,
         "backbones": {model.backbone: model.residuals.error_share for model in profile.backbones},
@@ -312,6 +313,10 @@ def _tell(profile: DeviceProfile) -> None:
     typer.echo(
         f"any other graph: mean error {profile.kinds.residuals.error_share:.0%} on families of blocks left out"
     )
+    if profile.unit_step > 1:
+        typer.echo(
+            f"layers are quick where their channels are multiples of {profile.unit_step}; orders round widths up to it"
+        )
     if profile.noise is not None:
         typer.echo(
             f"noise: the same model again differs by {profile.noise.repeat_share:.1%} ({profile.noise.n_repeats} "

@@ -200,6 +200,8 @@ class DeviceProfile(Value):
     Attributes:
         rows: everything that was measured.
         notes: what the user should know, noise above all.
+        unit_step: the runtime is quick where channels are multiples of it; other counts take as long as the next
+            multiple, or longer.
     """
 
     profile: Version = 1
@@ -212,6 +214,7 @@ class DeviceProfile(Value):
     backbones: Several[BackboneModel] = ()
     memory: MemoryModel | None = None
     notes: Annotated[Several[Text], Field(max_length=100)] = ()
+    unit_step: Positive = 1
 
     def backbone(self, skeleton: str) -> BackboneModel | None:
         """What was fitted for graphs of that skeleton."""

@@ -22,11 +22,16 @@ DRAWN = 0.5
 WIDTH = 8
 
 
-def random_counts(groups: Mapping[str, int], n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def random_counts(
+    groups: Mapping[str, int], n: int, rng: np.random.Generator, *, step: int = 1
+) -> npt.NDArray[np.int64]:
     """Random unit counts, shape (n, groups): every layer's ratio is uniform, and so is every second subnet's level.
 
     Ratios drawn for each layer alone nearly average out in a deep model, which would leave small and large subnets
     unmeasured; so every second subnet draws its layers from a window around a level of its own.
+
+    Args:
+        step: counts are multiples of it, or whole groups.
     """
     sizes = np.array(list(groups.values()), float)
     ratios = rng.random((n, len(sizes)))
@@ -34,11 +39,11 @@ def random_counts(groups: Mapping[str, int], n: int, rng: np.random.Generator) -
     window = rng.random((n, 1)) * 0.5
     near = np.clip(level + window * (2 * rng.random((n, len(sizes))) - 1), 0, 1)
     ratios[1::2] = near[1::2]
-    return np.maximum(1, np.ceil(ratios * sizes)).astype(np.int64)
+    return _stepped(np.maximum(1, np.ceil(ratios * sizes)), sizes, step)
 
 
 def design(
-    terms: Terms, n: int, *, base: Floats | None = None, seed: int = 0, pool: int = POOL
+    terms: Terms, n: int, *, base: Floats | None = None, seed: int = 0, pool: int = POOL, step: int = 1
 ) -> npt.NDArray[np.int64]:
     """Unit counts of the subnets to measure, shape (n, groups): corners, drawn ones, and a D-optimal choice.
 
@@ -49,6 +54,7 @@ def design(
         terms: of the backbone.
         base: milliseconds for one of each term, as far as known; None weighs all terms alike.
         pool: random subnets to choose from.
+        step: counts are multiples of it, or whole groups.
 
     Raises:
         RequestError: n is not positive, or the graph has nothing to slice.
@@ -58,10 +64,11 @@ def design(
         raise RequestError(f"can't design {what}: give at least one, of a model that can be sliced")
     rng = np.random.default_rng(seed)
     sizes = np.array(list(terms.groups.values()), float)
-    corners = np.stack([np.maximum(1, np.round(ratio * sizes)) for ratio in CORNERS]).astype(np.int64)[:n]
-    drawn = random_counts(terms.groups, int(DRAWN * (n - len(corners))), rng)
+    corners = np.stack([np.maximum(1, np.round(ratio * sizes)) for ratio in CORNERS])[:n]
+    corners = np.unique(_stepped(corners, sizes, step), axis=0)[::-1]
+    drawn = random_counts(terms.groups, int(DRAWN * (n - len(corners))), rng, step=step)
     known = np.concatenate([corners, drawn])
-    candidates = random_counts(terms.groups, pool, rng)
+    candidates = random_counts(terms.groups, pool, rng, step=step)
     column, _ = columns_of(terms)
 
     def values(rows: npt.NDArray[np.int64]) -> Floats:
@@ -73,6 +80,10 @@ def design(
 
     chosen = _exchange(values(known), values(candidates), n - len(known))
     return np.concatenate([known, candidates[chosen]])
+
+
+def _stepped(counts: Floats, sizes: Floats, step: int) -> npt.NDArray[np.int64]:
+    return np.minimum(np.ceil(counts / step) * step, sizes).astype(np.int64)
 
 
 def _exchange(known: Floats, values: Floats, n: int, *, passes: int = 2) -> list[int]:

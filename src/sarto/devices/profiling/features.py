@@ -58,17 +58,19 @@ class Terms:
         """Sliceable groups with their units."""
         return self.table.groups
 
-    def at(self, counts: Sequence[Counts] | Floats, *, width: int = 1) -> Floats:
+    def at(self, counts: Sequence[Counts] | Floats, *, width: int = 1, step: int = 1) -> Floats:
         """The value of every term, shape (subnets, terms).
 
         Args:
             counts: units kept of each group, or a matrix of shape (subnets, groups).
             width: of the device's vectors.
+            step: counts are rounded up to multiples of it first.
 
         Raises:
             RequestError: a group is unknown, or a count is out of range; all problems at once.
         """
         rows = counts if isinstance(counts, np.ndarray) else self.table.rows(counts)
+        rows = self.table.stepped(rows, step)
         found = self.table.evaluate(rows, width)
         factors, places = self._monomials
         return factors * found[places].prod(axis=1).T

@@ -125,6 +125,7 @@ def fit_backbone(
     times: Floats,
     base: Floats,
     *,
+    step: int = 1,
     widths: Sequence[int] = WIDTHS,
     pulls: Sequence[float] = PULLS,
 ) -> BackboneFit:
@@ -135,6 +136,7 @@ def fit_backbone(
         rows: unit counts of the subnets, shape (subnets, groups).
         times: milliseconds of the subnets, shape (subnets,).
         base: milliseconds for one of each term, as far as is known without the subnets, shape (terms,).
+        step: unit counts are rounded up to multiples of it.
 
     Raises:
         RequestError: fewer than four subnets, or a time that is not positive.
@@ -148,7 +150,7 @@ def fit_backbone(
     part = parts_of([row.tobytes() for row in rows])
     best: BackboneFit | None = None
     for width in widths:
-        values = terms.at(rows, width=width)
+        values = terms.at(rows, width=width, step=step)
         full = terms.at([{}], width=width)[0]
         floored = np.maximum(base, FLOOR * times.max() / len(base) / np.maximum(full, 1e-12))
         summed = gathered(values * floored, column)

@@ -32,6 +32,7 @@ from sarto.devices.profiling.run import (
 )
 from sarto.devices.profiling.running import Opener
 from sarto.devices.profiling.sizes import Counts, Floats
+from sarto.devices.profiling.steps import WIDTHS, step_blocks, step_of
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, slice
 from sarto.graph.selection import leading, uniform_counts
@@ -135,19 +136,23 @@ def make_profile(
             )
 
         rows = list(onto.rows) if onto is not None else []
+        step = onto.unit_step if onto is not None else 1
         if onto is None:
             chosen = blocks() if built_in is None else tuple(built_in)
             fitted, found = _kinds(chosen, device.batch, measured, repeat=not backbones)
-            kinds, rows = _kind_model(fitted), [*rows, *found]
+            kinds = _kind_model(fitted)
+            stepping = measured([Wanted("block", block.name, {}, block.graph) for block in step_blocks()])
+            step = step_of(dict(zip(WIDTHS, _times(stepping).tolist(), strict=True)))
+            rows = [*rows, *found, *stepping]
         else:
             kinds = onto.kinds
         models = {model.backbone: model for model in (onto.backbones if onto is not None else ())}
         for backbone in backbones:
             terms = terms_of(backbone.graph, batch=device.batch)
             base = np.array(kinds.weights)[places_of(terms, kinds.names)]
-            found = measured(_subnets(backbone, terms, base, n_subnets, seed), backbone)
+            found = measured(_subnets(backbone, terms, base, n_subnets, seed, step), backbone)
             rows = [row for row in rows if row.model != backbone.name] + list(found)
-            models[backbone.name] = fit_rows(backbone.name, terms, found, base)
+            models[backbone.name] = fit_rows(backbone.name, terms, found, base, step=step)
         noise = noise_of(rows)
         weighed = list(onto.memory_rows) if onto is not None else []
         if weigh is not None:
@@ -162,20 +167,24 @@ def make_profile(
             backbones=tuple(models.values()),
             memory=fit_memory(weighed) if weighed else None,
             notes=noise_notes(noise),
+            unit_step=step,
         )
 
 
-def fit_rows(name: str, terms: Terms, rows: Sequence[MeasuredRow], base: Floats) -> BackboneModel:
+def fit_rows(
+    name: str, terms: Terms, rows: Sequence[MeasuredRow], base: Floats, *, step: int = 1
+) -> BackboneModel:
     """What measured subnets say of a backbone.
 
     Args:
         base: milliseconds for one of each term, as far as is known without them, shape (terms,).
+        step: unit counts are rounded up to multiples of it.
 
     Raises:
         RequestError: there are too few rows, or one names a group that the backbone has not.
     """
     counts = terms.table.rows([row.counts for row in rows])
-    return backbone_model(name, terms, fit_backbone(terms, counts, _times(rows), base))
+    return backbone_model(name, terms, fit_backbone(terms, counts, _times(rows), base, step=step))
 
 
 def backbone_model(name: str, terms: Terms, fit: BackboneFit) -> BackboneModel:
@@ -241,14 +250,18 @@ def _kinds(
     return fit_kinds([known[row.model][1] for row in rows], _times(rows), families), rows
 
 
-def _subnets(backbone: Backbone, terms: Terms, base: Floats, n: int, seed: int) -> tuple[Wanted, ...]:
+def _subnets(
+    backbone: Backbone, terms: Terms, base: Floats, n: int, seed: int, step: int
+) -> tuple[Wanted, ...]:
+    while step > 1 and max(terms.groups.values()) < 2 * step:
+        step //= 2  # a small model has no two counts at whole steps
     chosen = [
         {
             group: int(kept)
             for (group, size), kept in zip(terms.groups.items(), row, strict=True)
             if kept != size
         }
-        for row in design(terms, n, base=base, seed=seed)
+        for row in design(terms, n, base=base, seed=seed, step=step)
     ]
     return with_repeats(
         [Wanted("subnet", backbone.name, counts, partial(backbone.measurable, counts)) for counts in chosen]

@@ -51,6 +51,7 @@ class Compiled:
     Attributes:
         groups: sliceable groups with their units; the columns of a matrix of counts.
         of_backbone: whether the device was measured on subnets of this very backbone.
+        step: counts of units between its multiples take as long as the next one, at least.
     """
 
     def __init__(
@@ -62,14 +63,16 @@ class Compiled:
         residuals: Residuals,
         *,
         of_backbone: bool,
+        step: int = 1,
     ) -> None:
         """Put the parts together; `Predictor.compiled` is the usual way.
 
         Args:
             coefficients: of each term, by the fit and by the fit without each part, shape (1 + parts, terms).
             fixed: what is added, shape (1 + parts,).
+            step: unit counts are rounded up to multiples of it.
         """
-        self.groups, self.of_backbone = terms.groups, of_backbone
+        self.groups, self.of_backbone, self.step = terms.groups, of_backbone, step
         self._table, self._width = terms.table, width
         sizes: dict[tuple[int, ...], int] = {}
         place = np.array([sizes.setdefault(term.size.parts, len(sizes)) for term in terms.terms], np.int64)
@@ -104,7 +107,7 @@ class Compiled:
             RequestError: a group is unknown, or a count is out of range; all problems at once.
         """
         rows = counts.astype(float) if isinstance(counts, np.ndarray) else self.rows(counts)
-        found = self._table.evaluate(rows, self._width)
+        found = self._table.evaluate(self._table.stepped(rows, self.step), self._width)
         values = found[self._places[:, 0]]
         for column in range(1, self._places.shape[1]):
             values = values * found[self._places[:, column]]
@@ -146,6 +149,7 @@ class Predictor:
             chosen.vector_width,
             chosen.residuals,
             of_backbone=model is not None,
+            step=self.profile.unit_step,
         )
 
     def explain(self, graph: ModelGraph, counts: Counts | None = None) -> tuple[Share, ...]:
@@ -160,7 +164,7 @@ class Predictor:
         model = self._of_backbone(terms)
         coefficients, fixed = _coefficients(terms, model or self.profile.kinds)
         width = (model or self.profile.kinds).vector_width
-        values = coefficients[0] * terms.at([counts or {}], width=width)[0]
+        values = coefficients[0] * terms.at([counts or {}], width=width, step=self.profile.unit_step)[0]
         total = float(values.sum() + fixed[0])
         layers: dict[str, dict[str, float]] = {}
         nodes: dict[str, dict[str, None]] = {}

@@ -113,6 +113,11 @@ class SizeTable:
         rows = [[given.get(group, size) for group, size in self.groups.items()] for given in counts]
         return np.array(rows, float).reshape(len(counts), len(self.groups))
 
+    def stepped(self, rows: Floats, step: int) -> Floats:
+        """Unit counts rounded up to multiples of a step, or to the whole group; shape (subnets, groups)."""
+        sizes = np.array(list(self.groups.values()), float)
+        return np.minimum(np.ceil(rows / step) * step, sizes) if step > 1 else rows
+
     def evaluate(self, rows: Floats, width: int) -> Floats:
         """Every entry of the table, shape (1 + entries, subnets); the first row is ones.
 
