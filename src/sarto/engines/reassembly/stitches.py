@@ -1,0 +1,463 @@
+"""Stitches in closed form: an affine map from what one block gives to what the next one reads, on any two layouts.
+
+Positions are matched by resampling: means over cells where the grid shrinks, bilinear where it grows. The map is fitted
+by ridge regression on images x positions; its strength is chosen by leaving out a quarter of the images at a time.
+
+Reference:
+    Deep Model Reassembly, NeurIPS 2022, appendix on stitching layers (structure only); Teerapittayanon et al.,
+    StitchNet, 2023 (closed form, folding into the receiver).
+    Differs: images are left out to choose the ridge; tokens and maps both ways; prefix tokens are regressed too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sarto.engines.reassembly.places import Place
+from sarto.errors import RequestError, ShapeError
+from sarto.graph import BatchDim, Input, ModelGraph, Node, Ref, TensorRef
+from sarto.graph.merge import Merger
+from sarto.graph.model import Arg, Shape
+from sarto.graph.operators import default_args
+
+#: Ridge strengths tried, in units of the mean eigenvalue.
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: Rows (images x positions) that a fit reads at most; more are thinned within each image.
+MOST_ROWS = 50_000
+FOLDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Stitch:
+    """A fitted stitch.
+
+    Attributes:
+        source, target: the places that it joins.
+        weight: (channels of the target, channels of the source).
+        bias: (channels of the target,), or (positions, channels) where each position has its own.
+        prefix: (prefix tokens x channels of the target, what they are regressed from), and their bias; None where the
+            target has none.
+        left: (channels of the target, rank) where the weight is a product left @ weight; None for full rank.
+        lam: ridge strength chosen.
+        r2: share of the target's variance on images left out.
+    """
+
+    source: Place
+    target: Place
+    weight: Tensor
+    bias: Tensor
+    prefix: tuple[Tensor, Tensor] | None = None
+    left: Tensor | None = None
+    lam: float = 0.0
+    r2: float = float("nan")
+
+    @property
+    def graph(self) -> ModelGraph:
+        """The stitch as a graph from the source's shape to the target's."""
+        return _graph(self)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How stitches are fitted.
+
+    Attributes:
+        lam: ridge strength in units of the mean eigenvalue; None: chosen on images left out.
+        rank: of the map; None: full.
+        bias: False for a purely linear map, which folds into a padded convolution exactly.
+    """
+
+    lam: float | None = None
+    rank: int | None = None
+    bias: bool = True
+
+
+def joinable(source: Place, target: Place) -> str | None:
+    """Why no stitch leads from one place to another; None where one does."""
+    if target.layout != "vector" and source.layout == "vector":
+        return "a vector has no positions to give back"
+    if source.dtype != target.dtype:
+        return f"one computes in {source.dtype}, the other in {target.dtype}"
+    return None
+
+
+def resample(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions (n, rows, columns, channels) on another grid."""
+    if tuple(x.shape[1:3]) == grid:
+        return x
+    maps = x.permute(0, 3, 1, 2)
+    if all(have % want == 0 for have, want in zip(x.shape[1:3], grid, strict=True)):
+        kernel = (x.shape[1] // grid[0], x.shape[2] // grid[1])
+        return F.avg_pool2d(maps, kernel).permute(0, 2, 3, 1)
+    if all(have <= want for have, want in zip(x.shape[1:3], grid, strict=True)):
+        return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    rows, columns = (_resizing(have, want).to(x.dtype) for have, want in zip(x.shape[1:3], grid, strict=True))
+    return torch.einsum("nhwc,Hh,Ww->nHWc", x, rows, columns)
+
+
+def _resizing(before: int, after: int) -> Tensor:
+    """The matrix (after, before) that resamples one axis: cell means where it shrinks, bilinear where it grows."""
+    identity = torch.eye(before, dtype=torch.float64)[None]
+    if after <= before:
+        return F.adaptive_avg_pool1d(identity, after)[0].T.contiguous()
+    return F.interpolate(identity, size=after, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def fit_stitch(source: Place, target: Place, given: Tensor, wanted: Tensor, how: Fit | None = None) -> Stitch:
+    """The stitch that turns what a block gives into what the next one reads, on the same images.
+
+    Args:
+        given: activations at the source, shape (n, ...).
+        wanted: activations at the target, shape (n, ...).
+
+    Raises:
+        ShapeError: the places can't be joined, or the numbers of images differ.
+        RequestError: fewer than four images, or activations that are not finite.
+    """
+    how = how or Fit()
+    why = joinable(source, target)
+    if why is not None or given.shape[0] != wanted.shape[0]:
+        raise ShapeError(
+            f"no stitch from {source.value!r} to {target.value!r}: "
+            f"{why or f'{given.shape[0]} and {wanted.shape[0]} images'}",
+            where=target.value,
+        )
+    if given.shape[0] < FOLDS:
+        raise RequestError(f"a stitch is fitted on at least {FOLDS} probe images, got {given.shape[0]}: give more")
+    if not bool(torch.isfinite(given).all()) or not bool(torch.isfinite(wanted).all()):
+        raise RequestError(f"activations at {source.value!r} or {target.value!r} hold NaN or infinity")
+    x = resample(source.spread(given).to(torch.float64), target.grid)
+    y = target.spread(wanted).to(torch.float64)
+    own_bias = target.layout == "tokens" and how.bias
+    x, y = x.flatten(1, 2), y.flatten(1, 2)
+    if how.bias:
+        axes: tuple[int, ...] = (0,) if own_bias else (0, 1)
+        x_mean, y_mean = x.mean(axes, keepdim=True), y.mean(axes, keepdim=True)
+    else:
+        x_mean, y_mean = torch.zeros_like(x[:1, :1]), torch.zeros_like(y[:1, :1])
+    weight, lam, r2 = _ridge(x - x_mean, y - y_mean, how.lam)
+    left: Tensor | None = None
+    bias = (y_mean - x_mean @ weight.T)[0]
+    if how.rank is not None and how.rank < min(weight.shape):
+        rows = (x - x_mean).flatten(0, 1)
+        left, weight = _reduced(weight, rows.T @ rows, how.rank)
+        bias = (y_mean - x_mean @ (left @ weight).T)[0]
+    dtype = given.dtype
+    found = Stitch(
+        source,
+        target,
+        weight.to(dtype).contiguous(),
+        bias.squeeze(0).to(dtype).contiguous(),
+        _fit_prefix(source, target, given, wanted, how),
+        left.to(dtype).contiguous() if left is not None else None,
+        lam,
+        r2,
+    )
+    return found
+
+
+def random_stitch(source: Place, target: Place, seed: int, wanted: Tensor | None = None) -> Stitch:
+    """The control: a random orthogonal map, with the target's mean as bias where its activations are given."""
+    generator = torch.Generator().manual_seed(seed)
+    most = max(source.channels, target.channels)
+    square = torch.randn(most, most, generator=generator, dtype=torch.float64)
+    dtype = getattr(torch, target.dtype)
+    weight = torch.linalg.qr(square)[0][: target.channels, : source.channels].to(dtype).contiguous()
+    bias = torch.zeros(target.channels, dtype=dtype)
+    prefix = None
+    if target.prefix:
+        mean = torch.zeros(target.prefix * target.channels, dtype=dtype)
+        if wanted is not None:
+            mean = wanted[:, : target.prefix].mean(0).flatten()
+        prefix = (torch.zeros(len(mean), _prefix_width(source), dtype=dtype), mean)
+    if target.layout == "tokens":
+        bias = bias.expand(target.positions, -1).contiguous()
+    return Stitch(source, target, weight, bias, prefix)
+
+
+def blank_stitch(source: Place, target: Place, how: Fit | None = None) -> Stitch:
+    """A stitch of the right shapes without data (meta tensors), to count what it costs."""
+    how = how or Fit()
+    dtype = getattr(torch, target.dtype)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    rank = how.rank if how.rank is not None and how.rank < min(source.channels, target.channels) else None
+    weight = empty(rank or target.channels, source.channels)
+    tokens = target.layout == "tokens"
+    bias = empty(target.positions, target.channels) if tokens and how.bias else empty(target.channels)
+    prefix = None
+    if target.prefix:
+        n = target.prefix * target.channels
+        prefix = (empty(n, _prefix_width(source)), empty(n))
+    return Stitch(source, target, weight, bias, prefix, empty(target.channels, rank) if rank else None)
+
+
+def _ridge(x: Tensor, y: Tensor, lam: float | None) -> tuple[Tensor, float, float]:
+    """Weight (dy, dx), strength, and R2 on images left out, of centred x, y (n, positions, channels)."""
+    n, positions, dx = x.shape
+    step = max(1, -(-n * positions // MOST_ROWS))
+    if step > 1:
+        # Another offset in every image, so that all positions are seen.
+        keep = (torch.arange(positions)[None, :] + torch.arange(n)[:, None]) % step == 0
+        least = int(keep.sum(1).min())
+        index = torch.stack([row.nonzero()[:least, 0] for row in keep])
+        x = torch.gather(x, 1, index[:, :, None].expand(-1, -1, dx))
+        y = torch.gather(y, 1, index[:, :, None].expand(-1, -1, y.shape[2]))
+    folds = torch.arange(n) % FOLDS
+    grams, crosses, totals = [], [], []
+    for fold in range(FOLDS):
+        rows, targets = x[folds == fold].flatten(0, 1), y[folds == fold].flatten(0, 1)
+        grams.append(rows.T @ rows)
+        crosses.append(rows.T @ targets)
+        totals.append(float(targets.square().sum()))
+    gram, cross, total = torch.stack(grams).sum(0), torch.stack(crosses).sum(0), sum(totals)
+    strengths = STRENGTHS if lam is None else (lam,)
+    errors = torch.zeros(len(strengths), dtype=torch.float64)
+    for fold in range(FOLDS):
+        solved = _solve(gram - grams[fold], cross - crosses[fold], strengths)
+        for i, weight in enumerate(solved):
+            fitted = 2 * (weight * crosses[fold]).sum() - (weight * (grams[fold] @ weight)).sum()
+            errors[i] += totals[fold] - float(fitted)
+    best = int(errors.argmin())
+    weight = _solve(gram, cross, (strengths[best],))[0]
+    r2 = 1.0 - float(errors[best]) / total if total > 0 else 1.0
+    return weight.T, strengths[best], r2
+
+
+def _solve(gram: Tensor, cross: Tensor, strengths: tuple[float, ...]) -> list[Tensor]:
+    """Ridge solutions (dx, dy) for several strengths, from one eigendecomposition."""
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    values = values.clamp(min=0.0)
+    floor = float(values[-1]) * gram.shape[0] * torch.finfo(torch.float64).eps * 8
+    mean, turned = float(values.mean()), vectors.T @ cross
+    found = []
+    for lam in strengths:
+        inverse = torch.where(values > floor, 1.0 / (values + lam * mean).clamp(min=1e-300), 0.0)
+        found.append(vectors @ (inverse.unsqueeze(1) * turned))
+    return found
+
+
+def _reduced(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Reduced-rank regression: the best product (dy, r) @ (r, dx) for the fitted values."""
+    _, vectors = torch.linalg.eigh(weight @ gram @ weight.T)
+    top = vectors[:, -rank:]
+    return top, top.T @ weight
+
+
+def _prefix_width(source: Place) -> int:
+    """Width of what prefix tokens are regressed from: the source's own, or its mean position."""
+    return source.channels * max(source.prefix, 1)
+
+
+def _prefix_input(source: Place, given: Tensor) -> Tensor:
+    if source.prefix:
+        return given[:, : source.prefix].flatten(1)
+    return source.pooled(given)
+
+
+def _fit_prefix(
+    source: Place, target: Place, given: Tensor, wanted: Tensor, how: Fit
+) -> tuple[Tensor, Tensor] | None:
+    if not target.prefix:
+        return None
+    x = _prefix_input(source, given).to(torch.float64)
+    y = wanted[:, : target.prefix].flatten(1).to(torch.float64)
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    weight, _, _ = _ridge((x - x_mean)[:, None], (y - y_mean)[:, None], how.lam)
+    bias = y_mean - weight @ x_mean
+    return weight.to(given.dtype).contiguous(), bias.to(given.dtype).contiguous()
+
+
+def _graph(stitch: Stitch) -> ModelGraph:
+    source, target = stitch.source, stitch.target
+    front = _Chain(Input("given", _shape(source), source.dtype))
+    prefix = _prefix_nodes(front, stitch) if stitch.prefix is not None else None
+    front.at(Ref("given"), _shape(source))
+    shrinks = target.positions <= source.positions
+    if source.grid == target.grid and source.layout == target.layout == "tokens":
+        front.drop_prefix(source)
+        front.linear(stitch)
+    elif target.layout == "vector" and source.layout == "vector":
+        front.linear(stitch)
+    else:
+        front.to_map(source)
+        if shrinks:
+            front.regrid(target.grid)
+        front.conv(stitch)
+        if not shrinks:
+            front.regrid(target.grid)
+        front.from_map(target)
+    if stitch.bias.ndim == 2:
+        front.add_bias(stitch.bias)
+    if prefix is not None:
+        front.join(prefix, target)
+    return front.merger.graph([front.name])
+
+
+def _shape(place: Place) -> Shape:
+    if place.layout == "vector":
+        return (BatchDim(1), place.channels)
+    if place.layout == "tokens":
+        return (BatchDim(1), place.prefix + place.positions, place.channels)
+    if place.channels_last:
+        return (BatchDim(1), *place.grid, place.channels)
+    return (BatchDim(1), place.channels, *place.grid)
+
+
+class _Chain:
+    """Nodes one after the other."""
+
+    def __init__(self, entry: Input) -> None:
+        self.merger = Merger((entry,))
+        self.name, self.shape, self.dtype = entry.name, entry.shape, entry.dtype
+
+    def at(self, ref: Ref, shape: Shape) -> None:
+        self.name, self.shape = ref.name, shape
+
+    def call(self, name: str, op: str, shape: Shape, /, **args: Arg) -> None:
+        node = Node(name, op, {**default_args(op), **args}, (shape,), (self.dtype,))
+        self.name, self.shape = self.merger.call(node), shape
+
+    def store(self, name: str, tensor: Tensor) -> TensorRef:
+        return TensorRef(self.merger.store(name, tensor, parameter=True))
+
+    def drop_prefix(self, place: Place) -> None:
+        if place.prefix:
+            shape = (BatchDim(1), place.positions, place.channels)
+            self.call(
+                "stitch_tokens", "aten.slice.Tensor", shape, self=Ref(self.name), dim=1, start=place.prefix, end=2**63 - 1
+            )
+
+    def to_map(self, place: Place) -> None:
+        """Any layout as (batch, channels, rows, columns)."""
+        shape: Shape = (BatchDim(1), place.channels, *place.grid)
+        if place.layout == "tokens":
+            self.drop_prefix(place)
+            turned = (BatchDim(1), place.channels, place.positions)
+            self.call("stitch_turn", "aten.transpose.int", turned, self=Ref(self.name), dim0=1, dim1=2)
+            self.call("stitch_map", "aten.reshape.default", shape, self=Ref(self.name), shape=shape)
+        elif place.layout == "vector":
+            self.call("stitch_map", "aten.reshape.default", shape, self=Ref(self.name), shape=shape)
+        elif place.channels_last:
+            self.call("stitch_map", "aten.permute.default", shape, self=Ref(self.name), dims=(0, 3, 1, 2))
+
+    def from_map(self, place: Place) -> None:
+        """(batch, channels, rows, columns) as the place lays it out, prefix tokens left out."""
+        if place.layout == "tokens":
+            flat = (BatchDim(1), place.channels, place.positions)
+            self.call("stitch_flat", "aten.reshape.default", flat, self=Ref(self.name), shape=flat)
+            turned = (BatchDim(1), place.positions, place.channels)
+            self.call("stitch_turn", "aten.transpose.int", turned, self=Ref(self.name), dim0=1, dim1=2)
+        elif place.layout == "vector":
+            flat = (BatchDim(1), place.channels)
+            self.call("stitch_flat", "aten.reshape.default", flat, self=Ref(self.name), shape=flat)
+        elif place.channels_last:
+            last = (BatchDim(1), *place.grid, place.channels)
+            self.call("stitch_last", "aten.permute.default", last, self=Ref(self.name), dims=(0, 2, 3, 1))
+
+    def regrid(self, grid: tuple[int, int]) -> None:
+        batch, channels, rows, columns = self.shape
+        have = (int(str(rows)), int(str(columns)))
+        if have == grid:
+            return
+        shape: Shape = (batch, channels, *grid)
+        if all(h % w == 0 for h, w in zip(have, grid, strict=True)):
+            kernel = (have[0] // grid[0], have[1] // grid[1])
+            self.call(
+                "stitch_pool", "aten.avg_pool2d.default", shape, self=Ref(self.name), kernel_size=kernel, stride=kernel
+            )
+        elif all(h <= w for h, w in zip(have, grid, strict=True)):
+            self.call(
+                "stitch_grow",
+                "aten.upsample_bilinear2d.vec",
+                shape,
+                input=Ref(self.name),
+                output_size=grid,
+                align_corners=False,
+                scale_factors=None,
+            )
+        else:
+            dtype = getattr(torch, self.dtype)
+            right = self.merger.store("stitch.columns", _resizing(have[1], grid[1]).T.to(dtype).contiguous(), parameter=False)
+            left = self.merger.store("stitch.rows", _resizing(have[0], grid[0]).to(dtype), parameter=False)
+            wide: Shape = (batch, channels, have[0], grid[1])
+            self.call("stitch_columns", "aten.matmul.default", wide, self=Ref(self.name), other=TensorRef(right))
+            self.call("stitch_rows", "aten.matmul.default", shape, self=TensorRef(left), other=Ref(self.name))
+
+    def conv(self, stitch: Stitch) -> None:
+        """1 x 1 convolutions; the bias of all positions alike is that of the last."""
+        batch, _, rows, columns = self.shape
+        parts = [stitch.weight] if stitch.left is None else [stitch.weight, stitch.left]
+        bias = stitch.bias if stitch.bias.ndim == 1 else None
+        for i, weight in enumerate(parts):
+            last = i == len(parts) - 1
+            stored = self.store("stitch.weight", weight[:, :, None, None])
+            self.call(
+                "stitch",
+                "aten.conv2d.default",
+                (batch, int(weight.shape[0]), rows, columns),
+                input=Ref(self.name),
+                weight=stored,
+                bias=self.store("stitch.bias", bias) if last and bias is not None else None,
+            )
+
+    def linear(self, stitch: Stitch) -> None:
+        """A linear layer on the last axis."""
+        parts = [stitch.weight] if stitch.left is None else [stitch.weight, stitch.left]
+        for i, weight in enumerate(parts):
+            last = i == len(parts) - 1 and stitch.bias.ndim == 1
+            shape = (*self.shape[:-1], int(weight.shape[0]))
+            self.call(
+                "stitch",
+                "aten.linear.default",
+                shape,
+                input=Ref(self.name),
+                weight=self.store("stitch.weight", weight),
+                bias=self.store("stitch.bias", stitch.bias) if last else None,
+            )
+
+    def add_bias(self, bias: Tensor) -> None:
+        stored = self.store("stitch.positions", bias)
+        self.call("stitch_positions", "aten.add.Tensor", self.shape, self=Ref(self.name), other=stored)
+
+    def join(self, prefix: str, target: Place) -> None:
+        shape = _shape(target)
+        self.call(
+            "stitch_joined", "aten.cat.default", shape, tensors=(Ref(prefix), Ref(self.name)), dim=1
+        )
+
+
+def _prefix_nodes(front: _Chain, stitch: Stitch) -> str:
+    """Nodes that make the target's prefix tokens; the name of the value (batch, prefix, channels)."""
+    source, target = stitch.source, stitch.target
+    if stitch.prefix is None:
+        raise ShapeError("the stitch makes no prefix tokens")
+    weight, bias = stitch.prefix
+    width = _prefix_width(source)
+    flat: Shape = (BatchDim(1), width)
+    if source.prefix:
+        held = (BatchDim(1), source.prefix, source.channels)
+        front.call("stitch_front", "aten.slice.Tensor", held, self=Ref(front.name), dim=1, start=0, end=source.prefix)
+        front.call("stitch_front", "aten.reshape.default", flat, self=Ref(front.name), shape=flat)
+    elif source.layout == "tokens":
+        front.call("stitch_front", "aten.mean.dim", flat, self=Ref(front.name), dim=(1,), keepdim=False)
+    elif source.layout == "map":
+        axes = (1, 2) if source.channels_last else (2, 3)
+        front.call("stitch_front", "aten.mean.dim", flat, self=Ref(front.name), dim=axes, keepdim=False)
+    front.call(
+        "stitch_prefix",
+        "aten.linear.default",
+        (BatchDim(1), int(weight.shape[0])),
+        input=Ref(front.name),
+        weight=front.store("stitch.prefix.weight", weight),
+        bias=front.store("stitch.prefix.bias", bias),
+    )
+    shape: Shape = (BatchDim(1), target.prefix, target.channels)
+    front.call("stitch_prefix", "aten.reshape.default", shape, self=Ref(front.name), shape=shape)
+    return front.name
