@@ -1,1 +1,71 @@
-"""Deep model reassembly: dissect a zoo into interchangeable blocks, choose and stitch the best chain of them."""
+"""Deep model reassembly: dissect a zoo into interchangeable blocks, choose and stitch the best chain of them.
+
+Reference:
+    Yang, Zhou, Liu, Ye, Wang, Deep Model Reassembly, NeurIPS 2022 (arXiv 2210.17409).
+"""
+
+from sarto.engines.reassembly.assembly import Assembler, Donor, Making, Piece, tidy
+from sarto.engines.reassembly.astar import best_chains, pareto
+from sarto.engines.reassembly.drawing import random_chains
+from sarto.engines.reassembly.heuristic import dissect_by_moves
+from sarto.engines.reassembly.milp import best_by_milp, certified
+from sarto.engines.reassembly.partition import Cuts, Limits, Partition, dissect_zoo
+from sarto.engines.reassembly.places import Anatomy, Place, anatomy
+from sarto.engines.reassembly.planning import Entry, Layout, Wish, Zoo, dissect, layout
+from sarto.engines.reassembly.probing import Probed, probe
+from sarto.engines.reassembly.problem import Choice, Found, Joint, Problem, Sides, Stage
+from sarto.engines.reassembly.ranking import Ranked, cascade, final_features, kendall
+from sarto.engines.reassembly.signatures import Sketcher, Similarity, cka, signature, similarity
+from sarto.engines.reassembly.stability import Steadiness, adjusted_rand, choose_k
+from sarto.engines.reassembly.stitches import Fit, Stitch, fit_stitch, random_stitch
+
+__all__ = [
+    "Anatomy",
+    "Assembler",
+    "Choice",
+    "Cuts",
+    "Donor",
+    "Entry",
+    "Fit",
+    "Found",
+    "Joint",
+    "Layout",
+    "Limits",
+    "Making",
+    "Partition",
+    "Piece",
+    "Place",
+    "Probed",
+    "Problem",
+    "Ranked",
+    "Sides",
+    "Similarity",
+    "Sketcher",
+    "Stage",
+    "Steadiness",
+    "Stitch",
+    "Wish",
+    "Zoo",
+    "adjusted_rand",
+    "anatomy",
+    "best_by_milp",
+    "best_chains",
+    "cascade",
+    "certified",
+    "choose_k",
+    "cka",
+    "dissect",
+    "dissect_by_moves",
+    "dissect_zoo",
+    "final_features",
+    "fit_stitch",
+    "kendall",
+    "layout",
+    "pareto",
+    "probe",
+    "random_chains",
+    "random_stitch",
+    "signature",
+    "similarity",
+    "tidy",
+]

@@ -1,0 +1,171 @@
+"""What chains of blocks know without a gradient step, beside their donors and beside controls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.reassembly.zoo import donor, probes, ready, tests
+from sarto.devices import count
+from sarto.engines.reassembly import (
+    Assembler,
+    Donor,
+    Entry,
+    Fit,
+    Limits,
+    Making,
+    Piece,
+    Wish,
+    Zoo,
+    best_chains,
+    cascade,
+    dissect,
+    final_features,
+    kendall,
+    layout,
+    probe,
+    random_chains,
+)
+from sarto.engines.reassembly.problem import Sides
+from sarto.graph import ModelGraph
+
+
+def accuracy_of(graph: ModelGraph, inputs: Tensor, labels: Tensor) -> float:
+    """Share of images that get their label."""
+    said = []
+    for part in inputs.split(250):
+        out = graph(part)
+        if isinstance(out, Tensor):
+            said.append(out.argmax(1))
+    return float((torch.cat(said) == labels).float().mean())
+
+
+def zoo_of(donors: list[Donor], skills: list[float], batch: int) -> Zoo:
+    """The index of donors, in memory."""
+    rows, at, entries = [], 0, []
+    for one, skill in zip(donors, skills, strict=True):
+        found = probe(one.graph, one.anatomy, one.inputs, batch=batch)
+        rows.append(found.signatures)
+        n = len(found.signatures)
+        entries.append(Entry(one.key, one.anatomy, np.arange(at, at + n), skill, one.graph))
+        at += n
+    return Zoo(tuple(entries), np.concatenate(rows))
+
+
+def same_depth(
+    *,
+    data: str,
+    members: list[str],
+    n_probes: int,
+    n_blocks: int,
+    n_chains: int,
+    n_tested: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Chains of blocks of different donors, dissected jointly, stitched in closed form; nothing is trained.
+
+    Chains are random choices of donors for the stages of the joint dissection, at least three donors each (two where
+    the zoo has no more); the share of the tail donor's accuracy that they keep is averaged over chains.
+    """
+    inputs, _ = probes(data, n_probes, seed)
+    images, labels = tests(data, n_tested)
+    chosen = [name for name in members if name in ready(data)]
+    donors = [donor(data, name, inputs) for name in chosen]
+    own = [accuracy_of(one.graph, images, labels) for one in donors]
+    zoo = zoo_of(donors, own, min(64, n_probes))
+    parting = dissect(zoo, Limits(n_blocks, 0.8), seed=seed)
+    found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors)))))
+    paths = [choice.path for choice in random_chains(found.problem, n_chains, seed=seed)]
+    best = best_chains(found.problem, 1).choices[0].path
+    rows: list[dict[str, Any]] = []
+    ways = {
+        "sequential": Making(),
+        "independent": Making(sequential=False),
+        "random": Making(random=seed + 1),
+        "linear": Making(Fit(bias=False)),
+    }
+    makers = {name: Assembler(donors, making) for name, making in ways.items()}
+    for path in [best, *paths]:
+        pieces = found.chain(path)
+        tail = pieces[-1].donor
+        row: dict[str, Any] = {
+            "donors": "+".join(donors[p.donor].key for p in pieces),
+            "tail": donors[tail].key,
+            "accuracy_tail": own[tail],
+            "chosen": "solver" if path == best else "drawn",
+        }
+        for name, maker in makers.items():
+            graph = maker.graph(pieces)
+            row[f"accuracy_{name}"] = accuracy_of(graph, images, labels)
+            if name == "sequential":
+                built, cost = count(graph), maker.cost(pieces)
+                row["params"] = built.params
+                row["costs_as_predicted"] = (built.params, built.flops) == (cost.params, cost.flops)
+        row["kept_share"] = row["accuracy_sequential"] / own[tail]
+        rows.append(row)
+    drawn = [row for row in rows if row["chosen"] == "drawn"]
+    selfs = [_self_stitch(donors, i, parting.bounds[i], images, labels) for i in range(len(donors))]
+    numbers: dict[str, Any] = {
+        f"accuracy_{name}_mean": float(np.mean([row[f"accuracy_{name}"] for row in drawn])) for name in ways
+    }
+    return {
+        **numbers,
+        "accuracy_tail_mean": float(np.mean([row["accuracy_tail"] for row in drawn])),
+        "kept_share_mean": float(np.mean([row["kept_share"] for row in drawn])),
+        "kept_share_best": float(max(row["kept_share"] for row in rows)),
+        "kept_share_solver": rows[0]["kept_share"],
+        "kept_share_self_stitch_mean": float(np.mean([a / b for a, b in zip(selfs, own, strict=True)])),
+        "n_costs_not_as_predicted": sum(not row["costs_as_predicted"] for row in rows),
+        "n_donors": len(donors),
+        "n_chains": len(drawn),
+        "rows": [{k: v for k, v in row.items() if k != "costs_as_predicted"} for row in rows],
+    }
+
+
+def _self_stitch(
+    donors: list[Donor], i: int, bounds: np.ndarray, images: Tensor, labels: Tensor
+) -> float:
+    """A donor cut where it is dissected and joined by fitted stitches."""
+    ends: list[int | None] = [None, *(int(b[1]) for b in bounds[:-1]), None]
+    pieces = [Piece(i, ends[j], ends[j + 1]) for j in range(len(ends) - 1)]
+    return accuracy_of(Assembler(donors).graph(pieces, keep_cuts=True), images, labels)
+
+
+def ranking(
+    *, data: str, members: list[str], n_probes: int, n_blocks: int, n_listed: int, n_tested: int, seed: int
+) -> dict[str, Any]:
+    """How the steps of the cascade order a list of chains: Kendall's tau with their measured accuracy."""
+    inputs, truth = probes(data, n_probes, seed)
+    images, labels = tests(data, n_tested)
+    chosen = [name for name in members if name in ready(data)]
+    donors = [donor(data, name, inputs) for name in chosen]
+    own = [accuracy_of(one.graph, inputs, truth) for one in donors]
+    zoo = zoo_of(donors, own, min(64, n_probes))
+    found = layout(zoo, dissect(zoo, Limits(n_blocks, 0.8), seed=seed), Wish(sides=Sides(least_donors=2)))
+    maker = Assembler(donors)
+    listed = random_chains(found.problem, n_listed, seed=seed)
+    ordered = sorted(((found.chain(c.path), c) for c in listed), key=lambda pair: -pair[1].value)
+    ranked = cascade(
+        maker, ordered, checked=len(ordered), headed=len(ordered), labels=truth, n_classes=len(set(truth.tolist()))
+    )
+    measured = [accuracy_of(maker.graph(item.pieces), images, labels) for item in ranked]
+    scores = {
+        "additive": [item.value for item in ranked],
+        "agreement": [item.agreement or 0.0 for item in ranked],
+        "divergence": [-(item.divergence or 0.0) for item in ranked],
+        "closeness": [item.closeness or 0.0 for item in ranked],
+        "head": [item.accuracy_loto or 0.0 for item in ranked],
+        "params": [float(maker.cost(item.pieces).params) for item in ranked],
+    }
+    taus = {f"tau_{name}": kendall(values, measured) or 0.0 for name, values in scores.items()}
+    return {
+        **taus,
+        "n_chains": len(ranked),
+        "accuracy_first": measured[0],
+        "accuracy_mean": float(np.mean(measured)),
+        "accuracy_best": max(measured),
+        "width_features": int(final_features(maker, ranked[0].pieces).shape[1]),
+    }
