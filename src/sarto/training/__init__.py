@@ -9,6 +9,7 @@ from sarto.training.evaluate import accuracy, balanced_accuracy, confusion, per_
 from sarto.training.finetune import FineTuned, Progress, finetune
 from sarto.training.fit import FittedHead, fit_head
 from sarto.training.folds import Folds, one_of_each
+from sarto.training.freeing import give_back_memory
 from sarto.training.heads import LOGISTIC_LAM, RIDGE_LAM, Head, logistic_head, nearest_mean_head, ridge_head
 from sarto.training.hscore import h_score
 from sarto.training.intervals import (
@@ -91,6 +92,7 @@ __all__ = [
     "fit_head",
     "fit_novelty",
     "fit_temperature",
+    "give_back_memory",
     "h_score",
     "jeffreys",
     "logistic_head",

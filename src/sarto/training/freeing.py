@@ -1,0 +1,21 @@
+"""Giving freed memory back to the system, which the C library otherwise keeps."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+
+
+def give_back_memory() -> bool:
+    """Whether memory that nothing uses any more was given back to the system.
+
+    Trainings that make and free tensors of many sizes leave holes in the C library's heap: three fragments of a small
+    ResNet by the paper's method took 13 GB that way, of which less than one was in use. Does nothing on systems other
+    than Linux with the GNU C library.
+    """
+    gc.collect()
+    if sys.platform != "linux":
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(0))
