@@ -11,6 +11,7 @@ from sarto.market.index import Catalogue
 from sarto.market.manifest import hashes_of, id_of
 from sarto.market.profiles import problems as profile_problems
 from sarto.market.rows import live, manifest, stocked, used
+from sarto.market.supernets import problems as supernet_problems
 
 
 def verify(index: Catalogue, blobs: Blobs) -> list[str]:
@@ -38,7 +39,7 @@ def verify(index: Catalogue, blobs: Blobs) -> list[str]:
         problems += [(item.key, text) for text in _part_problems(blobs, f"fragment {item.key}", parts)]
     listed = list(blobs)
     with index.read() as session:
-        of_profiles = list(profile_problems(session))
+        of_others = [*profile_problems(session), *supernet_problems(session, blobs)]
         # What was removed while this ran is no problem, and what was added meanwhile is no orphan.
         present = {row.id for row in live(session)} | {row.key for row in stocked(session)}
         try:
@@ -48,7 +49,7 @@ def verify(index: Catalogue, blobs: Blobs) -> list[str]:
     found_now = [text for owner, text in problems if owner in present]
     return (
         found_now
-        + of_profiles
+        + of_others
         + [f"info: blob {key} belongs to nothing; clean() removes it" for key in listed if key not in needed]
     )
 

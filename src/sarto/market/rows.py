@@ -15,6 +15,7 @@ from sarto.errors import RequestError, StoreError, suggest
 from sarto.market.blobs import KEY
 from sarto.market.index import LearnwareRow, ObjectRow, SourceRow
 from sarto.market.manifest import hashes_of
+from sarto.market.supernets import used as used_by_supernets
 from sarto.types import Learnware
 
 #: Fewest hex digits that an abbreviated id may have.
@@ -174,7 +175,7 @@ def used(session: Session) -> set[str]:
     keys = {key for row in live(session) for key in hashes_of(manifest(row)).values()}
     for row in stocked(session):
         keys |= {row.graph_hash, row.weights_hash}
-    return keys
+    return keys | used_by_supernets(session)
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -25,6 +25,7 @@ from sarto.market.profiles import Profiles
 from sarto.market.reading import read_encoded
 from sarto.market.rows import Fragment
 from sarto.market.samples import Samples
+from sarto.market.supernets import Supernets
 from sarto.market.texts import TextSamples
 from sarto.market.vocabulary import Vocabulary, decode_vocabulary
 from sarto.types import Cost, Learnware, Preprocessing, TextPreprocessing, WidthCost
@@ -372,6 +373,11 @@ class Store:
     def profiles(self) -> Profiles:
         """The device profiles that the market holds."""
         return Profiles(self._index)
+
+    @property
+    def supernets(self) -> Supernets:
+        """The supernets that the market holds."""
+        return Supernets(self._index, self._blobs, self._publishing, self._sweep)
 
     @property
     def _index(self) -> Catalogue:

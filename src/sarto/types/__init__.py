@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from sarto.types.cost import LIMITS, Budget, Cost, Objective, TrunkCost, WidthCost, pack_cost
 from sarto.types.device import PRECISIONS, Device, Precision, RuntimeName
-from sarto.types.factory import AssemblerSettings, JointSettings
+from sarto.types.factory import (
+    AssemblerSettings,
+    Backbone,
+    Certificate,
+    FactoryConfig,
+    JointSettings,
+    Judging,
+    StockedSupernet,
+    TaskQuality,
+)
 from sarto.types.kinds import Kind
 from sarto.types.learnware import Learnware
-from sarto.types.nodes import BlockNode, BranchNode, HeadNode, PlanNode, Repair, SliceNode, SourceNode, reads
+from sarto.types.nodes import (
+    BlockNode,
+    BranchNode,
+    ChainNode,
+    HeadNode,
+    PlanNode,
+    Repair,
+    SliceNode,
+    SourceNode,
+    Stitching,
+    SubnetNode,
+    reads,
+)
 from sarto.types.paper import PaperSettings
 from sarto.types.plan import Plan
 from sarto.types.preprocessing import (
@@ -39,9 +60,12 @@ __all__ = [
     "PRECISIONS",
     "AnyPreprocessing",
     "AssemblerSettings",
+    "Backbone",
     "BlockNode",
     "BranchNode",
+    "ChainNode",
     "Budget",
+    "Certificate",
     "Check",
     "ClassOffer",
     "ClassScore",
@@ -52,9 +76,11 @@ __all__ = [
     "Device",
     "Donor",
     "Environment",
+    "FactoryConfig",
     "HeadNode",
     "Interval",
     "JointSettings",
+    "Judging",
     "Kind",
     "Learnware",
     "Objective",
@@ -73,7 +99,11 @@ __all__ = [
     "RuntimeName",
     "SliceNode",
     "SourceNode",
+    "Stitching",
+    "StockedSupernet",
+    "SubnetNode",
     "Task",
+    "TaskQuality",
     "TaskSpace",
     "TextPreprocessing",
     "TrunkCost",

@@ -53,6 +53,9 @@ class Cost(Value):
         latency_ms: median time of one batch on the order's device; None when unknown.
         latency_low_ms: low end of the latency's interval.
         latency_high_ms: high end of the latency's interval.
+        process_bytes: what a process grows by when it loads and runs the model; None when unknown.
+        process_low_bytes: low end of that interval.
+        process_high_bytes: high end of that interval.
         basis: whether the numbers come from rules or from the built model.
     """
 
@@ -63,6 +66,9 @@ class Cost(Value):
     latency_ms: AtLeastZero | None = None
     latency_low_ms: AtLeastZero | None = None
     latency_high_ms: AtLeastZero | None = None
+    process_bytes: Whole | None = None
+    process_low_bytes: Whole | None = None
+    process_high_bytes: Whole | None = None
     basis: Literal["predicted", "measured"]
 
     @model_validator(mode="after")

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import hashlib
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sarto.types.fields import AboveZero, AtLeastZero, Flag, Positive, Ratio, Share, Whole
+from sarto.errors import RequestError
+from sarto.types.cost import Cost
+from sarto.types.fields import (
+    AboveZero,
+    AtLeastZero,
+    FilePath,
+    Flag,
+    Frozen,
+    Name,
+    Names,
+    Number,
+    Positive,
+    Ratio,
+    Several,
+    Sha,
+    Share,
+    Text,
+    Version,
+    Whole,
+)
+from sarto.types.preprocessing import Preprocessing
+from sarto.types.space import TaskSpace
+from sarto.types.text import to_json_text
 from sarto.types.value import Value
+
+#: Kinds of channel groups with gates: the paper's (filters inside residual blocks, hidden units), or also what blocks
+#: share and whole attention heads.
+Placement = Literal["paper", "wide"]
+
+
+#: What the id of a supernet is computed from; everything else follows from it, is measured, or only describes.
+SUPERNET_IDENTITY = (
+    "space",
+    "groups",
+    "placement",
+    "preprocessing",
+    "assembler",
+    "graph_hash",
+    "weights_hash",
+    "assembler_hash",
+    "licence",
+)
 
 
 class AssemblerSettings(Value):
@@ -89,3 +130,182 @@ class JointSettings(Value):
     compile: Flag = False
     seed: Whole = 0
     save_every: Positive = 500
+
+
+class Backbone(Value):
+    """What a supernet is made of: a learnware of the market, or a network of the zoo with fresh weights.
+
+    Attributes:
+        learnware: its name or id; its classifier gives way to one for the space's answers.
+        zoo: name of a function of `sarto.zoo` that gives a network with as many outputs as the space has answers.
+        arguments: of that function.
+        weights: a safetensors file for the network of the zoo; what it does not hold, or in another shape, is fresh.
+    """
+
+    learnware: Name | None = None
+    zoo: Name | None = None
+    arguments: Frozen[Name, Any] = Field(default_factory=dict, validate_default=True)
+    weights: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Backbone:
+        if (self.learnware is None) == (self.zoo is None):
+            raise RequestError("a backbone is a learnware or a network of the zoo; name one of them")
+        if self.learnware is not None and (self.arguments or self.weights):
+            raise RequestError("arguments and weights are those of a network of the zoo; leave them out")
+        return self
+
+
+class Judging(Value):
+    """How a trained supernet is judged before it is stocked.
+
+    Attributes:
+        limits: shares of the units at which every task is tried.
+        samples: test samples of each task.
+        most_tasks: tasks that are tried at most, seen and unseen each, spread evenly.
+    """
+
+    limits: Annotated[Several[Ratio], Field(min_length=1)] = (0.05, 0.1, 0.3, 1.0)
+    samples: Positive = 200
+    most_tasks: Positive = 60
+
+
+class FactoryConfig(Value):
+    """All that `sarto factory train` needs to know.
+
+    Attributes:
+        space: name of a task space that ships, or its YAML file.
+        data: arguments of the space's function, over those that the space gives; `$NAME` in a text is the
+            environment's.
+        placement: which channel groups get gates (see `Placement`).
+        preprocessing: from stored pixels to what the backbone reads.
+    """
+
+    train: Version = 1
+    name: Name
+    space: Name
+    data: Frozen[Name, Any] = Field(default_factory=dict, validate_default=True)
+    backbone: Backbone
+    placement: Placement = "paper"
+    preprocessing: Preprocessing
+    assembler: AssemblerSettings = AssemblerSettings()
+    joint: JointSettings = JointSettings()
+    judging: Judging = Judging()
+    licence: Text = ""
+    notes: Text = ""
+
+
+class TaskQuality(Value):
+    """How well one task was done at one limit, on test samples that trained nothing.
+
+    Attributes:
+        task: its name in the space.
+        quality: mean recall of the answers, or the data's own score (mAP at 0.5 for detection).
+        ratio: share of open units.
+        seen: whether the task was trained.
+    """
+
+    task: Name
+    limit: Ratio
+    ratio: Ratio
+    quality: Share
+    n_samples: Positive
+    seen: Flag
+
+
+class StockedSupernet(Value):
+    """A trained supernet as a market holds it: its manifest.
+
+    Attributes:
+        id: content hash of the graph, the weights, the assembler and what is said about them.
+        groups: channel groups with gates, in the order of the assembler's outputs.
+        graph_hash: blob of the backbone's structure.
+        weights_hash: blob of its tensors.
+        assembler_hash: blob of the assembler's tensors.
+        backbone: where the backbone came from, in words.
+        input_shape: without the batch axis.
+        cost: of the whole backbone.
+        floor: of the smallest subnet.
+        qualities: what it was judged by.
+    """
+
+    supernet: Version = 1
+    id: Sha
+    name: Name
+    space: TaskSpace
+    groups: Annotated[Names, Field(min_length=1)]
+    placement: Placement
+    preprocessing: Preprocessing
+    assembler: AssemblerSettings
+    joint: JointSettings | None = None
+    graph_hash: Sha
+    weights_hash: Sha
+    assembler_hash: Sha
+    backbone: Text = ""
+    input_shape: Annotated[Several[Positive], Field(min_length=1, max_length=8)]
+    units: Positive
+    cost: Cost
+    floor: Cost
+    qualities: Several[TaskQuality] = ()
+    licence: Text = ""
+    notes: Text = ""
+    created: Text
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the outputs stand for, in order."""
+        return self.space.answers
+
+    def hashes(self) -> dict[str, str]:
+        """Part -> blob key of everything that the supernet keeps."""
+        return {
+            "graph": self.graph_hash,
+            "weights": self.weights_hash,
+            "assembler": self.assembler_hash,
+        }
+
+    def content_id(self) -> str:
+        """The id that belongs to the content; equal to `id` unless somebody changed the manifest."""
+        plain = self.model_dump(mode="json", include=set(SUPERNET_IDENTITY))
+        text = to_json_text({**plain, "format": "sarto.supernet/1"})
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+class Certificate(Value):
+    """What is promised of a delivered subnet, and what was checked.
+
+    Attributes:
+        supernet: id of the supernet.
+        tasks: names of the tasks that it does.
+        seen: whether all of them were trained.
+        ratio: share of the gated units that are in it.
+        limit: of the assembler, where the search began; None where units were given.
+        filled: units that were added one by one to use up the budget.
+        expected: quality on test samples of the task at the nearest judged limits; for unseen tasks that of the nearest
+            trained ones, weighed by distance. None where nothing was judged.
+        expected_basis: how `expected` was found, in words.
+        nearest: trained tasks that are nearest to an unseen one -> share of properties that differ.
+        floor: cost of the smallest subnet of this supernet for the task: limit -> number.
+        slack: limit -> share of the budget that is left, as measured (or counted).
+        difference: largest relative difference from the gated supernet on random inputs.
+        difference_limit: at most this was allowed.
+        recalibrated: samples that batch norm statistics were taken from anew; 0: those of training.
+        hashes: what it was made from: supernet graph, weights, assembler, gates.
+    """
+
+    supernet: Sha
+    supernet_name: Name
+    tasks: Names
+    seen: Flag
+    ratio: Ratio
+    limit: Ratio | None = None
+    filled: Whole = 0
+    expected: Share | None = None
+    expected_basis: Text = ""
+    nearest: Frozen[Name, Share] = Field(default_factory=dict, validate_default=True)
+    floor: Frozen[Name, AtLeastZero] = Field(default_factory=dict, validate_default=True)
+    slack: Frozen[Name, Number] = Field(default_factory=dict, validate_default=True)
+    difference: AtLeastZero
+    difference_limit: AtLeastZero
+    recalibrated: Whole = 0
+    hashes: Frozen[Name, Sha] = Field(default_factory=dict, validate_default=True)

@@ -12,10 +12,12 @@ from sarto.types.nodes import (
     MAX_MEMBERS,
     BlockNode,
     BranchNode,
+    ChainNode,
     HeadNode,
     PlanNode,
     SliceNode,
     SourceNode,
+    SubnetNode,
     reads,
 )
 
@@ -134,10 +136,12 @@ def _unreachable(nodes: Mapping[str, PlanNode], out: str) -> Iterator[str]:
 
 
 def _kind(name: str, node: PlanNode, nodes: Mapping[str, PlanNode], kinds: Mapping[str, Kind]) -> Kind | str:
-    if isinstance(node, SourceNode):
+    if isinstance(node, SourceNode | SubnetNode):
         return Kind("model")
     if isinstance(node, BranchNode):
         return _branch(node, kinds)
+    if isinstance(node, ChainNode):
+        return _chain(node, kinds)
     given = kinds[node.of]
     if isinstance(node, BlockNode):
         if given.form == "model":
@@ -170,6 +174,13 @@ def _left(group: str, slices: Iterable[SliceNode]) -> int | None:
         if kept is not None and not keeps_all:
             return len(kept) if isinstance(kept, tuple) else kept if type(kept) is int else None
     return None
+
+
+def _chain(node: ChainNode, kinds: Mapping[str, Kind]) -> Kind | str:
+    for of in node.of:
+        if kinds[of].form != "model":
+            return f"a chain reads models, {of!r} gives {kinds[of].form}; read the model itself"
+    return Kind("model")
 
 
 def _branch(node: BranchNode, kinds: Mapping[str, Kind]) -> Kind | str:

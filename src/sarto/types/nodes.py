@@ -18,6 +18,7 @@ from sarto.types.fields import (
     Name,
     Names,
     Positive,
+    Ratio,
     Several,
     Sha,
     Share,
@@ -30,8 +31,8 @@ from sarto.types.problems import show
 from sarto.types.value import Value
 
 #: Operations that the plan language knows and this version does not build.
-NOT_BUILT = ("chain", "quantise", "subnet", "tune")
-OPERATIONS = ("block", "branch", "head", "slice", "source")
+NOT_BUILT = ("quantise", "tune")
+OPERATIONS = ("block", "branch", "chain", "head", "slice", "source", "subnet")
 MAX_MEMBERS = 1_000
 
 #: What is kept of one channel group: a ratio (float in (0, 1]), a count (int), or sorted indices.
@@ -130,6 +131,40 @@ Keep = Annotated[
 ]
 
 
+class SubnetNode(Value):
+    """The units of a stocked supernet that its assembler opens for tasks, as a static model with all outputs.
+
+    Attributes:
+        of: id of the supernet.
+        tasks: what it is for, each the properties of one task; of several the union of their units.
+        limit: share of units that the assembler may open for each task; None where `keep` names the units.
+        keep: group -> the units that stay; groups that are not named stay whole.
+        samples: content hash of samples, labels unread, whose batch norm statistics take the place of those of
+            training; None leaves these.
+    """
+
+    op: Literal["subnet"] = "subnet"
+    of: Sha
+    tasks: Annotated[Several[Names], Field(min_length=1, max_length=MAX_MEMBERS)]
+    limit: Ratio | None = None
+    keep: Keep = Field(default_factory=dict, validate_default=True)
+    samples: Sha | None = None
+
+    @model_validator(mode="after")
+    def _check_subnet(self) -> SubnetNode:
+        problems = [f".tasks[{i}]: a task has properties; give some" for i, t in enumerate(self.tasks) if not t]
+        problems += [
+            f".keep.{group}: a subnet names its units, got {show(kept)}; write their indices"
+            for group, kept in self.keep.items()
+            if not isinstance(kept, tuple)
+        ]
+        if (self.limit is None) == (not self.keep):
+            problems.append(".limit: give the limit, or under .keep the units of each group; one of the two")
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+
 class SliceNode(Value):
     """Some units of some channel groups; the rest is dropped.
 
@@ -196,6 +231,48 @@ class BranchNode(Value):
     join: Literal["concat", "mean"] = "concat"
 
 
+class Stitching(Value):
+    """How the blocks of a chain are joined.
+
+    Attributes:
+        lam: ridge strength in units of the mean eigenvalue; None: chosen on images left out.
+        rank: of the maps; None: full.
+        bias: False: linear maps, which also fold into padded convolutions.
+        sequential: fit each stitch on what the chain so far gives, not on what its donor gives.
+        random: seed of random stitches, the control; None: fitted ones.
+    """
+
+    fit: Literal["ridge"] = "ridge"
+    lam: AtLeastZero | None = None
+    rank: Positive | None = None
+    bias: Flag = True
+    sequential: Flag = True
+    random: Whole | None = None
+
+
+class ChainNode(Value):
+    """Blocks of several models, one after the other, with stitches between: the first one's input, the last one's classes.
+
+    Attributes:
+        of: the models that blocks are taken from, in order.
+        joints: between neighbouring ones, the value where the first is left and the value where the second is entered.
+        stitch: how they are joined.
+        samples: content hash of the images that the stitches are fitted on, labels unread.
+    """
+
+    op: Literal["chain"] = "chain"
+    of: Annotated[Several[Name], Field(min_length=2, max_length=MAX_MEMBERS)]
+    joints: Several[tuple[Name, Name]]
+    stitch: Stitching = Field(default_factory=Stitching, validate_default=True)
+    samples: Sha
+
+    @model_validator(mode="after")
+    def _check_chain(self) -> ChainNode:
+        if len(self.joints) != len(self.of) - 1:
+            raise RequestError(f".joints: {len(self.of)} models have {len(self.of) - 1} joints, got {len(self.joints)}")
+        return self
+
+
 class HeadNode(Value):
     """What turns features into classes.
 
@@ -248,7 +325,7 @@ def _check_operation(data: Any) -> Any:
 
 
 PlanNode = Annotated[
-    SourceNode | BlockNode | SliceNode | BranchNode | HeadNode,
+    SourceNode | BlockNode | SliceNode | BranchNode | ChainNode | HeadNode | SubnetNode,
     Field(discriminator="op"),
     BeforeValidator(_check_operation),
 ]
@@ -256,6 +333,6 @@ PlanNode = Annotated[
 
 def reads(node: PlanNode) -> tuple[str, ...]:
     """Names of the nodes that this node reads, in order."""
-    if isinstance(node, SourceNode):
+    if isinstance(node, SourceNode | SubnetNode):
         return ()
-    return node.of if isinstance(node, BranchNode) else (node.of,)
+    return node.of if isinstance(node, BranchNode | ChainNode) else (node.of,)

@@ -6,9 +6,13 @@ Each of them takes a node away or moves a slice down, so that they end:
 * a slice that keeps everything and repairs nothing vanishes; so does a branch of one part;
 * R1: slices of slices that name their units, without repair, become one;
 * R3: slice(block(e)) becomes block(slice(e)), unless "*" is used: in a block "*" leaves out the last group;
+* R2: in a chain, neighbouring blocks of one model that continue each other are one block; one that is left alone
+  is its model;
 * R4: a concat within a concat is laid flat; a mean within a mean too, its weights kept by repeating parts; a
   mean does not depend on the order of its parts;
 * R6: restrict of restrict keeps the intersection in the outer order; one that keeps everything vanishes.
+
+* R9 in part: the tasks of a subnet, and the properties of each, have no order.
 
 What has no meaning in a place is set to its default: the seed of a choice that is not random, the classes and
 samples of a slice that neither chooses nor fits by them.
@@ -34,11 +38,13 @@ from sarto.types.nodes import (
     MAX_MEMBERS,
     BlockNode,
     BranchNode,
+    ChainNode,
     HeadNode,
     Kept,
     PlanNode,
     SliceNode,
     SourceNode,
+    SubnetNode,
     reads,
 )
 from sarto.types.text import to_json_text
@@ -78,8 +84,12 @@ def normalise(nodes: Mapping[str, PlanNode], checked: Check) -> Normal:
         below = [keys[of] for of in reads(node)]
         if isinstance(node, SourceNode):
             keys[name] = forms.add(node)
+        elif isinstance(node, SubnetNode):
+            keys[name] = forms.add(_tidy_subnet(node))
         elif isinstance(node, BranchNode):
             keys[name] = forms.branch(name, node, below)
+        elif isinstance(node, ChainNode):
+            keys[name] = forms.chain(node, below)
         elif isinstance(node, SliceNode):
             keys[name] = forms.slice(node, below[0], on_model=checked.kinds[name].form == "model")
         elif isinstance(node, BlockNode):
@@ -145,6 +155,15 @@ class _Forms:
         members = flat if node.join == "concat" else _mean(name, weights)
         return members[0] if len(members) == 1 else self.add(BranchNode(of=tuple(members), join=node.join))
 
+    def chain(self, node: ChainNode, below: Sequence[str]) -> str:
+        of, joints = [below[0]], list[tuple[str, str]]()
+        for key, (end, start) in zip(below[1:], node.joints, strict=True):
+            if key == of[-1] and end == start:
+                continue
+            of.append(key)
+            joints.append((end, start))
+        return of[0] if len(of) == 1 else self.add(_with(node, of=tuple(of), joints=tuple(joints)))
+
     def head(self, node: HeadNode, below: str, classes: tuple[str, ...]) -> str:
         lower = self.table[below]
         if node.kind == "restrict" and isinstance(lower, HeadNode):
@@ -189,6 +208,11 @@ def _tidy(node: SliceNode, below: str, on_model: bool) -> SliceNode:
     )
 
 
+def _tidy_subnet(node: SubnetNode) -> SubnetNode:
+    # A task is a set of properties, and several tasks are a set of tasks.
+    return _with(node, tasks=tuple(sorted({tuple(sorted(set(task))) for task in node.tasks})))
+
+
 def _only_names(node: SliceNode) -> bool:
     return node.explicit and node.repair is None
 
@@ -226,19 +250,25 @@ def _with(node: N, **changes: Any) -> N:
 
 
 def _reading(node: PlanNode, names: Mapping[str, str]) -> PlanNode:
-    if isinstance(node, SourceNode):
+    if isinstance(node, SourceNode | SubnetNode):
         return node
     if isinstance(node, BranchNode):
         return BranchNode(of=tuple(names[of] for of in node.of), join=node.join)
+    if isinstance(node, ChainNode):
+        return _with(node, of=tuple(names[of] for of in node.of))
     return _with(node, of=names[node.of])
 
 
 def _canonical(node: PlanNode) -> bytes:
     # RFC 8785 in spirit: sorted keys, no spaces, one spelling for each number.
     fields = {name: _plain(getattr(node, name)) for name in type(node).model_fields}
+    if isinstance(node, SubnetNode):
+        fields["keep"] = {group: _tagged(kept) for group, kept in node.keep.items()}
     if isinstance(node, SliceNode):
         fields["keep"] = {group: _tagged(kept) for group, kept in node.keep.items()}
         fields["repair"] = None if node.repair is None else _plain(node.repair.model_dump())
+    if isinstance(node, ChainNode):
+        fields["stitch"] = _plain(node.stitch.model_dump())
     paper = fields.pop("paper", None)
     if paper is not None:
         fields["paper"] = _plain(paper.model_dump())

@@ -12,7 +12,7 @@ from sarto.errors import RequestError
 from sarto.types.cost import Cost
 from sarto.types.fields import FrozenDict, Name, Text, Version, problem
 from sarto.types.kinds import Check, Kind, check
-from sarto.types.nodes import PlanNode, SliceNode, SourceNode
+from sarto.types.nodes import PlanNode, SliceNode, SourceNode, SubnetNode
 from sarto.types.normal import Normal, normalise, rename
 from sarto.types.value import Value
 
@@ -50,7 +50,7 @@ class Plan(Value):
 
     @model_validator(mode="after")
     def _check_types(self) -> Self:
-        kept = sum(_entries(node) for node in self.nodes.values() if isinstance(node, SliceNode))
+        kept = sum(_entries(n) for n in self.nodes.values() if isinstance(n, SliceNode | SubnetNode))
         if kept > MAX_KEPT:
             raise RequestError(f".nodes: all slices name {kept:,} units, the limit is {MAX_KEPT:,}")
         problems = ["." + text for text in self._checked.problems]
@@ -77,6 +77,11 @@ class Plan(Value):
     def learnwares(self) -> tuple[str, ...]:
         """Ids of the learnwares that parts come from, sorted."""
         return tuple(sorted({node.of for node in self.nodes.values() if isinstance(node, SourceNode)}))
+
+    @property
+    def supernets(self) -> tuple[str, ...]:
+        """Ids of the supernets that subnets are cut from, sorted."""
+        return tuple(sorted({node.of for node in self.nodes.values() if isinstance(node, SubnetNode)}))
 
     def normal(self) -> Plan:
         """The plan of the same meaning that all its spellings share.
@@ -107,5 +112,5 @@ class Plan(Value):
         return normalise(self.nodes, self._checked)
 
 
-def _entries(node: SliceNode) -> int:
+def _entries(node: SliceNode | SubnetNode) -> int:
     return sum(len(kept) if isinstance(kept, tuple) else 1 for kept in node.keep.values())

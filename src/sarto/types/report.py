@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sarto.errors import RequestError
 from sarto.types.cost import LIMITS, Cost, Limit
+from sarto.types.factory import Certificate
 from sarto.types.fields import (
     AtLeastZero,
     Flag,
@@ -231,10 +232,12 @@ class Environment(Value):
 
 
 class CostLine(Value):
-    """One cost number: what was predicted, what came out, what was allowed."""
+    """One cost number: what was predicted and within which bounds, what came out, what was allowed."""
 
     name: Limit
     predicted: Number | None = None
+    predicted_low: Number | None = None
+    predicted_high: Number | None = None
     measured: Number | None = None
     budget: Number | None = None
 
@@ -262,6 +265,7 @@ class Report(Value):
         seconds: wall time of each hop of the order.
         sentences: the result in words.
         not_tried: what was left out of the comparison, and why.
+        certificate: of a model that is a subnet of a supernet.
     """
 
     report: Version = 1
@@ -285,6 +289,7 @@ class Report(Value):
     seconds: Frozen[Name, AtLeastZero] = Field(default_factory=dict, validate_default=True)
     sentences: Several[Text] = ()
     not_tried: Several[Text] = ()
+    certificate: Certificate | None = None
 
     @model_validator(mode="after")
     def _check_rows(self) -> Report:
@@ -310,9 +315,12 @@ class Report(Value):
     def cost_lines(self) -> Iterator[CostLine]:
         """Predicted beside measured, with the budget, for each cost number."""
         for name in LIMITS:
+            timed = name == "latency_ms"
             yield CostLine(
                 name=name,
                 predicted=getattr(self.predicted, name),
+                predicted_low=self.predicted.latency_low_ms if timed else None,
+                predicted_high=self.predicted.latency_high_ms if timed else None,
                 measured=getattr(self.measured, name),
                 budget=getattr(self.request.budget, name),
             )

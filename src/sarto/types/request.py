@@ -9,32 +9,59 @@ from pydantic import Field, model_validator
 from sarto.errors import RequestError
 from sarto.types.cost import Budget
 from sarto.types.device import Device
-from sarto.types.fields import FilePath, Frozen, Name, Names, Positive, Several, Sha, Share, Whole, twice
+from sarto.types.fields import FilePath, Flag, Frozen, Name, Names, Positive, Several, Sha, Share, Whole, twice
 from sarto.types.paper import PaperSettings
 from sarto.types.value import Value
 
 
 class Task(Value):
-    """What the model must tell apart.
+    """What the model must do: tell classes apart, or a task of a task space that a stocked supernet was trained for.
 
     Attributes:
         classes: names as the market knows them, in the order of the model's outputs: "cat", or
             "learnware:cat" to say whose cat is meant.
+        properties: what the task is made of: [exactly_2, digit_7].
+        also: further tasks that the same model must do, each by its properties.
+        space: name of the task space that is meant; None: any that has these properties.
+        supernet: name or id of the supernet that is meant; None: any.
     """
 
-    classes: Annotated[Names, Field(min_length=1)]
+    classes: Names = ()
+    properties: Names = ()
+    also: Several[Names] = ()
+    space: Name | None = None
+    supernet: Name | None = None
 
     @model_validator(mode="after")
-    def _check_classes(self) -> Task:
+    def _check_task(self) -> Task:
         problems = [f".classes: {name!r} is named twice; name it once" for name in twice(self.classes)]
         problems += [
             f".classes[{place}]: {name!r} is half a name; write class or learnware:class"
             for place, name in enumerate(self.classes)
             if name[0] == ":" or name[-1] == ":"
         ]
+        problems += [f".properties: {name!r} is named twice" for name in twice(self.properties)]
+        if not self.classes and not self.properties:
+            problems.append(".classes: name the classes to tell apart, or under .properties those of a task")
+        if self.classes and self.properties:
+            problems.append(".properties: a task is given by classes or by properties, not by both")
+        extra = [name for name in ("also", "space", "supernet") if getattr(self, name)]
+        if self.classes and not self.properties and extra:
+            problems.append(f".{extra[0]}: goes with properties, not with classes")
+        problems += [f".also[{i}]: a task has properties; give some" for i, t in enumerate(self.also) if not t]
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self
+
+    @property
+    def tasks(self) -> tuple[tuple[str, ...], ...]:
+        """Every task that was asked for, by its properties; none where classes were."""
+        return (self.properties, *self.also) if self.properties else ()
+
+    @property
+    def title(self) -> tuple[str, ...]:
+        """The classes, or the tasks, as tables show them."""
+        return self.classes or tuple("+".join(task) for task in self.tasks)
 
     @property
     def wanted(self) -> tuple[tuple[str | None, str], ...]:
@@ -55,6 +82,7 @@ class Request(Value):
         seed: of everything that is drawn.
         method: how fragments are made: solved in closed form, or trained as the paper does.
         paper: the numbers of the paper's method; None takes its defaults.
+        recalibrate: of a subnet: take the statistics of batch norms anew from the order's samples, labels unread.
     """
 
     task: Task
@@ -63,12 +91,13 @@ class Request(Value):
     samples: FilePath | None = None
     heldout: FilePath | None = None
     samples_per_class: Positive | None = None
-    engines: Annotated[Names, Field(min_length=1)] = ("slicepack", "baselines")
+    engines: Annotated[Names, Field(min_length=1)] = ("slicepack", "factory", "reassembly", "baselines")
     baselines: Names = ("finetune",)
     seed: Whole = 0
     name: Name | None = None
     method: Literal["closed_form", "paper"] = "closed_form"
     paper: PaperSettings | None = None
+    recalibrate: Flag = False
 
     @model_validator(mode="after")
     def _check_method(self) -> Request:
@@ -82,6 +111,8 @@ class Request(Value):
                 ".paper.select: an order is planned by size, so its units are chosen by rate; a threshold decides "
                 "sizes by itself"
             )
+        if self.recalibrate and self.samples is None:
+            problems.append(".recalibrate: takes statistics from the order's samples; give their path under .samples")
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self
@@ -110,14 +141,14 @@ class Requirement(Value):
         offers: the chosen donor of each wanted class, in the order of `request.task.classes`.
         others: who else knows these classes.
         n_samples: samples of each class that the order may use.
-        samples_digest: content hash of these samples.
+        samples_digest: content hash of these samples; None where none were needed.
     """
 
     request: Request
     offers: Several[ClassOffer]
     others: Several[ClassOffer] = ()
-    n_samples: Frozen[Name, Whole]
-    samples_digest: Sha
+    n_samples: Frozen[Name, Whole] = Field(default_factory=dict, validate_default=True)
+    samples_digest: Sha | None = None
 
     @model_validator(mode="after")
     def _check_offers(self) -> Requirement:

@@ -25,6 +25,8 @@ class TaskSpace(Value):
 
     Attributes:
         groups: group -> its properties; a task has `choose` of each.
+        order: the groups in the order of the bits of a task code; by default as they are written. It is kept beside
+            the groups because a mapping has no order where it is stored.
         choose: group -> how many properties of it a task has at most (at least one); groups not named: one.
         optional: groups of which a task may have no property.
         tasks: the tasks, if not all combinations.
@@ -43,6 +45,7 @@ class TaskSpace(Value):
     space: Version = 1
     name: Name
     groups: Annotated[Frozen[Name, Names], Field(min_length=1)]
+    order: Names = ()
     choose: Frozen[Name, Positive] = Field(default_factory=dict, validate_default=True)
     optional: Names = ()
     tasks: Several[Names] = ()
@@ -53,8 +56,18 @@ class TaskSpace(Value):
     outputs_of: Frozen[Name, Names] = Field(default_factory=dict, validate_default=True)
     kind: Literal["classification", "detection"] = "classification"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("groups"), Mapping) and not data.get("order"):
+            return {**data, "order": tuple(data["groups"])}
+        return data
+
     @model_validator(mode="after")
     def _check_space(self) -> TaskSpace:
+        if sorted(self.order) != sorted(self.groups):
+            told = ", ".join(self.groups)
+            raise RequestError(f".order: names each group once ({told}), got {', '.join(self.order) or 'none'}")
         problems = [
             f".groups: property {name!r} is named twice; name it once" for name in twice(self.properties)
         ]
@@ -99,7 +112,7 @@ class TaskSpace(Value):
     @property
     def properties(self) -> tuple[str, ...]:
         """All properties, group by group; the bits of a task code."""
-        return tuple(name for held in self.groups.values() for name in held)
+        return tuple(name for group in self.order for name in self.groups[group])
 
     @property
     def seen(self) -> tuple[frozenset[str], ...]:
@@ -117,7 +130,7 @@ class TaskSpace(Value):
         """What keeps a set of properties from being a task of this space; nothing where it is one."""
         asked = list(task)
         if not asked:
-            return [f"a task has properties; give one of each group ({', '.join(self.groups)})"]
+            return [f"a task has properties; give one of each group ({', '.join(self.order)})"]
         found = [
             f"{name!r} is no property of {self.name!r}{suggest(name, self.properties)}"
             for name in asked
@@ -126,7 +139,8 @@ class TaskSpace(Value):
         found += [f"{name!r} is named twice" for name in twice(asked)]
         if found:
             return found
-        for group, held in self.groups.items():
+        for group in self.order:
+            held = self.groups[group]
             mine = [name for name in asked if name in held]
             most = self.choose.get(group, 1)
             if not mine and group not in self.optional:
@@ -167,8 +181,8 @@ class TaskSpace(Value):
 
     def _combinations(self) -> list[frozenset[str]]:
         choices = [
-            _subsets(held, int(group not in self.optional), self.choose.get(group, 1))
-            for group, held in self.groups.items()
+            _subsets(self.groups[group], int(group not in self.optional), self.choose.get(group, 1))
+            for group in self.order
         ]
         every = [frozenset(name for part in parts for name in part) for parts in product(*choices)]
         return [task for task in every if task]

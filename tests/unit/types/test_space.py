@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from itertools import combinations
 
@@ -104,3 +105,20 @@ def test_distances_by_hand() -> None:
     assert distance({"a", "b"}, {"a", "c"}) == pytest.approx(2 / 3)
     found = nearest({"a", "b"}, [frozenset("ac"), frozenset("xy"), frozenset("ab")], 2)
     assert list(found) == [frozenset("ab"), frozenset("ac")]
+
+
+def test_bits_keep_their_order_through_storage() -> None:
+    space = TaskSpace.parse(
+        {
+            "name": "s",
+            "groups": {"z": ["z1", "z2"], "a": ["a1"]},
+            "function": "m:f",
+            "answers": ["no", "yes"],
+        }
+    )
+    stored = TaskSpace.parse(space.to_json())
+    assert stored == space and stored.properties == ("z1", "z2", "a1") == space.properties
+    assert stored.code({"z2", "a1"}) == (0, 1, 1) and stored.named({"a1", "z2"}) == "z2+a1"
+    assert stored.seen == space.seen
+    with pytest.raises(RequestError, match="names each group once"):
+        TaskSpace.parse({**json.loads(space.to_json()), "order": ["z"]})
