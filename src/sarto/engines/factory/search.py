@@ -168,6 +168,15 @@ def curve(supernet: Supernet, task: frozenset[str], table: CostTable, *, profile
     ]
 
 
+def floor_costs(
+    supernet: Supernet, tasks: Sequence[frozenset[str]], table: CostTable, limits: Sequence[str]
+) -> dict[str, float]:
+    """Cost of the smallest subnet for tasks: limit -> number."""
+    _, _, opened = _chain(supernet, tasks)
+    costs = table.costs(counted(opened[:1], supernet.layout), limits)
+    return {name: float(values.min()) for name, values in costs.items()}
+
+
 def counted(gates: Tensor, layout: Layout) -> Counts:
     """Open units of each group, shape (n, groups), of gates (n, units)."""
     return torch.stack([gates[:, start:stop].sum(1) for start, stop in layout.values()], 1).long().numpy()

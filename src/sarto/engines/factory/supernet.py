@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.gates import Layout
-from sarto.errors import GraphError
+from sarto.errors import GraphError, StoreError
 from sarto.graph import INSIDE_HEADS, ModelGraph, Selection, gate, gate_layout, gateable, slice
-from sarto.types import TaskSpace
+from sarto.types import StockedSupernet, TaskSpace
+from sarto.types.factory import Placement
 
 #: Kinds of channel groups with gates. The paper's are what a block makes for itself: filters inside residual blocks and
 #: hidden units. `wide` adds what blocks share and whole heads, and so lowers the floor.
-PLACEMENTS = {
+PLACEMENTS: Mapping[Placement, frozenset[str]] = {
     "paper": frozenset(["filters", "hidden units"]),
     "wide": frozenset(["filters", "hidden units", "stream", "heads"]),
 }
-Placement = Literal["paper", "wide"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +80,25 @@ def placed(graph: ModelGraph, placement: Placement = "paper") -> tuple[str, ...]
             f"`sarto inspect` shows its groups. {'; '.join(why[:5])}"
         )
     return found
+
+
+def revived(manifest: StockedSupernet, graph: ModelGraph, tensors: Mapping[str, Tensor]) -> Supernet:
+    """The supernet of a manifest, from its backbone and the tensors of its assembler.
+
+    Raises:
+        StoreError: the tensors are not those of an assembler for this space and these groups.
+    """
+    assembler = Assembler(
+        len(manifest.space.properties), gate_layout(graph, manifest.groups), manifest.assembler
+    )
+    try:
+        assembler.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise StoreError(
+            f"supernet {manifest.name!r}: its assembler's tensors are of another shape: {error}; train it again",
+            where=manifest.id,
+        ) from error
+    return Supernet(graph, manifest.space, manifest.groups, assembler.eval())
 
 
 def selection(gates: Tensor, layout: Layout) -> Selection:

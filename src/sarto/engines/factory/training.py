@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +15,9 @@ from sarto.engines.factory.data import TaskData, allowed_outputs, losses, score
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.supernet import Joint, Supernet
 from sarto.graph import ModelGraph, gate_layout
+from sarto.graph.file import graph_hash
 from sarto.training import LoopResult, LoopSettings, draws, train_loop
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
-
-#: Limits at which the quality is shown while training goes on.
-SHOWN = (0.05, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,8 @@ def train_supernet(
     joint: JointSettings | None = None,
     folder: Path | None = None,
     told: Callable[[int, float], None] | None = None,
+    shown: Callable[[Supernet], None] | None = None,
+    show_every: int = 1000,
     device: str = "cpu",
 ) -> Trained:
     """A backbone trained jointly with an assembler, for all tasks of a space and all limits at once.
@@ -48,6 +49,7 @@ def train_supernet(
         groups: channel groups with gates (see `placed`).
         folder: for checkpoints; the same call goes on from them, to the same weights.
         told: called after every step with the number of steps done and the loss.
+        shown: called every `show_every` steps with the supernet as it is then.
 
     Raises:
         StoreError: the folder holds checkpoints of another training.
@@ -73,6 +75,7 @@ def train_supernet(
 
     def loss_of(step: int) -> Tensor:
         generator = draws(settings.seed, step)
+        torch.manual_seed(draws(settings.seed, step, stream=2).initial_seed())  # what the backbone drops
         chosen = torch.randint(len(tasks), (settings.batch,), generator=generator)
         inputs, answers = data.draw([tasks[i] for i in chosen], "train", generator)
         progress = step / settings.steps
@@ -90,34 +93,44 @@ def train_supernet(
         each = losses(space, data, outputs.float(), answers.to(device), allowed[chosen].to(device))
         return each.mean() + settings.strength * ramp(settings, progress) * excess.mean()
 
-    result = train_loop(
-        {"net": model.net, "assembler": model.assembler},
-        loss_of,
-        LoopSettings(
-            steps=settings.steps,
-            rates={"net": settings.lr, "assembler": settings.lr_assembler},
-            decays={"net": settings.decay},
-            warmup=settings.warmup,
-            clip=settings.clip,
-            save_every=settings.save_every,
-        ),
-        folder=folder,
-        identity={
-            "joint": settings.to_json(),
-            "assembler": shape.to_json(),
-            "space": space.to_json(),
-            "groups": list(groups),
-        },
-        told=told,
-    )
+    def after(step: int, loss: float) -> None:
+        if told is not None:
+            told(step, loss)
+        if shown is not None and step % show_every == 0 and step < settings.steps:
+            shown(finished(graph, space, groups, model))
+
+    with torch.random.fork_rng():
+        result = train_loop(
+            {"net": model.net, "assembler": model.assembler},
+            loss_of,
+            LoopSettings(
+                steps=settings.steps,
+                rates={"net": settings.lr, "assembler": settings.lr_assembler},
+                decays={"net": settings.decay},
+                warmup=settings.warmup,
+                clip=settings.clip,
+                save_every=settings.save_every,
+            ),
+            folder=folder,
+            identity={
+                "joint": settings.to_json(),
+                "assembler": shape.to_json(),
+                "space": space.to_json(),
+                "groups": list(groups),
+                "backbone": graph_hash(graph),
+            },
+            told=after,
+        )
     return Trained(finished(graph, space, groups, model), result)
 
 
 def finished(graph: ModelGraph, space: TaskSpace, groups: tuple[str, ...], model: Joint) -> Supernet:
     """The supernet of trained weights, in evaluation mode on the processor."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.net.state_dict().items()}
+    state = {
+        name: value.detach().cpu().clone().contiguous() for name, value in model.net.state_dict().items()
+    }
     tensors = {name: state.get(name, value) for name, value in graph.tensors.items()}
-    return Supernet(replace(graph, tensors=tensors), space, groups, model.assembler.cpu().eval())
+    return Supernet(replace(graph, tensors=tensors), space, groups, deepcopy(model.assembler).cpu().eval())
 
 
 def ramp(settings: JointSettings, progress: float) -> float:

@@ -1,0 +1,195 @@
+"""Static models out of a supernet: cut, checked against the gated supernet, and what to expect of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sarto.engines.factory.gates import Layout
+from sarto.engines.factory.supernet import Supernet
+from sarto.errors import GraphError, RequestError, VerifyError
+from sarto.graph import ModelGraph, relative_difference, restrict
+from sarto.graph.model import Node, Ref, TensorRef, size_at
+from sarto.graph.run import run_node
+from sarto.training import draws
+from sarto.types import TaskQuality, TaskSpace
+from sarto.types.space import nearest
+
+#: Largest relative difference between a subnet and the gated supernet in single precision (design promise 1).
+EQUAL = 1e-5
+#: Random inputs on which they are compared.
+COMPARED = 2
+#: Trained tasks that say what to expect of an unseen one.
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What to expect of a subnet.
+
+    Attributes:
+        quality: None where nothing near was judged.
+        basis: in words.
+        nearest: trained tasks -> share of properties that differ; of an unseen task.
+    """
+
+    quality: float | None
+    basis: str
+    nearest: Mapping[str, float]
+
+
+def cut(
+    supernet: Supernet,
+    gates: Tensor,
+    tasks: Sequence[frozenset[str]] = (),
+    rows: Sequence[int] | None = None,
+) -> ModelGraph:
+    """The static model of gates (units,): open units alone, and the outputs that the tasks tell apart (none: all).
+
+    Args:
+        rows: the outputs that stay, in this order, whatever the tasks.
+    """
+    graph = supernet.subnet(gates)
+    wanted = task_outputs(supernet.space, tasks) if rows is None else list(rows)
+    whole = supernet.space.kind != "classification" or wanted == list(range(len(supernet.space.answers)))
+    return graph if whole else restrict(graph, wanted)
+
+
+def task_outputs(space: TaskSpace, tasks: Sequence[frozenset[str]]) -> list[int]:
+    """Outputs that any of the tasks tells apart, in the order of the answers; all of them for no task."""
+    if not tasks or space.kind != "classification":
+        return list(range(len(space.answers)))
+    return sorted({place for task in tasks for place in space.outputs(task)})
+
+
+def compared(
+    supernet: Supernet, gated: ModelGraph, gates: Tensor, graph: ModelGraph, rows: Sequence[int]
+) -> float:
+    """Largest relative difference between a subnet and the gated supernet on random inputs.
+
+    Args:
+        gated: of the supernet, which is written once for many subnets.
+        rows: outputs of the supernet that the subnet has, in its order.
+
+    Raises:
+        VerifyError: it is above `EQUAL`: the subnet is not what was trained.
+    """
+    entry = supernet.graph.inputs[0]
+    shape = size_at(entry.shape, COMPARED)
+    inputs = torch.randn(shape, generator=draws(0, 0, stream=3))
+    whole = gated(inputs, gates.expand(COMPARED, -1).contiguous())
+    mine = graph(inputs)
+    if not isinstance(whole, Tensor) or not isinstance(mine, Tensor):
+        raise GraphError("a supernet has one output")
+    if supernet.space.kind == "classification":
+        whole = whole[:, list(rows)]
+    difference = relative_difference([mine], [whole])
+    if not difference <= EQUAL:
+        raise VerifyError(
+            f"the extracted subnet differs from the gated supernet by {difference:.2g} (at most {EQUAL:g} is allowed); "
+            "it is not delivered. `sarto market` verify finds damaged files; else report this"
+        )
+    return difference
+
+
+def gates_of(kept: Mapping[str, Sequence[int]], layout: Layout) -> Tensor:
+    """Gates (units,) that open the named units of each group; groups that are not named are open whole.
+
+    Raises:
+        RequestError: a group has no gates, or a unit that it does not have is named.
+    """
+    problems = [f"{group!r} has no gates in this supernet" for group in kept if group not in layout]
+    units = max(stop for _, stop in layout.values())
+    gates = torch.ones(units)
+    for group, (start, stop) in layout.items():
+        if group not in kept:
+            continue
+        outside = [unit for unit in kept[group] if not 0 <= unit < stop - start]
+        if outside:
+            problems.append(f"{group!r} has units 0 to {stop - start - 1}, {outside[0]} was named")
+            continue
+        gates[start:stop] = 0.0
+        gates[torch.tensor(kept[group], dtype=torch.long) + start] = 1.0
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+    return gates
+
+
+def expected(
+    space: TaskSpace, qualities: Sequence[TaskQuality], task: frozenset[str], ratio: float
+) -> Expected:
+    """What the judged tasks say of a task at a share of open units.
+
+    Of a task that was judged: its quality between the two nearest judged ratios, in a straight line. Of another one:
+    the mean over its nearest judged trained tasks, weighed by 1 - distance.
+    """
+    name = space.named(task)
+    rows: dict[str, list[TaskQuality]] = {}
+    for row in qualities:
+        rows.setdefault(row.task, []).append(row)
+    near = {} if task in space.seen else {space.named(o): far for o, far in nearest(task, space.seen).items()}
+    if name in rows:
+        n = rows[name][0].n_samples
+        return Expected(_between(rows[name], ratio), f"judged on {n} test samples of this task", near)
+    trained = [other for other in space.seen if space.named(other) in rows]
+    weighed = [
+        (1 - far, _between(rows[space.named(other)], ratio))
+        for other, far in nearest(task, trained, NEIGHBOURS).items()
+    ]
+    total = sum(weight for weight, _ in weighed)
+    if not total:
+        return Expected(None, "no task near to this one was judged", near)
+    return Expected(
+        sum(weight * quality for weight, quality in weighed) / total,
+        f"mean of the {len(weighed)} nearest judged tasks, weighed by what they share",
+        near,
+    )
+
+
+def _between(rows: Sequence[TaskQuality], ratio: float) -> float:
+    ordered = sorted(rows, key=lambda row: row.ratio)
+    below = [row for row in ordered if row.ratio <= ratio + 1e-9]
+    above = [row for row in ordered if row.ratio >= ratio - 1e-9]
+    if not below or not above:
+        # Under the lowest judged ratio nothing is known; its quality is the best guess there is.
+        return (above or below)[0 if above else -1].quality
+    low, high = below[-1], above[0]
+    if high.ratio <= low.ratio:
+        return high.quality
+    share = (ratio - low.ratio) / (high.ratio - low.ratio)
+    return low.quality + share * (high.quality - low.quality)
+
+
+def recalibrated(graph: ModelGraph, inputs: Tensor) -> ModelGraph:
+    """The model with the batch norm statistics of these inputs, front to back; the source is unchanged.
+
+    Reference:
+        Yu and Huang, Universally Slimmable Networks, arXiv 1903.05134, section 3.3: statistics taken anew for each
+        subnet, over all samples at once.
+    """
+    tensors = dict(graph.tensors.items())
+    last = {name: users[-1] for name, users in graph.readers.items()}
+    env: dict[str, Any] = {graph.inputs[0].name: inputs}
+
+    def newest(node: Node, arg: str, value: Tensor) -> Tensor:
+        found = node.args.get(arg)
+        return tensors[found.name] if isinstance(found, TensorRef) else value
+
+    with torch.no_grad():
+        for node in graph.nodes:
+            given = node.args.get("input")
+            names = [node.args.get(name) for name in ("running_mean", "running_var")]
+            if node.op == "aten.batch_norm.default" and isinstance(given, Ref):
+                rows = env[given.name].transpose(0, 1).flatten(1).double()
+                moments = (rows.mean(1), rows.var(1, unbiased=False))
+                for name, found in zip(names, moments, strict=True):
+                    if isinstance(name, TensorRef):
+                        tensors[name.name] = found.to(tensors[name.name].dtype)
+            env[node.name] = run_node(graph, node, env, len(inputs), newest)
+            for name in [name for name in env if last.get(name) == node.name]:
+                del env[name]
+    return replace(graph, tensors=tensors)
