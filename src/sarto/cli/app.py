@@ -14,6 +14,7 @@ from sarto.cli import (
     device,
     device_setup,
     exporting,
+    factory,
     inspecting,
     market,
     orders,
@@ -69,6 +70,19 @@ device_app.command("ls")(device.ls)
 device_app.command("show")(device.show)
 device_app.command("explain")(device.explain)
 app.add_typer(device_app, name="device")
+
+factory_app = typer.Typer(
+    help="Supernets: trained once for a task space, then a small model for every task and budget.",
+    no_args_is_help=True,
+)
+factory_app.command("train")(factory.train)
+factory_app.command("ls")(factory.ls)
+factory_app.command("show")(factory.show)
+factory_app.command("curve")(factory.curve)
+factory_app.command("delta")(factory.delta)
+factory_app.command("rm")(factory.rm)
+factory_app.command("spaces")(factory.spaces)
+app.add_typer(factory_app, name="factory")
 
 
 def _version(asked: bool) -> None:

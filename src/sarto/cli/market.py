@@ -41,11 +41,13 @@ def ls(
 
         with Market.open(market) as opened:
             learnwares, found = opened.learnwares(), opened.fragments()
+            supernets = list(opened.store.supernets)
         if as_json:
             emit(
                 {
                     "learnwares": [json.loads(item.to_json()) for item in learnwares],
                     "n_fragments": len(found),
+                    "supernets": [json.loads(item.to_json()) for item in supernets],
                     **({"fragments": found} if fragments else {}),
                 }
             )
@@ -68,7 +70,8 @@ def ls(
                 item.licence,
             )
         console().print(table)
-        typer.echo(f"{len(learnwares)} learnwares, {len(found)} fragments")
+        more = f", {len(supernets)} supernets (sarto factory ls)" if supernets else ""
+        typer.echo(f"{len(learnwares)} learnwares, {len(found)} fragments{more}")
 
 
 def show(

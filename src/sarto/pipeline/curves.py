@@ -1,0 +1,152 @@
+"""What a supernet offers for a task, cost against quality; and what changes from one order to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sarto.devices.profiling import Predictor
+from sarto.engines.factory.costs import CostTable
+from sarto.engines.factory.delta import Delta, delta
+from sarto.engines.factory.search import curve, search
+from sarto.engines.factory.subnets import expected
+from sarto.engines.factory.supernet import Supernet
+from sarto.errors import RequestError
+from sarto.types import Budget, StockedSupernet
+from sarto.types.profile import DeviceProfile
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One subnet of a task.
+
+    Attributes:
+        limit: of the assembler.
+        ratio: share of open units.
+        quality: expected on test samples; None where nothing was judged.
+        latency_ms: predicted; None without a profile.
+        latency_high_ms: upper bound of it.
+    """
+
+    limit: float
+    ratio: float
+    quality: float | None
+    size_bytes: int
+    memory_bytes: int
+    latency_ms: float | None
+    latency_high_ms: float | None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def cost_quality(
+    manifest: StockedSupernet, supernet: Supernet, task: str, profile: DeviceProfile | None = None
+) -> tuple[list[CurvePoint], str]:
+    """The curve of a task, smallest subnet first, and how its qualities are known, in words.
+
+    Raises:
+        RequestError: it is no task of the space.
+    """
+    asked = supernet.space.task(task)
+    table = cost_table(supernet, profile)
+    points, basis = [], ""
+    for found in curve(supernet, asked, table, profiled=profile is not None):
+        told = expected(supernet.space, manifest.qualities, asked, found.ratio)
+        basis = told.basis
+        points.append(
+            CurvePoint(
+                limit=found.limit,
+                ratio=found.ratio,
+                quality=told.quality,
+                size_bytes=round(found.size_bytes),
+                memory_bytes=round(found.memory_bytes),
+                latency_ms=found.latency_ms,
+                latency_high_ms=found.latency_high_ms,
+            )
+        )
+    return points, basis
+
+
+def cost_table(supernet: Supernet, profile: DeviceProfile | None) -> CostTable:
+    """Costs of a supernet's subnets, with the latency of a profile where there is one.
+
+    Raises:
+        RequestError: the profile is of another backbone, so that only blocks alone would say something.
+    """
+    if profile is None:
+        return CostTable(supernet.graph, supernet.groups)
+    predictor = Predictor(profile)
+    if profile.backbones and not predictor.compiled(supernet.graph).of_backbone:
+        known = ", ".join(model.backbone for model in profile.backbones)
+        raise RequestError(
+            f"profile {profile.name!r} is of other backbones ({known}); measure this one with `sarto device measure "
+            f"{profile.name} MODEL`, or take a profile of blocks alone",
+            where="profile",
+        )
+    return CostTable(supernet.graph, supernet.groups, predictor)
+
+
+def changed(supernet: Supernet, old: str, new: str, profile: DeviceProfile | None = None) -> Delta:
+    """What a device must download when an order changes.
+
+    Args:
+        old: "task@limit" or "task@latency_ms=12", for instance "exactly_2+digit_7@0.1".
+        new: the same.
+
+    Raises:
+        RequestError: a text is no order of this kind, or no task of the space.
+        InfeasibleError: a budget is under the floor.
+    """
+    table = cost_table(supernet, profile)
+    before, after = (_gates(supernet, text, table) for text in (old, new))
+    return delta(supernet.graph, supernet.selection(before), supernet.selection(after))
+
+
+def _gates(supernet: Supernet, text: str, table: CostTable) -> Any:
+    import torch
+
+    task, at, amount = text.rpartition("@")
+    if not at:
+        raise RequestError(f"{text!r}: write task@limit, for instance {text}@0.1")
+    asked = supernet.space.task(task)
+    name, equals, number = amount.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        raise RequestError(f"{text!r}: {number!r} is no number") from None
+    if not equals:
+        code = torch.tensor([supernet.space.code(asked)], dtype=torch.float32)
+        return supernet.assembler.gates(code, torch.tensor([value]))[0]
+    whole = value if name == "latency_ms" else int(value)
+    return search(supernet, [asked], Budget.parse({name.strip(): whole}), table).gates
+
+
+def draw_curve(points: Sequence[CurvePoint], path: Path, *, title: str) -> None:
+    """The curve as an .svg or .png file: expected quality over latency, or over size without a profile.
+
+    Raises:
+        RequestError: nothing was judged, so that there is no quality to draw; or an ending that can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if path.suffix not in (".svg", ".png"):
+        raise RequestError(f"--plot {path}: the ending must be .svg or .png")
+    rows = [point for point in points if point.quality is not None]
+    if not rows:
+        raise RequestError("this supernet was not judged, so there is no quality to draw")
+    timed = rows[0].latency_ms is not None
+    across = [float(p.latency_ms or 0.0) if timed else p.size_bytes / 1e6 for p in rows]
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(across, [100 * float(p.quality or 0.0) for p in rows], marker="o", markersize=2.5)
+    axes.set_xlabel("predicted latency, ms" if timed else "weights, MB")
+    axes.set_ylabel("expected quality, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
