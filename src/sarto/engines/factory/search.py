@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from sarto.types import Budget
 
 #: Limits that are tried in one call in the paper's order: one percent to all.
 STEPS = 100
-#: Units that did not fit in a row before filling up ends.
-PATIENCE = 64
+#: Numbers of units that are tried at once when a budget is filled up.
+PROBES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,24 +214,46 @@ def _filled(
 ) -> tuple[Tensor, int]:
     """Gates with as many more units as the budget holds, tried in order; and how many these are.
 
-    Runs of units are tried whole first, then halved, so that filling takes few calls of the predictor.
+    Units are opened in order up to the first that does not fit; then groups of which not one more unit fits are given
+    up, and the others go on. No cost falls when a unit is added, so what is given up would not fit later either.
     """
-    closed = [int(unit) for unit in order if gates[unit] < 0.5]
-    gates, added, missed = gates.clone(), 0, 0
-    place, run = 0, max(1, len(closed) // 16)
-    while place < len(closed) and missed < PATIENCE:
-        tried = closed[place : place + run]
-        more = gates.clone()
-        more[tried] = 1.0
-        if bool(table.fits(counted(more[None], layout), budget)[0]):
-            gates, added, missed = more, added + len(tried), 0
-            place += len(tried)
-            run = min(2 * run, len(closed))
-        elif run > 1:
-            run //= 2
-        else:
-            place, missed = place + 1, missed + 1
-    return gates, added
+    unit_order = order.numpy()
+    columns = np.empty(len(gates), np.int64)
+    for column, (start, stop) in enumerate(layout.values()):
+        columns[start:stop] = column
+    opened = gates.numpy() > 0.5
+    counts = np.bincount(columns[opened], minlength=len(layout))
+    left = unit_order[~opened[unit_order]]
+    added: list[int] = []
+    one_more = np.eye(len(layout), dtype=np.int64)
+    while len(left):
+        groups = np.unique(columns[left])
+        fitting = groups[table.fits(counts[None] + one_more[groups], budget)]
+        left = left[np.isin(columns[left], fitting)]
+        taken = _longest(columns[left], counts, budget, table)
+        added += left[:taken].tolist()
+        counts = counts + np.bincount(columns[left[:taken]], minlength=len(layout))
+        left = left[taken:]
+    filled = gates.clone()
+    filled[added] = 1.0
+    return filled, len(added)
+
+
+def _longest(columns: npt.NDArray[np.int64], counts: Counts, budget: Budget, table: CostTable) -> int:
+    """How many units of a sequence, given by their groups, fit on top of unit counts."""
+    low, high = 0, len(columns) + 1  # `low` fits, `high` does not
+    while high - low > 1:
+        tried = np.unique(np.linspace(low, high, min(PROBES, high - low) + 1).astype(np.int64)[1:-1])
+        if not len(tried):
+            tried = np.array([low + 1])
+        rows = np.stack([counts + np.bincount(columns[:n], minlength=len(counts)) for n in tried])
+        fits = table.fits(rows, budget)
+        n_fit = int(fits.argmin()) if not fits.all() else len(tried)
+        low, high = (
+            (int(tried[n_fit - 1]) if n_fit else low),
+            (int(tried[n_fit]) if n_fit < len(tried) else high),
+        )
+    return low
 
 
 def _infeasible(
