@@ -12,7 +12,7 @@ from sarto.graph import ModelGraph, restrict, with_head
 from sarto.market import Labelled
 from sarto.pipeline.papering import EncodedHead, fit_encoded, put_encoded
 from sarto.training import FittedHead, PackState, fit_head
-from sarto.types import HeadNode, Learnware
+from sarto.types import HeadNode, Learnware, StockedSupernet
 
 
 def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Labelled) -> FittedHead:
@@ -54,7 +54,7 @@ def put_head(below: ModelGraph, fitted: FittedHead) -> ModelGraph:
     return with_head(below, (head.weight * scale).float(), (head.bias * scale).float())
 
 
-def restrict_head(below: ModelGraph, node: HeadNode, learnware: Learnware) -> ModelGraph:
+def restrict_head(below: ModelGraph, node: HeadNode, learnware: Learnware | StockedSupernet) -> ModelGraph:
     """A donor with only the wanted outputs of its own classifier.
 
     Raises:
@@ -62,5 +62,6 @@ def restrict_head(below: ModelGraph, node: HeadNode, learnware: Learnware) -> Mo
     """
     missing = [cls for cls in node.classes if cls not in learnware.classes]
     if missing:
-        raise RequestError(f"learnware {learnware.name!r} does not know {', '.join(missing)}")
+        what = "supernet" if isinstance(learnware, StockedSupernet) else "learnware"
+        raise RequestError(f"{what} {learnware.name!r} does not know {', '.join(missing)}")
     return restrict(below, [learnware.classes.index(cls) for cls in node.classes])

@@ -8,13 +8,24 @@ import numpy as np
 
 from sarto.errors import RequestError
 from sarto.market import Intake, Labelled, Samples, Store, joint_vocabulary, to_tensor, with_channels
-from sarto.types import Learnware, Plan, Preprocessing, SourceNode, TextPreprocessing, reads
+from sarto.types import (
+    Learnware,
+    Plan,
+    Preprocessing,
+    SourceNode,
+    StockedSupernet,
+    SubnetNode,
+    TextPreprocessing,
+    reads,
+)
 
+#: What parts of a model come from.
+Giver = Learnware | StockedSupernet
 #: Ids of the padding and of the unknown token in a vocabulary that sarto makes.
 PAD_ID, UNKNOWN_ID = 0, 1
 
 
-def intake_of(store: Store, learnware: Learnware) -> Intake:
+def intake_of(store: Store, learnware: Giver) -> Intake:
     """What the graph of a learnware reads once its normalisation stands in it: images in [0, 1], or token ids.
 
     Raises:
@@ -26,7 +37,7 @@ def intake_of(store: Store, learnware: Learnware) -> Intake:
     return Intake(said, store.vocabulary(learnware.id))
 
 
-def joint_problems(donors: Sequence[Learnware]) -> list[str]:
+def joint_problems(donors: Sequence[Giver]) -> list[str]:
     """Why one model can't read for all of these donors; empty where it can."""
     kinds = {donor.preprocessing.TAG for donor in donors}
     if len(kinds) > 1:
@@ -38,7 +49,7 @@ def joint_problems(donors: Sequence[Learnware]) -> list[str]:
     return _image_problems(donors) if kinds == {"image"} else _text_problems(donors)
 
 
-def joint_intake(donors: Sequence[tuple[Learnware, Intake]]) -> Intake:
+def joint_intake(donors: Sequence[tuple[Giver, Intake]]) -> Intake:
     """What a model of several donors reads.
 
     Images: the size of the donor with the most pixels, three channels where one donor has three. Texts: the longest
@@ -74,9 +85,9 @@ def joint_intake(donors: Sequence[tuple[Learnware, Intake]]) -> Intake:
 
 
 def sources(plan: Plan, name: str) -> Iterator[str]:
-    """Ids of the learnwares below a node."""
+    """Ids of the learnwares and supernets below a node."""
     node = plan.nodes[name]
-    if isinstance(node, SourceNode):
+    if isinstance(node, SourceNode | SubnetNode):
         yield node.of
     else:
         for below in reads(node):
@@ -98,7 +109,7 @@ def conform(samples: Labelled, joint: Intake) -> Labelled:
     return Samples((pixels * 255).round().numpy().astype(np.uint8), samples.labels, samples.classes)
 
 
-def _image_problems(donors: Sequence[Learnware]) -> list[str]:
+def _image_problems(donors: Sequence[Giver]) -> list[str]:
     problems = []
     shapes = {donor.name: donor.input_shape for donor in donors}
     told = ", ".join(f"{name} reads {shape[1]}x{shape[2]}" for name, shape in shapes.items())
@@ -121,7 +132,7 @@ def _image_problems(donors: Sequence[Learnware]) -> list[str]:
     return problems
 
 
-def _text_problems(donors: Sequence[Learnware]) -> list[str]:
+def _text_problems(donors: Sequence[Giver]) -> list[str]:
     said = [
         (d.name, d.preprocessing) for d in _once(donors) if isinstance(d.preprocessing, TextPreprocessing)
     ]
@@ -140,7 +151,7 @@ def _text_problems(donors: Sequence[Learnware]) -> list[str]:
     return []
 
 
-def _once(donors: Sequence[Learnware]) -> list[Learnware]:
+def _once(donors: Sequence[Giver]) -> list[Giver]:
     return list({donor.id: donor for donor in donors}.values())
 
 

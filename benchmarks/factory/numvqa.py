@@ -1,0 +1,215 @@
+"""NumVQA on a CPU: a small ResNet and its assembler trained in minutes, judged on real MNIST test digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sarto import zoo
+from sarto.engines.factory.data import open_data
+from sarto.engines.factory.gates import lowest_limit
+from sarto.engines.factory.spaces.numvqa import DIGITS, NumVqa
+from sarto.engines.factory.supernet import placed
+from sarto.engines.factory.training import qualities, train_supernet
+from sarto.graph import capture
+from sarto.pipeline.factory import read_space
+from sarto.types import AssemblerSettings, JointSettings, TaskSpace
+
+#: Rows of the paper's Table 2: question and limit.
+TABLE_2 = (
+    ("has+digit_0", 0.03),
+    ("has+digit_0", 0.05),
+    ("has+digit_0", 0.1),
+    ("exactly_2+digit_1", 0.03),
+    ("exactly_3+digit_2", 0.03),
+    ("exactly_4+digit_5", 0.03),
+    ("exactly_1+digit_0", 0.05),
+    ("exactly_3+digit_0", 0.05),
+    ("exactly_1+digit_3", 0.05),
+    ("exactly_2+odd", 0.03),
+    ("exactly_2+odd", 0.05),
+)
+#: Counts of one digit: none to four.
+COUNTS = DIGITS + 1
+
+
+def numvqa(
+    *,
+    width: int,
+    depths: list[int],
+    pretrain_steps: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    limits: list[float],
+    n_test: int,
+    n_tasks: int | None,
+    digits: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Train, then judge every question at every limit on fresh images of test digits, half of the answers yes.
+
+    The backbone is trained first to count digits, on training digits; then jointly with the assembler. Both count as
+    training. With SARTO_FACTORY_WORK, a folder, training goes on there after it was stopped.
+
+    Args:
+        n_tasks: judge so many questions of each kind at most; None: all.
+        digits: "mnist" (under SARTO_DATA), or "made" for ten shapes that need no data.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(os.environ.get("SARTO_FACTORY_WORK", temporary))
+        work.mkdir(parents=True, exist_ok=True)
+        space, data = _data(digits, Path(temporary))
+        side = 2 * data.images["train"].shape[1]
+        torch.manual_seed(seed)
+        counting = zoo.resnet(10 * COUNTS, 1, tuple(depths), width, False, "imagenet")
+        clock = _Clock(work / "seconds.json")
+        share = _pretrained(counting, data, pretrain_steps, batch, seed, work / "counting.safetensors", clock)
+        net = zoo.resnet(len(space.answers), 1, tuple(depths), width, False, "imagenet")
+        kept = {name: value for name, value in counting.state_dict().items() if not name.startswith("fc.")}
+        net.load_state_dict({**net.state_dict(), **kept})
+        graph = capture(net.eval(), torch.rand(2, 1, side, side), prove=False)
+
+        def told(step: int, loss: float) -> None:
+            clock.tick()
+            if step % 100 == 0:
+                print(f"step {step}, loss {loss:.3f}, {clock.minutes:.1f} CPU minutes", file=sys.stderr)
+
+        trained = train_supernet(
+            graph,
+            placed(graph),
+            space,
+            data,
+            assembler=AssemblerSettings(),
+            joint=JointSettings(
+                steps=steps,
+                batch=batch,
+                lr=lr,
+                precision="bfloat16",
+                open_until=0.04,
+                ramp_until=0.25,
+                lowest=0.03,
+                save_every=100,
+                seed=seed,
+            ),
+            folder=work / "joint",
+            told=told,
+        )
+    supernet = trained.supernet
+    numbers: dict[str, Any] = {
+        "train_cpu_minutes": clock.minutes,
+        "n_steps": trained.result.steps,
+        "n_units": supernet.assembler.units,
+        "pretrained_counts_accuracy": share,
+    }
+    rows = []
+    for kind, tasks in (("seen", space.seen), ("unseen", space.kept_aside)):
+        for limit in limits:
+            found = qualities(supernet, data, tasks[:n_tasks], (limit,), n=n_test)
+            values = [quality for quality, _ in found.values()]
+            key = f"{round(100 * limit)}"
+            numbers[f"accuracy_{kind}_mean_{key}"] = statistics.fmean(values)
+            numbers[f"accuracy_{kind}_worst_{key}"] = min(values)
+            numbers[f"ratio_{kind}_largest_{key}"] = max(ratio for _, ratio in found.values())
+            rows += [
+                {"task": space.named(task), "kind": kind, "limit": limit, "accuracy": quality, "ratio": ratio}
+                for (task, _), (quality, ratio) in found.items()
+            ]
+    table = [
+        next(iter(qualities(supernet, data, (space.task(name),), (limit,), n=n_test).values()))[0]
+        for name, limit in TABLE_2[:n_tasks]
+        if limit >= lowest_limit(supernet.layout, 1)
+    ]
+    if table:
+        numbers["accuracy_table_2_mean"] = statistics.fmean(table)
+        numbers["accuracy_table_2_worst"] = min(table)
+    return {**numbers, "rows": rows}
+
+
+class _Clock:
+    """CPU minutes of training, kept in a file so that they add up over interruptions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.last = path, time.process_time()
+        self.before = float(json.loads(path.read_text())) if path.is_file() else 0.0
+
+    def tick(self) -> None:
+        now = time.process_time()
+        self.before, self.last = self.before + now - self.last, now
+        self.path.write_text(json.dumps(self.before))
+
+    @property
+    def minutes(self) -> float:
+        return self.before / 60
+
+
+def _data(digits: str, folder: Path) -> tuple[TaskSpace, NumVqa]:
+    if digits == "mnist":
+        space = read_space("numvqa", {"folder": f"{os.environ['SARTO_DATA']}/mnist"})
+    else:
+        shapes = np.repeat(np.random.default_rng(0).integers(0, 255, (10, 16, 16), dtype=np.uint8), 4, 0)
+        labels = np.repeat(np.arange(10), 4)
+        np.savez(
+            folder / "digits.npz",
+            train_images=shapes,
+            train_labels=labels,
+            test_images=shapes,
+            test_labels=labels,
+        )
+        space = read_space("numvqa", {"folder": str(folder)})
+    data = open_data(space)
+    if not isinstance(data, NumVqa):
+        raise TypeError(f"the space's function gave a {type(data).__name__}")
+    return space, data
+
+
+def _pretrained(
+    net: nn.Module, data: NumVqa, steps: int, batch: int, seed: int, path: Path, clock: _Clock
+) -> float:
+    """Trains a network to count each digit, in place; share of the last images whose ten counts were all right."""
+    from safetensors.torch import load_file, save_file
+
+    if path.is_file():
+        held = load_file(path)
+        share = float(held.pop("share"))
+        net.load_state_dict(held)
+        return share
+    net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, max(2, steps))
+    rng, right = np.random.default_rng(seed), []
+    for step in range(steps):
+        drawn = rng.integers(0, 10, (batch, DIGITS))
+        # One digit fills several places in most images, so that high counts occur.
+        for row in np.flatnonzero(rng.random(batch) < 0.6):
+            drawn[row, : rng.integers(0, COUNTS)] = rng.integers(0, 10)
+        counts = torch.from_numpy(np.stack([(drawn == digit).sum(1) for digit in range(10)], 1))
+        images = data.pictures(drawn, "train", rng).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(images)
+        out = out.float().view(-1, 10, COUNTS)
+        loss = F.cross_entropy(out.flatten(0, 1), counts.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        right.append(float((out.argmax(2) == counts).all(1).float().mean()))
+        clock.tick()
+        if (step + 1) % 50 == 0:
+            print(f"counting {step + 1}, {statistics.fmean(right[-50:]):.3f} right", file=sys.stderr)
+    net.eval()
+    share = statistics.fmean(right[-20:])
+    state = {name: value.contiguous() for name, value in net.state_dict().items()}
+    save_file({**state, "share": torch.tensor(share)}, path)
+    return share

@@ -1,0 +1,423 @@
+"""Subnets of stocked supernets: found for a task and a budget, cut, compared with the gated supernet, certified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sarto.devices import count
+from sarto.engines.factory.costs import CostTable
+from sarto.engines.factory.gates import lowest_limit
+from sarto.engines.factory.search import Found, counted, floor_costs, search, search_measured
+from sarto.engines.factory.subnets import (
+    EQUAL,
+    compared,
+    cut,
+    expected,
+    gates_of,
+    recalibrated,
+    task_outputs,
+)
+from sarto.engines.factory.supernet import Supernet
+from sarto.errors import InfeasibleError, RequestError, suggest
+from sarto.graph import ModelGraph, normalise
+from sarto.market import Store
+from sarto.pipeline.curves import cost_table
+from sarto.pipeline.factory import open_supernet
+from sarto.types import (
+    Budget,
+    Certificate,
+    Cost,
+    HeadNode,
+    Plan,
+    Preprocessing,
+    StockedSupernet,
+    SubnetNode,
+    Task,
+)
+from sarto.types.profile import DeviceProfile
+
+#: Name of the engine in plans and requests.
+ENGINE = "factory"
+#: Smaller subnets that are proposed beside the largest one, as shares of its open units.
+SMALLER = (0.5, 0.25)
+Tasks = tuple[frozenset[str], ...]
+
+
+@dataclass(eq=False)
+class ReadySupernet:
+    """A supernet that was opened once and answers many orders.
+
+    Attributes:
+        profile: of the device that latency is predicted for; None: latency is not predicted.
+    """
+
+    manifest: StockedSupernet
+    supernet: Supernet
+    profile: DeviceProfile | None = None
+
+    @classmethod
+    def open(cls, store: Store, which: str, profile: DeviceProfile | None = None) -> ReadySupernet:
+        """A supernet of a market, by name or id.
+
+        Raises:
+            StoreError: there is none, or its files are damaged.
+        """
+        return cls(*open_supernet(store, which), profile)
+
+    @cached_property
+    def gated(self) -> ModelGraph:
+        """The backbone with gates, which subnets are compared with."""
+        return self.supernet.gated()
+
+    @cached_property
+    def table(self) -> CostTable:
+        """Costs of subnets.
+
+        Raises:
+            RequestError: the profile is of another backbone.
+        """
+        return cost_table(self.supernet, self.profile)
+
+    def find(
+        self, tasks: Tasks, budget: Budget, measure: Callable[[ModelGraph], float] | None = None
+    ) -> Found:
+        """The largest subnet for tasks that keeps a budget.
+
+        Args:
+            measure: milliseconds of a model; used where latency is limited and there is no profile.
+
+        Raises:
+            InfeasibleError: the smallest subnet is over the budget; names the floor and the nearest budget.
+            RequestError: a task is none of the space's, or latency is limited and can't be known.
+        """
+        if budget.latency_ms is None or self.profile is not None or measure is None:
+            return search(self.supernet, tasks, budget, self.table)
+
+        def taken(gates: Tensor) -> float:
+            return measure(self.cut(gates, tasks))
+
+        return search_measured(self.supernet, tasks, budget, self.table, taken)[0]
+
+    def smallest(self, tasks: Tasks) -> Found:
+        """The smallest subnet for tasks."""
+        return self._at(tasks, self._floor)
+
+    def smaller(self, tasks: Tasks, best: Found) -> Iterator[Found]:
+        """Subnets with a half and a quarter of the open units, in the assembler's order, where groups allow it."""
+        for share in SMALLER:
+            if share * best.ratio >= self._floor:
+                yield self._at(tasks, share * best.ratio)
+
+    @property
+    def _floor(self) -> float:
+        least = lowest_limit(self.supernet.layout, self.supernet.assembler.settings.least)
+        return min(1.0, least * (1 + 1e-6))
+
+    def _at(self, tasks: Tasks, limit: float) -> Found:
+        codes = torch.tensor([self.supernet.space.code(task) for task in tasks], dtype=torch.float32)
+        gates = self.supernet.assembler.gates(codes, torch.full((len(codes),), limit)).amax(0)
+        return Found(gates, float(gates.mean()), limit, 0)
+
+    def cut(self, gates: Tensor, tasks: Tasks, rows: Sequence[int] | None = None) -> ModelGraph:
+        """The static model of gates (units,), reading what the backbone reads.
+
+        Args:
+            rows: outputs that stay, in this order; None: those that the tasks tell apart.
+        """
+        return cut(self.supernet, gates, tasks, rows)
+
+    def compared(self, gates: Tensor, graph: ModelGraph, rows: Sequence[int]) -> float:
+        """Largest relative difference between a subnet and the gated supernet.
+
+        Raises:
+            VerifyError: it is too large.
+        """
+        return compared(self.supernet, self.gated, gates, graph, rows)
+
+    def gates(self, node: SubnetNode) -> Tensor:
+        """Gates (units,) of a node of a plan.
+
+        Raises:
+            RequestError: a task or a unit is none of this supernet's.
+        """
+        tasks = self.tasks(node.tasks)
+        if node.keep:
+            kept = {group: units for group, units in node.keep.items() if isinstance(units, tuple)}
+            return gates_of(kept, self.supernet.layout)
+        codes = torch.tensor([self.supernet.space.code(task) for task in tasks], dtype=torch.float32)
+        limits = torch.full((len(codes),), float(node.limit or 1.0))
+        return self.supernet.assembler.gates(codes, limits).amax(0)
+
+    def tasks(self, given: Sequence[Sequence[str]]) -> Tasks:
+        """Tasks of this supernet's space.
+
+        Raises:
+            RequestError: one is none; all problems at once.
+        """
+        space = self.supernet.space
+        problems = [why for task in given for why in space.problems(task)]
+        if problems:
+            raise RequestError(f"no task of {space.name!r}: {problems[0]}", problems=problems)
+        return tuple(frozenset(task) for task in given)
+
+    def plan(self, tasks: Tasks, found: Found, classes: Sequence[str], samples: str | None = None) -> Plan:
+        """The plan of a subnet that was found: its units by name, and a head of the wanted outputs."""
+        space = self.supernet.space
+        kept = self.supernet.selection(found.gates).kept
+        nodes: dict[str, SubnetNode | HeadNode] = {
+            "subnet": SubnetNode(
+                of=self.manifest.id,
+                tasks=tuple(tuple(p for p in space.properties if p in task) for task in tasks),
+                keep={group: tuple(units) for group, units in kept.items()},
+                samples=samples,
+            )
+        }
+        if space.kind == "classification":
+            nodes["out"] = HeadNode(of="subnet", kind="restrict", classes=tuple(classes))
+        named = " and ".join(space.named(task) for task in tasks)
+        told = self.expected(tasks, found.ratio)
+        sure = f", {told:.1%} expected" if told is not None else ""
+        return Plan(
+            nodes=nodes,
+            out=list(nodes)[-1],
+            predicted=self.cost(tasks, found, classes),
+            engine=ENGINE,
+            note=f"subnet of {self.manifest.name} for {named}, {found.ratio:.1%} of the units{sure}",
+        )
+
+    def cost(self, tasks: Tasks, found: Found, classes: Sequence[str]) -> Cost:
+        """What a subnet costs: all but latency is counted, latency is the profile's prediction."""
+        graph = self.ready(self.cut(found.gates, tasks, self.rows(classes)))
+        cost = count(graph).replace(basis="predicted")
+        if self.profile is None:
+            return cost
+        low, middle, high = self.table.latency_ms(counted(found.gates[None], self.supernet.layout))[:, 0]
+        return cost.replace(latency_ms=float(middle), latency_low_ms=float(low), latency_high_ms=float(high))
+
+    def rows(self, classes: Sequence[str]) -> list[int]:
+        """Places of answers among the outputs."""
+        return [self.supernet.space.answers.index(cls) for cls in classes]
+
+    def ready(self, graph: ModelGraph) -> ModelGraph:
+        """A model as it reads images in [0, 1]: normalisation in front."""
+        said = self.manifest.preprocessing
+        return normalise(graph, said.mean, said.std)
+
+    def classes(self, tasks: Tasks) -> tuple[str, ...]:
+        """Answers of a model for tasks, in the order of the space."""
+        space = self.supernet.space
+        return tuple(space.answers[row] for row in task_outputs(space, tasks))
+
+    def expected(self, tasks: Tasks, ratio: float) -> float | None:
+        """Quality to expect: the worst of the tasks; None where one is not known."""
+        told = [expected(self.supernet.space, self.manifest.qualities, task, ratio).quality for task in tasks]
+        known = [quality for quality in told if quality is not None]
+        return min(known) if known and len(known) == len(told) else None
+
+    def certificate(
+        self,
+        node: SubnetNode,
+        gates: Tensor,
+        difference: float,
+        *,
+        found: Found | None,
+        budget: Budget,
+        measured: Cost | None,
+        samples: int = 0,
+    ) -> Certificate:
+        """What is promised of a delivered subnet.
+
+        Args:
+            difference: from the gated supernet.
+            measured: cost of the delivered model.
+            samples: that batch norm statistics were taken from.
+        """
+        space, manifest = self.supernet.space, self.manifest
+        tasks, ratio = self.tasks(node.tasks), float(gates.double().mean())
+        told = [expected(space, manifest.qualities, task, ratio) for task in tasks]
+        near: dict[str, float] = {}
+        for one in told:
+            near |= one.nearest
+        limits = budget.limits()
+        slack = {
+            name: 1 - float(value) / limit
+            for name, limit in limits.items()
+            if measured is not None and (value := getattr(measured, name)) is not None
+        }
+        known = [name for name in limits if name != "latency_ms" or self.profile is not None]
+        return Certificate(
+            supernet=manifest.id,
+            supernet_name=manifest.name,
+            tasks=tuple(space.named(task) for task in tasks),
+            seen=all(task in space.seen for task in tasks),
+            ratio=ratio,
+            limit=found.limit if found is not None else node.limit,
+            filled=found.filled if found is not None else 0,
+            expected=self.expected(tasks, ratio),
+            expected_basis="; ".join(dict.fromkeys(one.basis for one in told)),
+            nearest=near,
+            floor=floor_costs(self.supernet, tasks, self.table, known) if known else {},
+            slack=slack,
+            difference=difference,
+            difference_limit=EQUAL,
+            recalibrated=samples,
+            hashes={**manifest.hashes(), "gates": _hash(gates)},
+        )
+
+
+@dataclass
+class Subnets:
+    """Supernets of a market that were opened for an order, each once."""
+
+    store: Store
+    profile: DeviceProfile | None = None
+    _open: dict[str, ReadySupernet] = field(default_factory=dict)
+
+    def get(self, which: str) -> ReadySupernet:
+        """An opened supernet, by name or id.
+
+        Raises:
+            StoreError: there is none, or its files are damaged.
+        """
+        id_ = self.store.supernets.get(which).id
+        if id_ not in self._open:
+            self._open[id_] = ReadySupernet.open(self.store, id_, self.profile)
+        return self._open[id_]
+
+    def graph(self, node: SubnetNode, inputs: Tensor | None = None) -> ModelGraph:
+        """The model of a node, with all outputs, as it reads images in [0, 1]; equal to the gated supernet.
+
+        Args:
+            inputs: images in [0, 1] that batch norm statistics are taken from; None leaves those of training.
+
+        Raises:
+            VerifyError: it differs from the gated supernet.
+        """
+        held = self.get(node.of)
+        gates = held.gates(node)
+        rows = list(range(len(held.supernet.space.answers)))
+        graph = held.cut(gates, (), rows)
+        held.compared(gates, graph, rows)
+        made = held.ready(graph)
+        return made if inputs is None else recalibrated(made, inputs)
+
+
+def covering(store: Store, task: Task) -> list[tuple[StockedSupernet, Tasks]]:
+    """The stocked supernets that a task is one of, each with the tasks in its words.
+
+    Raises:
+        RequestError: none covers it; says the nearest properties.
+    """
+    every = list(store.supernets)
+    chosen = [
+        one
+        for one in every
+        if task.space in (None, one.space.name) and task.supernet in (None, one.name, one.id)
+    ]
+    if not chosen:
+        what = f"supernet {task.supernet!r}" if task.supernet else f"supernet for space {task.space!r}"
+        if not every:
+            raise RequestError(
+                "task.properties: the market holds no supernet; sarto factory train makes one", where="task"
+            )
+        names = [one.name if task.supernet else one.space.name for one in every]
+        raise RequestError(
+            f"task: the market holds no {what}{suggest(task.supernet or str(task.space), names)}",
+            where="task",
+        )
+    found: list[tuple[StockedSupernet, Tasks]] = []
+    problems: list[str] = []
+    for one in chosen:
+        why = [text for asked in task.tasks for text in one.space.problems(asked)]
+        if why:
+            problems += [f"task: {text}" for text in why]
+        else:
+            found.append((one, tuple(frozenset(asked) for asked in task.tasks)))
+    if not found:
+        raise RequestError(problems[0], problems=list(dict.fromkeys(problems)), where="task")
+    return found
+
+
+def covering_classes(store: Store, classes: Sequence[str]) -> list[tuple[StockedSupernet, Tasks]]:
+    """The stocked supernets with a task that tells exactly these classes apart, or these and the fewest others."""
+    found: list[tuple[StockedSupernet, Tasks]] = []
+    for one in store.supernets:
+        space = one.space
+        if space.kind != "classification" or not set(classes) <= set(space.answers):
+            continue
+        places = {space.answers.index(cls) for cls in classes}
+        fitting = [
+            (len(outputs), space.named(task), task)
+            for task in (*space.seen, *space.kept_aside)
+            if places <= (outputs := set(space.outputs(task)))
+        ]
+        if fitting:
+            found.append((one, (min(fitting, key=lambda item: item[:2])[2],)))
+    return found
+
+
+def class_plans(held: Subnets, classes: Sequence[str], budget: Budget, reads: Preprocessing) -> list[Plan]:
+    """Plans of stocked supernets for an order by classes: the largest subnet that fits, and a half and a quarter of it.
+
+    Where none fits, the smallest one, so that an order that can't be kept knows its floor. Where latency is limited and
+    there is no profile, it does not count here; what is built is measured.
+
+    Args:
+        reads: what the order's samples are.
+    """
+    plans = []
+    counted_budget = budget if held.profile is not None else budget.replace(latency_ms=None)
+    for manifest, tasks in covering_classes(held.store, classes):
+        said = manifest.preprocessing
+        if (said.size, said.channels) != (reads.size, reads.channels):
+            continue
+        one = held.get(manifest.id)
+        try:
+            best = one.find(tasks, counted_budget)
+        except InfeasibleError:
+            best = one.smallest(tasks)
+        plans += [one.plan(tasks, found, classes) for found in (best, *one.smaller(tasks, best))]
+    return plans
+
+
+def _hash(gates: Tensor) -> str:
+    bits = "".join("1" if gate > 0.5 else "0" for gate in gates.tolist())
+    return f"sha256:{hashlib.sha256(bits.encode()).hexdigest()}"
+
+
+def certificate_sentences(found: Certificate) -> Mapping[str, str]:
+    """What a certificate says, in words: a short name -> a sentence."""
+    named = " and ".join(found.tasks)
+    told = {}
+    if found.expected is not None:
+        trained = "trained" if found.seen else "never trained"
+        told["expected"] = (
+            f"{found.expected:.1%} expected on {named}, a task that was {trained} ({found.expected_basis})."
+        )
+    else:
+        told["expected"] = f"Nothing is known of the accuracy on {named}: {found.expected_basis}."
+    if not found.seen and found.nearest:
+        near = ", ".join(
+            f"{name} ({far:.0%} of the properties differ)" for name, far in found.nearest.items()
+        )
+        told["nearest"] = f"Nearest trained tasks: {near}."
+    told["units"] = (
+        f"{found.ratio:.2%} of the gated units of {found.supernet_name}"
+        + (f", {found.filled} of them added to use up the budget" if found.filled else "")
+        + f"; equal to the gated supernet within {found.difference:.1g}."
+    )
+    if found.slack:
+        told["slack"] = "Left of the budget: " + ", ".join(
+            f"{name} {share:.1%}" for name, share in found.slack.items()
+        )
+    if found.recalibrated:
+        told["recalibrated"] = (
+            f"Batch norm statistics are those of {found.recalibrated} samples of the order."
+        )
+    return told

@@ -1,0 +1,186 @@
+"""Orders by task: from a stocked supernet to a verified, certified model, without data and without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sarto
+from sarto import Market, Request, Samples
+from sarto.errors import InfeasibleError, RequestError, StoreError
+from sarto.graph import relative_difference
+from sarto.pipeline.factory import open_supernet, train_factory
+from sarto.pipeline.subnets import ReadySupernet, Subnets
+from sarto.types import Certificate, FactoryConfig, SubnetNode
+from tests.unit.factory_assets import described
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A market with the supernet `few`, a few steps old."""
+    folder = tmp_path_factory.mktemp("stocked")
+    with Market.create(folder / "market") as market:
+        train_factory(FactoryConfig.parse(described(folder)), market.store, folder / "steps")
+    return folder / "market"
+
+
+def order(*properties: str, **more: object) -> Request:
+    task = {"properties": list(properties), **more.pop("task", {})}  # type: ignore[dict-item]
+    device = {"runtime": "torch", **more.pop("device", {})}  # type: ignore[dict-item]
+    return Request.parse({"task": task, "device": device, **more})
+
+
+def test_a_task_becomes_a_model_with_a_certificate(stocked: Path, tmp_path: Path) -> None:
+    with Market.open(stocked) as market:
+        full = market.store.supernets.get("few").cost
+        request = order("exactly_2", "digit_7", budget={"size_bytes": int(0.6 * full.size_bytes)})
+        plans = market.plan(request)
+        sizes = [plan.predicted.size_bytes for plan in plans.feasible if plan.predicted is not None]
+        assert len(sizes) == 3 and max(sizes) <= 0.6 * full.size_bytes
+        assert all(plan.engine == "factory" and "expected" in plan.note for plan in plans.feasible)
+        artifact = market.make(request, tmp_path / "out")
+        again = market.make(request, tmp_path / "out")
+        assert again.plan == artifact.plan and artifact.damage() == []
+        manifest, supernet = open_supernet(market.store, "few")
+    report = artifact.report
+    found = Certificate.read(tmp_path / "out" / "certificate.json")
+    assert report.certificate == found and found.supernet == manifest.id and found.seen
+    assert found.difference <= found.difference_limit == 1e-5
+    assert found.expected is not None and found.nearest == {}
+    assert 0 <= found.slack["size_bytes"] < 1 and found.floor["size_bytes"] <= report.measured.size_bytes
+    assert found.hashes["assembler"] == manifest.assembler_hash
+    assert all(check.ok for check in report.checks) and len(report.checks) >= 5
+    assert any("without data and without training" in sentence for sentence in report.sentences)
+    assert r"exactly\_2+digit\_7" in (tmp_path / "out" / "README.md").read_text()
+    assert "exactly_2+digit_7" in (tmp_path / "out" / "report.html").read_text()
+    # The delivered file equals the gated supernet, by another road: images in [0, 1] through both.
+    (node,) = [node for node in artifact.plan.nodes.values() if isinstance(node, SubnetNode)]
+    images = torch.rand(3, 1, 12, 12)
+    gates = ReadySupernet(manifest, supernet).gates(node)
+    whole = supernet.gated()((images - 0.5) / 0.5, gates.expand(3, -1).contiguous())
+    delivered = artifact.graph(images)
+    assert isinstance(whole, torch.Tensor) and isinstance(delivered, torch.Tensor)
+    assert relative_difference([delivered], [whole]) <= 1e-5
+    model = sarto.load(tmp_path / "out")
+    said = model(np.zeros((12, 12, 1), np.uint8))[0]
+    assert said.label in ("no", "yes") and abs(sum(said.probabilities.values()) - 1) < 1e-5
+
+
+def test_an_unseen_task_names_its_nearest_and_several_tasks_share_a_model(
+    stocked: Path, tmp_path: Path
+) -> None:
+    with Market.open(stocked) as market:
+        unseen = market.make(order("exactly_2", "odd"), tmp_path / "unseen").report.certificate
+        both = order("has", "odd", task={"also": [["has", "digit_7"]]}, budget={"size_bytes": 8000})
+        plans = market.plan(both)
+    assert unseen is not None and not unseen.seen
+    assert unseen.nearest["has+odd"] == pytest.approx(2 / 3)
+    held = [node for node in plans.feasible[0].nodes.values() if isinstance(node, SubnetNode)]
+    assert held[0].tasks == (("has", "odd"), ("has", "digit_7"))
+
+
+def test_budgets_under_the_floor_and_unknown_tasks_are_told(stocked: Path, tmp_path: Path) -> None:
+    with Market.open(stocked) as market:
+        with pytest.raises(InfeasibleError, match="Raise size_bytes to") as caught:
+            market.plan(order("has", "odd", budget={"size_bytes": 100}))
+        assert caught.value.floor["size_bytes"] > 100
+        for task, says in (
+            (order("has", "ood"), r"'ood' is no property of 'few' \(did you mean 'odd'\?\)"),
+            (order("has", "exactly_2"), "contradict"),
+            (order("has"), "nothing of group 'predicate'"),
+            (order("has", "odd", task={"space": "fuw"}), r"no supernet for space 'fuw' \(did you mean 'few'"),
+            (order("has", "odd", task={"supernet": "none"}), "no supernet 'none'"),
+            (order("has", "odd", engines=["slicepack"]), "an order by properties is for 'factory'"),
+            (order("has", "odd", device={"profile": "nowhere"}), "no device profile 'nowhere'"),
+        ):
+            with pytest.raises((RequestError, StoreError), match=says):
+                market.plan(task)
+    with Market.create(tmp_path / "empty") as market, pytest.raises(RequestError, match="holds no supernet"):
+        market.plan(order("has", "odd"))
+
+
+@pytest.mark.slow
+def test_latency_without_a_profile_is_measured_in_the_loop(stocked: Path, tmp_path: Path) -> None:
+    with Market.open(stocked) as market:
+        request = order("has", "odd", budget={"latency_ms": 1e4})
+        artifact = market.make(request, tmp_path / "out")
+    assert artifact.report.measured.latency_ms is not None
+    assert artifact.report.certificate is not None
+    assert artifact.report.certificate.ratio > 0.9 and "latency_ms" in artifact.report.certificate.slack
+
+
+def test_batch_norms_take_statistics_from_samples(stocked: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "some.npz",
+        images=rng.integers(0, 255, (12, 12, 12, 1), dtype=np.uint8),
+        labels=np.zeros(12, np.int64),
+        classes=np.array(["unknown"]),
+    )
+    request = order("has", "odd", samples=str(tmp_path / "some.npz"), recalibrate=True)
+    with Market.open(stocked) as market:
+        artifact = market.make(request, tmp_path / "out")
+        plain = market.make(order("has", "odd"), tmp_path / "plain")
+    assert artifact.report.certificate is not None and artifact.report.certificate.recalibrated == 12
+    assert artifact.plan.key() != plain.plan.key()
+    # The first batch norm's mean is that of what it reads, over these samples.
+    name = next(name for name in artifact.graph.tensors if name.endswith("running_mean"))
+    assert not torch.allclose(artifact.graph.tensors[name], plain.graph.tensors[name])
+
+
+def test_a_supernet_of_classes_stands_beside_packs(tmp_path: Path) -> None:
+    from sarto import zoo
+
+    classes = ("oak", "ray", "shark")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 6)
+    images = rng.integers(0, 80, (18, 12, 12, 1), dtype=np.uint8) + (80 * labels)[:, None, None, None]
+    images = images.astype(np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=labels, classes=np.array(classes))
+    space = f"""
+space: 1
+name: beasts
+groups: {{class: [oak, ray, shark]}}
+choose: {{class: 3}}
+tasks: [[ray, shark], [oak, ray, shark]]
+function: sarto.engines.factory.spaces.classes:labelled
+arguments: {{train: {tmp_path / "train.npz"}, test: {tmp_path / "test.npz"}}}
+answers: [oak, ray, shark]
+outputs_of: {{oak: [oak], ray: [ray], shark: [shark]}}
+"""
+    (tmp_path / "beasts.yaml").write_text(space)
+    config = described(tmp_path, name="beasts", space=str(tmp_path / "beasts.yaml"), data={})
+    with Market.create(tmp_path / "market") as market:
+        train_factory(FactoryConfig.parse(config), market.store, tmp_path / "steps")
+        alone = market.plan(Request.parse({"task": {"classes": ["shark", "ray"]}}))
+        assert {plan.engine for plan in alone.feasible} == {"factory"}
+        assert alone.feasible[0].classes == ("shark", "ray")
+        torch.manual_seed(0)
+        market.add(
+            zoo.resnet(3, 1, (1,), 6, False, "cifar").eval(),
+            name="donor",
+            classes=classes,
+            preprocessing={"size": [12, 12], "channels": 1, "mean": [0.5], "std": [0.5]},
+            samples=Samples(images, labels, classes),
+        )
+        request = Request.parse(
+            {"task": {"classes": ["shark", "ray"]}, "device": {"runtime": "torch"}, "baselines": []}
+        )
+        plans = market.plan(request)
+        assert {plan.engine for plan in plans.feasible} == {"slicepack", "factory", "baselines"}
+        chosen = next(plan for plan in plans.feasible if plan.engine == "factory")
+        artifact = market.make(request, tmp_path / "out", plan=chosen)
+        graph = Subnets(market.store).graph(
+            next(node for node in chosen.nodes.values() if isinstance(node, SubnetNode))
+        )
+    report = artifact.report
+    assert report.certificate is not None and report.certificate.tasks == ("ray+shark",)
+    assert report.pick.accuracy_loto is not None and report.lineage[0].name == "beasts"
+    inputs = torch.rand(4, 1, 12, 12)
+    whole, delivered = graph(inputs), artifact.graph(inputs)
+    assert isinstance(whole, torch.Tensor) and isinstance(delivered, torch.Tensor)
+    assert torch.allclose(delivered, whole[:, [2, 1]], atol=1e-5)
