@@ -166,7 +166,7 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
     path = folder / "model.onnx"
     inputs = assembly.intake.tensor(order.samples)
     export = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
-    latency = _latency(assembly.graph, order.request.device, path, inputs)
+    latency = latency_on(assembly.graph, order.request.device, path, inputs)
     cost = count(assembly.graph).replace(
         latency_ms=latency.median_ms,
         latency_low_ms=latency.low_ms,
@@ -176,7 +176,7 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
     return cost, export.max_relative_difference, export.agreement
 
 
-def _latency(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
+def latency_on(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
     """Latency in the runtime and the precision of the order, on a file that was compared with eager there."""
     if device.precision == "float32" and device.runtime in ("torch", "onnxruntime"):
         if device.agent is not None:
