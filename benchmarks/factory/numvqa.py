@@ -70,7 +70,7 @@ def numvqa(
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(os.environ.get("SARTO_FACTORY_WORK", temporary))
         work.mkdir(parents=True, exist_ok=True)
-        space, data = _data(digits, Path(temporary))
+        space, data = open_digits(digits, Path(temporary))
         side = 2 * data.images["train"].shape[1]
         torch.manual_seed(seed)
         counting = zoo.resnet(10 * COUNTS, 1, tuple(depths), width, False, "imagenet")
@@ -154,7 +154,8 @@ class _Clock:
         return self.before / 60
 
 
-def _data(digits: str, folder: Path) -> tuple[TaskSpace, NumVqa]:
+def open_digits(digits: str, folder: Path) -> tuple[TaskSpace, NumVqa]:
+    """The space and its data: real digits under SARTO_DATA, or ten shapes."""
     if digits == "mnist":
         space = read_space("numvqa", {"folder": f"{os.environ['SARTO_DATA']}/mnist"})
     else:
