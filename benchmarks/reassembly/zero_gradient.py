@@ -125,9 +125,7 @@ def same_depth(
     }
 
 
-def _self_stitch(
-    donors: list[Donor], i: int, bounds: np.ndarray, images: Tensor, labels: Tensor
-) -> float:
+def _self_stitch(donors: list[Donor], i: int, bounds: np.ndarray, images: Tensor, labels: Tensor) -> float:
     """A donor cut where it is dissected and joined by fitted stitches."""
     ends: list[int | None] = [None, *(int(b[1]) for b in bounds[:-1]), None]
     pieces = [Piece(i, ends[j], ends[j + 1]) for j in range(len(ends) - 1)]
@@ -149,7 +147,12 @@ def ranking(
     listed = random_chains(found.problem, n_listed, seed=seed)
     ordered = sorted(((found.chain(c.path), c) for c in listed), key=lambda pair: -pair[1].value)
     ranked = cascade(
-        maker, ordered, checked=len(ordered), headed=len(ordered), labels=truth, n_classes=len(set(truth.tolist()))
+        maker,
+        ordered,
+        checked=len(ordered),
+        headed=len(ordered),
+        labels=truth,
+        n_classes=len(set(truth.tolist())),
     )
     measured = [accuracy_of(maker.graph(item.pieces), images, labels) for item in ranked]
     scores = {

@@ -46,7 +46,13 @@ class Member:
 
 
 def _member(
-    build: Callable[[int], nn.Module], rate: float, epochs: int, half: int | None, seed: int, *, adam: bool = False
+    build: Callable[[int], nn.Module],
+    rate: float,
+    epochs: int,
+    half: int | None,
+    seed: int,
+    *,
+    adam: bool = False,
 ) -> Member:
     return Member(Recipe(build, rate, decay=0.05 if adam else 5e-4, adam=adam), epochs, half, seed)
 
@@ -137,17 +143,27 @@ def main() -> None:
         if member.half is not None:
             order = np.random.default_rng(100).permutation(len(chosen))
             chosen = order[member.half :: 2]
-        images = (to_unit(whole.pixels[chosen]) - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+        images = (to_unit(whole.pixels[chosen]) - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(
+            STD
+        ).view(1, 3, 1, 1)
         labels = torch.from_numpy(whole.labels[chosen].copy())
         print(name, flush=True)
         model = train(
-            member.recipe, images, labels, n_classes, member.epochs, member.seed, path.with_suffix(".checkpoint")
+            member.recipe,
+            images,
+            labels,
+            n_classes,
+            member.epochs,
+            member.seed,
+            path.with_suffix(".checkpoint"),
         )
         test, truth = tests(given.data, 2000)
         scaled = (test - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
         share = accuracy(model, scaled, truth)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-        path.with_suffix(".json").write_text(json.dumps({"accuracy_test": share, "epochs": member.epochs}) + "\n")
+        path.with_suffix(".json").write_text(
+            json.dumps({"accuracy_test": share, "epochs": member.epochs}) + "\n"
+        )
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
         print(f"  {share:.4f}", flush=True)
 

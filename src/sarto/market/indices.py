@@ -64,7 +64,9 @@ class ProbeIndex:
         except (OSError, RequestError, StoreError) as error:
             raise StoreError(f"the probe images of index {self.name!r} can't be read: {error}") from error
         if not isinstance(found, Samples) or found.digest != self.about.probe_hash:
-            raise StoreError(f"index {self.name!r} holds other probe images than it was made with: make it again")
+            raise StoreError(
+                f"index {self.name!r} holds other probe images than it was made with: make it again"
+            )
         return found
 
     def signatures(self) -> Rows:
@@ -103,7 +105,9 @@ class ProbeIndex:
         self._check(model, signatures, sketches, features, probe_hash)
         with self._locked():
             known = self._read(check=False)
-            same = [m for m in known if (m.graph_hash, m.weights_hash) == (model.graph_hash, model.weights_hash)]
+            same = [
+                m for m in known if (m.graph_hash, m.weights_hash) == (model.graph_hash, model.weights_hash)
+            ]
             if same:
                 return same[0]
             rows = known[-1].first_row + len(known[-1].places) if known else 0
@@ -114,7 +118,11 @@ class ProbeIndex:
             data = np.ascontiguousarray(signatures, dtype="<f4")
             try:
                 _write_at(self.folder / SIGNATURES, rows * self.about.length * _BYTES, data)
-                _write_at(self.folder / SKETCHES, rows * self.about.sketch * _BYTES, np.asarray(sketches, dtype="<f4"))
+                _write_at(
+                    self.folder / SKETCHES,
+                    rows * self.about.sketch * _BYTES,
+                    np.asarray(sketches, dtype="<f4"),
+                )
                 flat = np.concatenate([np.asarray(f, dtype="<f4").ravel() for f in features])
                 _write_at(self.folder / FEATURES, numbers * _BYTES, flat)
                 entered = model.replace(
@@ -169,7 +177,9 @@ class ProbeIndex:
         try:
             found = [IndexedModel.parse(line) for line in lines]
         except RequestError as error:
-            raise StoreError(f"index {self.name!r} can't be read: {error}; make it again", where=str(path)) from error
+            raise StoreError(
+                f"index {self.name!r} can't be read: {error}; make it again", where=str(path)
+            ) from error
         if check and found:
             needed = (found[-1].first_row + len(found[-1].places)) * self.about.length * _BYTES
             have = (self.folder / SIGNATURES).stat().st_size if (self.folder / SIGNATURES).exists() else 0
@@ -228,7 +238,9 @@ class Indices:
             raise RequestError(f"index {about.name!r}: the probe images are not those that it says")
         folder = self.folder / about.name
         if (folder / ABOUT).exists():
-            raise StoreError(f"there is an index {about.name!r} already: add to it, or remove it first", where=about.name)
+            raise StoreError(
+                f"there is an index {about.name!r} already: add to it, or remove it first", where=about.name
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / PROBES).write_bytes(probes.encoded())
@@ -251,9 +263,13 @@ class Indices:
         try:
             about = ProbeIndexAbout.read(path)
         except RequestError as error:
-            raise StoreError(f"index {name!r} can't be read: {error}; make it again", where=str(path)) from error
+            raise StoreError(
+                f"index {name!r} can't be read: {error}; make it again", where=str(path)
+            ) from error
         if about.name != name:
-            raise StoreError(f"the index in {name!r} is that of {about.name!r}: give its folder that name", where=name)
+            raise StoreError(
+                f"the index in {name!r} is that of {about.name!r}: give its folder that name", where=name
+            )
         return ProbeIndex(self.folder / name, about)
 
     def names(self) -> tuple[str, ...]:

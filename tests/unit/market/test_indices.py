@@ -32,7 +32,8 @@ def _model(seed: int, n_places: int = 3) -> tuple[IndexedModel, np.ndarray, np.n
     generator = np.random.default_rng(seed)
     hash_ = "sha256:" + f"{seed:064x}"
     places = tuple(
-        PlaceRecord(value=f"v{i}", layout="vector", channels=2 + i, rows=1, columns=1) for i in range(n_places)
+        PlaceRecord(value=f"v{i}", layout="vector", channels=2 + i, rows=1, columns=1)
+        for i in range(n_places)
     )
     table = tuple(range(n_places + 1))
     model = IndexedModel(

@@ -58,7 +58,12 @@ def tidy(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else None
-        if last is not None and last.donor == piece.donor and last.end is not None and last.end == piece.start:
+        if (
+            last is not None
+            and last.donor == piece.donor
+            and last.end is not None
+            and last.end == piece.start
+        ):
             found[-1] = Piece(last.donor, last.start, piece.end)
         else:
             found.append(piece)
@@ -85,7 +90,9 @@ class Making:
 class Assembler:
     """Makes models of chains of blocks; what chains share, their beginnings, is computed and fitted once."""
 
-    def __init__(self, donors: Sequence[Donor], making: Making | None = None, *, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, donors: Sequence[Donor], making: Making | None = None, *, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         """Args:
         kept_bytes: activations that are kept at most.
 
@@ -131,7 +138,9 @@ class Assembler:
                 seed = self.making.random * 1000 + len(pieces)
                 self._stitches[key] = random_stitch(source, target, seed, self.own(after.donor, after.start))
             else:
-                given = self.after(pieces[:-1]) if self.making.sequential else self.own(before.donor, before.end)
+                given = (
+                    self.after(pieces[:-1]) if self.making.sequential else self.own(before.donor, before.end)
+                )
                 wanted = self.own(after.donor, after.start)
                 self._stitches[key] = fit_stitch(source, target, given, wanted, self.making.fit)
         return self._stitches[key]
@@ -184,6 +193,24 @@ class Assembler:
                 parts.append(named(folded(part, joint), f"b{i}"))
             else:
                 parts += [named(joint.graph, f"s{i}"), named(part, f"b{i}")]
+        return chain(parts)
+
+    def sketch(self, pieces: Sequence[Piece]) -> ModelGraph:
+        """The model of a chain with shapes instead of weights; no images and no weights are read.
+
+        Raises:
+            GraphError: the chain does not begin at an input, end at an output, or go forward.
+        """
+        chained = tidy(pieces)
+        check_chain(chained)
+        parts = [named(self.block(chained[0]).sketch(), "b0")]
+        for i, (before, after) in enumerate(pairwise(chained), 1):
+            blank = blank_stitch(self.place(before, end=True), self.place(after, end=False), self.making.fit)
+            part = self.block(after).sketch()
+            if self.making.fold and folds(part, blank.source, blank.target, self.making.fit):
+                parts.append(named(folded(part, blank), f"b{i}"))
+            else:
+                parts += [named(blank.graph, f"s{i}"), named(part, f"b{i}")]
         return chain(parts)
 
     def cost(self, pieces: Sequence[Piece]) -> Cost:
@@ -288,7 +315,8 @@ def reading_layer(after: ModelGraph, stitch: Stitch, *, linear: bool) -> Node | 
         target.prefix,
         target.channels_last,
     )
-    if not same or target.prefix or stitch.left is not None or stitch.bias.ndim != 1 or len(readers) != 1:
+    plain = stitch.kernel == 1 and stitch.left is None and stitch.bias.ndim == 1
+    if not same or target.prefix or not plain or len(readers) != 1:
         return None
     node = after.node(readers[0])
     if node.op not in _FOLDS or node.args.get("input") != Ref(entry) or after.outputs[0] == entry:
@@ -327,7 +355,8 @@ def folded(after: ModelGraph, stitch: Stitch) -> ModelGraph:
         if not meta:
             spread = old.to(torch.float64).flatten(2).sum(2) if old.ndim > 2 else old.to(torch.float64)
             shift = (spread @ stitch.bias.to(torch.float64)).to(old.dtype)
-        name = bias.name if isinstance(bias, TensorRef) else f"{weight.name}.shift"
+        stem = weight.name.rpartition(".")[0] or f"{weight.name}_of"
+        name = bias.name if isinstance(bias, TensorRef) else f"{stem}.shift"
         held = tensors.get(name)
         tensors[name] = shift if held is None or meta else held + shift
         parameters.add(name)

@@ -102,7 +102,14 @@ class _Siblings:
         costs: Floats,
         order: NDArray[np.int64],
     ) -> None:
-        self.path, self.bound, self.value, self.costs, self.order, self.at = path, bound, value, costs, order, 0
+        self.path, self.bound, self.value, self.costs, self.order, self.at = (
+            path,
+            bound,
+            value,
+            costs,
+            order,
+            0,
+        )
 
     @property
     def head(self) -> float | None:
@@ -174,7 +181,9 @@ def _bounds(problem: Problem) -> _Bounds:
             step = np.where(np.isfinite(joint.loss), joint.costs[:, :, r], math.inf)
             rest[:, r] = (step + ahead[None, :]).min(1)
         least[i] = rest
-    worth = [np.where(good, stage.value, -math.inf) for good, stage in zip(usable, problem.stages, strict=True)]
+    worth = [
+        np.where(good, stage.value, -math.inf) for good, stage in zip(usable, problem.stages, strict=True)
+    ]
     return _Bounds(prices, value, least, worth)
 
 
@@ -240,13 +249,19 @@ def _best_at(problem: Problem, prices: Floats) -> tuple[tuple[int, ...] | None, 
 def infeasible(problem: Problem) -> InfeasibleError:
     """The error for limits that no chain keeps: the floor of each cost, and the smallest scaled budget that works."""
     floor = least_costs(problem)
-    asked = ", ".join(f"{name} <= {limit:.6g}" for name, limit in zip(problem.resources, problem.budget, strict=True))
+    asked = ", ".join(
+        f"{name} <= {limit:.6g}" for name, limit in zip(problem.resources, problem.budget, strict=True)
+    )
     told = ", ".join(f"{name} {value:.6g}" for name, value in floor.items())
     if not all(math.isfinite(value) for value in floor.values()):
-        return InfeasibleError("no blocks of these donors can be joined within the memory and the donors allowed", floor={})
+        return InfeasibleError(
+            "no blocks of these donors can be joined within the memory and the donors allowed", floor={}
+        )
     nearest = smallest_budget(problem)
     if nearest is None:
-        return InfeasibleError(f"no chain of blocks keeps the side constraints with {asked or 'any budget'}", floor=floor)
+        return InfeasibleError(
+            f"no chain of blocks keeps the side constraints with {asked or 'any budget'}", floor=floor
+        )
     needs = ", ".join(f"{name} {value:.6g}" for name, value in nearest.costs.items())
     return InfeasibleError(
         f"no chain of blocks keeps {asked}. Floor of each alone: {told}. The smallest that works together: {needs}.",
@@ -302,7 +317,9 @@ def pareto(problem: Problem, resource: str, *, most: int = 20) -> Iterator[Choic
         below = best.costs[resource] - max(1e-9 * best.costs[resource], 0.5)
         if below < 0:
             return
-        problem = replace(problem, budget=tuple(below if i == place else b for i, b in enumerate(problem.budget)))
+        problem = replace(
+            problem, budget=tuple(below if i == place else b for i, b in enumerate(problem.budget))
+        )
 
 
 def cheapest_of_value(problem: Problem, best: Choice, place: int) -> Choice:

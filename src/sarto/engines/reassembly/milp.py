@@ -160,7 +160,8 @@ class _Model:
             raise SartoError(f"the integer program was not solved: {result.message}; give it more seconds")
         blocks = np.round(result.x[: int(self.first[-1])]).astype(int)
         path = tuple(
-            int(blocks[int(self.first[i]) : int(self.first[i + 1])].argmax()) for i in range(len(problem.stages))
+            int(blocks[int(self.first[i]) : int(self.first[i + 1])].argmax())
+            for i in range(len(problem.stages))
         )
         dual = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
         return path, -float(dual), result.status == 0
@@ -176,4 +177,6 @@ class _Model:
 def certified(problem: Problem, found: Found, *, seconds: float | None = None) -> bool:
     """Whether the integer program finds nothing better than the first choice of a list."""
     other = best_by_milp(replace(problem), 1, seconds=seconds)
-    return other.exact and other.choices[0].value <= found.choices[0].value + 1e-6 * max(1.0, abs(other.bound))
+    return other.exact and other.choices[0].value <= found.choices[0].value + 1e-6 * max(
+        1.0, abs(other.bound)
+    )

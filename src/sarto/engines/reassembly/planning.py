@@ -38,6 +38,7 @@ class Entry:
         skill: its accuracy on what is wanted, between 0 and 1.
         graph: shapes alone will do; None: stitches into it are never folded.
         tail: whether its own classifier may end a chain.
+        head: what the head that the order asks for adds to its own costs, by name; below zero where it is smaller.
         latency_ms: of everything before each place and of the whole, as `Anatomy.flops`; empty where unknown.
     """
 
@@ -47,6 +48,7 @@ class Entry:
     skill: float
     graph: ModelGraph | None = None
     tail: bool = True
+    head: Mapping[str, float] = field(default_factory=dict)
     latency_ms: tuple[float, ...] = ()
 
 
@@ -172,6 +174,8 @@ def _stage(zoo: Zoo, pieces: Sequence[Piece], names: Sequence[str], k: int) -> S
         peaks[i] = cost.memory_bytes
         for r, name in enumerate(names):
             costs[i, r] = _latency(entry, piece) if name == "latency_ms" else getattr(cost, name)
+            if piece.end is None:
+                costs[i, r] = max(costs[i, r] + entry.head.get(name, 0.0), 0.0)
     donors = np.array([piece.donor for piece in pieces], dtype=np.int64)
     skill = np.array([zoo.entries[piece.donor].skill for piece in pieces])
     return Stage(donors, skill / k, costs, peaks)

@@ -83,7 +83,9 @@ class Problem:
         if not self.stages:
             problems.append("there is no stage to choose blocks for")
         if len(self.joints) != max(len(self.stages) - 1, 0):
-            problems.append(f"{len(self.stages)} stages have {len(self.stages) - 1} joints, got {len(self.joints)}")
+            problems.append(
+                f"{len(self.stages)} stages have {len(self.stages) - 1} joints, got {len(self.joints)}"
+            )
         if len(self.budget) != len(self.resources):
             problems.append(f"{len(self.resources)} costs have as many limits, got {len(self.budget)}")
         for i, stage in enumerate(self.stages):
@@ -95,9 +97,15 @@ class Problem:
             if bool((stage.costs < 0).any()):
                 problems.append(f"stage {i}: costs must be at least 0")
         for i, joint in enumerate(self.joints):
-            shape = (len(self.stages[i].donors), len(self.stages[i + 1].donors)) if not problems else joint.loss.shape
+            shape = (
+                (len(self.stages[i].donors), len(self.stages[i + 1].donors))
+                if not problems
+                else joint.loss.shape
+            )
             if joint.loss.shape != shape or joint.costs.shape != (*shape, len(self.resources)):
-                problems.append(f"joint {i}: losses and costs have shape {joint.loss.shape}, blocks ask for {shape}")
+                problems.append(
+                    f"joint {i}: losses and costs have shape {joint.loss.shape}, blocks ask for {shape}"
+                )
         if problems:
             raise RequestError(problems[0], problems=problems)
 
@@ -124,7 +132,9 @@ class Problem:
         donors = set(self.donors(path))
         return (
             math.isfinite(self.value(path))
-            and all(c <= limit + tolerance(limit) for c, limit in zip(self.costs(path), self.budget, strict=True))
+            and all(
+                c <= limit + tolerance(limit) for c, limit in zip(self.costs(path), self.budget, strict=True)
+            )
             and all(float(s.peaks[v]) <= self.peak for s, v in zip(self.stages, path, strict=True))
             and self.sides.least_donors <= len(donors) <= (self.sides.most_donors or len(donors))
             and self.sides.must <= donors

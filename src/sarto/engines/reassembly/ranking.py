@@ -85,7 +85,9 @@ def final_features(maker: Assembler, pieces: Sequence[Piece]) -> Tensor:
         return maker.after((*chained[:-1], replace(last, end=number)))
     if number is not None and number == last.start:
         return _given(maker, chained)
-    raise GraphError(f"{read!r}, which the classifier of {donor.key!r} reads, is no cut point after the last joint")
+    raise GraphError(
+        f"{read!r}, which the classifier of {donor.key!r} reads, is no cut point after the last joint"
+    )
 
 
 def _given(maker: Assembler, chained: Sequence[Piece]) -> Tensor:
@@ -128,7 +130,9 @@ def _step_one(item: Ranked) -> tuple[float, float]:
 
 
 def _order(pieces: Sequence[Piece]) -> tuple[tuple[int, int, int], ...]:
-    return tuple((p.donor, -1 if p.start is None else p.start, -1 if p.end is None else p.end) for p in pieces)
+    return tuple(
+        (p.donor, -1 if p.start is None else p.start, -1 if p.end is None else p.end) for p in pieces
+    )
 
 
 def kendall(scores: Sequence[float], measured: Sequence[float]) -> float | None:

@@ -29,6 +29,13 @@ STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: Rows (images x positions) that a fit reads at most; more are thinned within each image.
 MOST_ROWS = 50_000
 FOLDS = 4
+#: Side of the patch that a position is predicted from: between CIFAR-10 ResNets chains keep 96 % of their tail's
+#: accuracy with 3, 88 % with 1.
+KERNEL = 3
+#: A channel is stretched at most so much to the spread that its receiver is used to.
+MOST_STRETCH = 3.0
+#: Images whose patches are laid out at once.
+_CHUNK = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +44,12 @@ class Stitch:
 
     Attributes:
         source, target: the places that it joins.
-        weight: (channels of the target, channels of the source).
+        weight: (channels of the target, channels of the source x kernel x kernel), a patch laid out as `unfold` does.
         bias: (channels of the target,), or (positions, channels) where each position has its own.
         prefix: (prefix tokens x channels of the target, what they are regressed from), and their bias; None where the
             target has none.
         left: (channels of the target, rank) where the weight is a product left @ weight; None for full rank.
+        kernel: side of the patch of positions that each position is predicted from.
         lam: ridge strength chosen.
         r2: share of the target's variance on images left out.
     """
@@ -52,6 +60,7 @@ class Stitch:
     bias: Tensor
     prefix: tuple[Tensor, Tensor] | None = None
     left: Tensor | None = None
+    kernel: int = 1
     lam: float = 0.0
     r2: float = float("nan")
 
@@ -69,11 +78,24 @@ class Fit:
         lam: ridge strength in units of the mean eigenvalue; None: chosen on images left out.
         rank: of the map; None: full.
         bias: False for a purely linear map, which folds into a padded convolution exactly.
+        kernel: side of the patch of positions that each position is predicted from, odd; 1 is a 1 x 1 convolution.
+            Between tokens of one grid and between vectors it is 1.
+        match: scale each channel to the spread that the receiver is used to; a ridge map shrinks it.
     """
 
     lam: float | None = None
     rank: int | None = None
     bias: bool = True
+    kernel: int = KERNEL
+    match: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise RequestError(f"the kernel of a stitch is an odd number of positions, got {self.kernel}")
+
+    def side(self, source: Place, target: Place) -> int:
+        """The kernel between two places."""
+        return self.kernel if by_map(source, target) and target.positions > 1 else 1
 
 
 def joinable(source: Place, target: Place) -> str | None:
@@ -127,25 +149,29 @@ def fit_stitch(source: Place, target: Place, given: Tensor, wanted: Tensor, how:
             where=target.value,
         )
     if given.shape[0] < FOLDS:
-        raise RequestError(f"a stitch is fitted on at least {FOLDS} probe images, got {given.shape[0]}: give more")
+        raise RequestError(
+            f"a stitch is fitted on at least {FOLDS} probe images, got {given.shape[0]}: give more"
+        )
     if not bool(torch.isfinite(given).all()) or not bool(torch.isfinite(wanted).all()):
         raise RequestError(f"activations at {source.value!r} or {target.value!r} hold NaN or infinity")
-    x = resample(source.spread(given).to(torch.float64), target.grid)
-    y = target.spread(wanted).to(torch.float64)
-    own_bias = target.layout == "tokens" and how.bias
-    x, y = x.flatten(1, 2), y.flatten(1, 2)
-    if how.bias:
-        axes: tuple[int, ...] = (0,) if own_bias else (0, 1)
-        x_mean, y_mean = x.mean(axes, keepdim=True), y.mean(axes, keepdim=True)
-    else:
-        x_mean, y_mean = torch.zeros_like(x[:1, :1]), torch.zeros_like(y[:1, :1])
-    weight, lam, r2 = _ridge(x - x_mean, y - y_mean, how.lam)
+    kernel = how.side(source, target)
+    x = resample(source.spread(given), target.grid)
+    y = target.spread(wanted).flatten(1, 2)
+    x_mean, y_mean = _means(x, y, kernel, of_each=target.layout == "tokens" and how.bias)
+    if not how.bias:
+        x_mean, y_mean = torch.zeros_like(x_mean), torch.zeros_like(y_mean)
+    sums = _sums(x, y, kernel, x_mean, y_mean)
+    weight, lam, r2 = _ridge(sums, how.lam)
     left: Tensor | None = None
-    bias = (y_mean - x_mean @ weight.T)[0]
     if how.rank is not None and how.rank < min(weight.shape):
-        rows = (x - x_mean).flatten(0, 1)
-        left, weight = _reduced(weight, rows.T @ rows, how.rank)
-        bias = (y_mean - x_mean @ (left @ weight).T)[0]
+        left, weight = _reduced(weight, sums.gram, how.rank)
+    if how.match:
+        stretch = _stretch(left @ weight if left is not None else weight, sums)
+        if left is not None:
+            left = left * stretch.unsqueeze(1)
+        else:
+            weight = weight * stretch.unsqueeze(1)
+    bias = (y_mean - x_mean @ (left @ weight if left is not None else weight).T)[0]
     dtype = given.dtype
     found = Stitch(
         source,
@@ -154,6 +180,7 @@ def fit_stitch(source: Place, target: Place, given: Tensor, wanted: Tensor, how:
         bias.squeeze(0).to(dtype).contiguous(),
         _fit_prefix(source, target, given, wanted, how),
         left.to(dtype).contiguous() if left is not None else None,
+        kernel,
         lam,
         r2,
     )
@@ -187,47 +214,104 @@ def blank_stitch(source: Place, target: Place, how: Fit | None = None) -> Stitch
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    rank = how.rank if how.rank is not None and how.rank < min(source.channels, target.channels) else None
-    weight = empty(rank or target.channels, source.channels)
+    kernel = how.side(source, target)
+    width = source.channels * kernel * kernel
+    rank = how.rank if how.rank is not None and how.rank < min(width, target.channels) else None
+    weight = empty(rank or target.channels, width)
     tokens = target.layout == "tokens"
     bias = empty(target.positions, target.channels) if tokens and how.bias else empty(target.channels)
     prefix = None
     if target.prefix:
         n = target.prefix * target.channels
         prefix = (empty(n, _prefix_width(source)), empty(n))
-    return Stitch(source, target, weight, bias, prefix, empty(target.channels, rank) if rank else None)
+    return Stitch(
+        source, target, weight, bias, prefix, empty(target.channels, rank) if rank else None, kernel
+    )
 
 
-def _ridge(x: Tensor, y: Tensor, lam: float | None) -> tuple[Tensor, float, float]:
-    """Weight (dy, dx), strength, and R2 on images left out, of centred x, y (n, positions, channels)."""
-    n, positions, dx = x.shape
+def by_map(source: Place, target: Place) -> bool:
+    """Whether a stitch goes through a map: else it is one linear layer on tokens of one grid, or on vectors."""
+    if source.layout == target.layout == "tokens":
+        return source.grid != target.grid
+    return not source.layout == target.layout == "vector"
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Second moments of centred rows, of all images and of each fold: x with x, x with y, and y with itself."""
+
+    grams: Tensor
+    crosses: Tensor
+    squares: Tensor
+    """(folds, channels of y)"""
+
+    @property
+    def gram(self) -> Tensor:
+        return self.grams.sum(0)
+
+
+def _patches(x: Tensor, kernel: int) -> Tensor:
+    """Patches around each position (n, positions, channels x kernel x kernel) of maps (n, rows, columns, channels)."""
+    if kernel == 1:
+        return x.flatten(1, 2)
+    return F.unfold(x.permute(0, 3, 1, 2), kernel, padding=kernel // 2).transpose(1, 2)
+
+
+def _means(x: Tensor, y: Tensor, kernel: int, *, of_each: bool) -> tuple[Tensor, Tensor]:
+    """Means of patches and targets, shape (1, 1 or positions, width); of each position where asked for."""
+    total = torch.zeros(x.shape[1] * x.shape[2], x.shape[3] * kernel * kernel, dtype=torch.float64)
+    for start in range(0, len(x), _CHUNK):
+        total += _patches(x[start : start + _CHUNK].to(torch.float64), kernel).sum(0)
+    x_mean, y_mean = total[None] / len(x), y.to(torch.float64).mean(0, keepdim=True)
+    return (x_mean, y_mean) if of_each else (x_mean.mean(1, keepdim=True), y_mean.mean(1, keepdim=True))
+
+
+def _sums(x: Tensor, y: Tensor, kernel: int, x_mean: Tensor, y_mean: Tensor) -> _Sums:
+    """Moments of patches of x (n, rows, columns, channels) and y (n, positions, channels), some images at a time."""
+    n, positions = y.shape[:2]
     step = max(1, -(-n * positions // MOST_ROWS))
-    if step > 1:
-        # Another offset in every image, so that all positions are seen.
-        keep = (torch.arange(positions)[None, :] + torch.arange(n)[:, None]) % step == 0
-        least = int(keep.sum(1).min())
-        index = torch.stack([row.nonzero()[:least, 0] for row in keep])
-        x = torch.gather(x, 1, index[:, :, None].expand(-1, -1, dx))
-        y = torch.gather(y, 1, index[:, :, None].expand(-1, -1, y.shape[2]))
-    folds = torch.arange(n) % FOLDS
-    grams, crosses, totals = [], [], []
+    width, made = x.shape[3] * kernel * kernel, y.shape[2]
+    grams = torch.zeros(FOLDS, width, width, dtype=torch.float64)
+    crosses = torch.zeros(FOLDS, width, made, dtype=torch.float64)
+    squares = torch.zeros(FOLDS, made, dtype=torch.float64)
     for fold in range(FOLDS):
-        rows, targets = x[folds == fold].flatten(0, 1), y[folds == fold].flatten(0, 1)
-        grams.append(rows.T @ rows)
-        crosses.append(rows.T @ targets)
-        totals.append(float(targets.square().sum()))
-    gram, cross, total = torch.stack(grams).sum(0), torch.stack(crosses).sum(0), sum(totals)
+        chosen = torch.arange(fold, n, FOLDS)
+        for part in chosen.split(_CHUNK):
+            rows = _patches(x[part].to(torch.float64), kernel) - x_mean
+            wanted = y[part].to(torch.float64) - y_mean
+            if step > 1:
+                # Another offset in every image, so that all positions are seen.
+                keep = (torch.arange(positions)[None, :] + part[:, None]) % step == 0
+                rows, wanted = rows[keep], wanted[keep]
+            rows, wanted = rows.reshape(-1, width), wanted.reshape(-1, made)
+            grams[fold] += rows.T @ rows
+            crosses[fold] += rows.T @ wanted
+            squares[fold] += wanted.square().sum(0)
+    return _Sums(grams, crosses, squares)
+
+
+def _ridge(sums: _Sums, lam: float | None) -> tuple[Tensor, float, float]:
+    """Weight (dy, dx), strength, and R2 on images left out."""
+    gram, cross = sums.gram, sums.crosses.sum(0)
     strengths = STRENGTHS if lam is None else (lam,)
     errors = torch.zeros(len(strengths), dtype=torch.float64)
     for fold in range(FOLDS):
-        solved = _solve(gram - grams[fold], cross - crosses[fold], strengths)
+        solved = _solve(gram - sums.grams[fold], cross - sums.crosses[fold], strengths)
         for i, weight in enumerate(solved):
-            fitted = 2 * (weight * crosses[fold]).sum() - (weight * (grams[fold] @ weight)).sum()
-            errors[i] += totals[fold] - float(fitted)
+            fitted = 2 * (weight * sums.crosses[fold]).sum() - (weight * (sums.grams[fold] @ weight)).sum()
+            errors[i] += float(sums.squares[fold].sum() - fitted)
     best = int(errors.argmin())
     weight = _solve(gram, cross, (strengths[best],))[0]
-    r2 = 1.0 - float(errors[best]) / total if total > 0 else 1.0
-    return weight.T, strengths[best], r2
+    total = float(sums.squares.sum())
+    return weight.T, strengths[best], 1.0 - float(errors[best]) / total if total > 0 else 1.0
+
+
+def _stretch(weight: Tensor, sums: _Sums) -> Tensor:
+    """For each channel the target's spread over that of what is fitted, at most `MOST_STRETCH`; never below 1."""
+    fitted = ((weight @ sums.gram) * weight).sum(1)
+    wanted = sums.squares.sum(0)
+    ratio = torch.where(fitted > 0, wanted / fitted.clamp(min=1e-300), 1.0).sqrt()
+    return ratio.clamp(1.0, MOST_STRETCH)
 
 
 def _solve(gram: Tensor, cross: Tensor, strengths: tuple[float, ...]) -> list[Tensor]:
@@ -269,7 +353,8 @@ def _fit_prefix(
     x = _prefix_input(source, given).to(torch.float64)
     y = wanted[:, : target.prefix].flatten(1).to(torch.float64)
     x_mean, y_mean = x.mean(0), y.mean(0)
-    weight, _, _ = _ridge((x - x_mean)[:, None], (y - y_mean)[:, None], how.lam)
+    sums = _sums(x[:, None, None], y[:, None], 1, x_mean[None, None], y_mean[None, None])
+    weight, _, _ = _ridge(sums, how.lam)
     bias = y_mean - weight @ x_mean
     return weight.to(given.dtype).contiguous(), bias.to(given.dtype).contiguous()
 
@@ -279,11 +364,10 @@ def _graph(stitch: Stitch) -> ModelGraph:
     front = _Chain(Input("given", _shape(source), source.dtype))
     prefix = _prefix_nodes(front, stitch) if stitch.prefix is not None else None
     front.at(Ref("given"), _shape(source))
-    shrinks = target.positions <= source.positions
-    if source.grid == target.grid and source.layout == target.layout == "tokens":
+    # A 1 x 1 map and a resampling may trade places; it stands where there are fewer positions.
+    shrinks = target.positions <= source.positions or stitch.kernel > 1
+    if not by_map(source, target):
         front.drop_prefix(source)
-        front.linear(stitch)
-    elif target.layout == "vector" and source.layout == "vector":
         front.linear(stitch)
     else:
         front.to_map(source)
@@ -331,7 +415,13 @@ class _Chain:
         if place.prefix:
             shape = (BatchDim(1), place.positions, place.channels)
             self.call(
-                "stitch_tokens", "aten.slice.Tensor", shape, self=Ref(self.name), dim=1, start=place.prefix, end=2**63 - 1
+                "stitch_tokens",
+                "aten.slice.Tensor",
+                shape,
+                self=Ref(self.name),
+                dim=1,
+                start=place.prefix,
+                end=2**63 - 1,
             )
 
     def to_map(self, place: Place) -> None:
@@ -370,7 +460,12 @@ class _Chain:
         if all(h % w == 0 for h, w in zip(have, grid, strict=True)):
             kernel = (have[0] // grid[0], have[1] // grid[1])
             self.call(
-                "stitch_pool", "aten.avg_pool2d.default", shape, self=Ref(self.name), kernel_size=kernel, stride=kernel
+                "stitch_pool",
+                "aten.avg_pool2d.default",
+                shape,
+                self=Ref(self.name),
+                kernel_size=kernel,
+                stride=kernel,
             )
         elif all(h <= w for h, w in zip(have, grid, strict=True)):
             self.call(
@@ -384,10 +479,14 @@ class _Chain:
             )
         else:
             dtype = getattr(torch, self.dtype)
-            right = self.merger.store("stitch.columns", _resizing(have[1], grid[1]).T.to(dtype).contiguous(), parameter=False)
+            right = self.merger.store(
+                "stitch.columns", _resizing(have[1], grid[1]).T.to(dtype).contiguous(), parameter=False
+            )
             left = self.merger.store("stitch.rows", _resizing(have[0], grid[0]).to(dtype), parameter=False)
             wide: Shape = (batch, channels, have[0], grid[1])
-            self.call("stitch_columns", "aten.matmul.default", wide, self=Ref(self.name), other=TensorRef(right))
+            self.call(
+                "stitch_columns", "aten.matmul.default", wide, self=Ref(self.name), other=TensorRef(right)
+            )
             self.call("stitch_rows", "aten.matmul.default", shape, self=TensorRef(left), other=Ref(self.name))
 
     def conv(self, stitch: Stitch) -> None:
@@ -397,7 +496,8 @@ class _Chain:
         bias = stitch.bias if stitch.bias.ndim == 1 else None
         for i, weight in enumerate(parts):
             last = i == len(parts) - 1
-            stored = self.store("stitch.weight", weight[:, :, None, None])
+            side = stitch.kernel if i == 0 else 1
+            stored = self.store("stitch.weight", weight.reshape(len(weight), -1, side, side))
             self.call(
                 "stitch",
                 "aten.conv2d.default",
@@ -405,6 +505,7 @@ class _Chain:
                 input=Ref(self.name),
                 weight=stored,
                 bias=self.store("stitch.bias", bias) if last and bias is not None else None,
+                padding=(side // 2, side // 2),
             )
 
     def linear(self, stitch: Stitch) -> None:
@@ -428,9 +529,7 @@ class _Chain:
 
     def join(self, prefix: str, target: Place) -> None:
         shape = _shape(target)
-        self.call(
-            "stitch_joined", "aten.cat.default", shape, tensors=(Ref(prefix), Ref(self.name)), dim=1
-        )
+        self.call("stitch_joined", "aten.cat.default", shape, tensors=(Ref(prefix), Ref(self.name)), dim=1)
 
 
 def _prefix_nodes(front: _Chain, stitch: Stitch) -> str:
@@ -443,7 +542,9 @@ def _prefix_nodes(front: _Chain, stitch: Stitch) -> str:
     flat: Shape = (BatchDim(1), width)
     if source.prefix:
         held = (BatchDim(1), source.prefix, source.channels)
-        front.call("stitch_front", "aten.slice.Tensor", held, self=Ref(front.name), dim=1, start=0, end=source.prefix)
+        front.call(
+            "stitch_front", "aten.slice.Tensor", held, self=Ref(front.name), dim=1, start=0, end=source.prefix
+        )
         front.call("stitch_front", "aten.reshape.default", flat, self=Ref(front.name), shape=flat)
     elif source.layout == "tokens":
         front.call("stitch_front", "aten.mean.dim", flat, self=Ref(front.name), dim=(1,), keepdim=False)

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from sarto import zoo
 from sarto.devices import count
-from sarto.engines.reassembly.assembly import Assembler, Donor, Making, Piece, folded, folds, reading_layer, tidy
+from sarto.engines.reassembly.assembly import (
+    Assembler,
+    Donor,
+    Making,
+    Piece,
+    folded,
+    folds,
+    reading_layer,
+    tidy,
+)
 from sarto.engines.reassembly.places import anatomy
 from sarto.engines.reassembly.stitches import Fit, blank_stitch, fit_stitch
 from sarto.errors import GraphError, RequestError
@@ -70,7 +79,11 @@ def _chains(donors: tuple[Donor, ...]) -> list[tuple[Piece, ...]]:
 
 
 def test_predicted_costs_are_those_of_the_built_model(donors: tuple[Donor, ...]) -> None:
-    for how in (Making(Fit(lam=1e-2)), Making(Fit(lam=1e-2, rank=2)), Making(Fit(lam=1e-2, bias=False))):
+    for how in (
+        Making(Fit(lam=1e-2)),
+        Making(Fit(lam=1e-2, kernel=1, rank=2)),
+        Making(Fit(lam=1e-2, kernel=1, bias=False)),
+    ):
         maker = Assembler(donors, how)
         for pieces in _chains(donors)[::5]:
             built = count(maker.graph(pieces))
@@ -103,30 +116,36 @@ def test_blocks_of_one_donor_in_a_row_are_the_donor_bit_by_bit(donors: tuple[Don
     maker = Assembler(donors)
     pieces = (Piece(donor, None, 1), Piece(donor, 1, 2), Piece(donor, 2, None))
     assert tidy(pieces) == (Piece(donor, None, None),)
-    assert torch.equal(_run(maker.graph(pieces), donors[donor].inputs), _run(donors[donor].graph, donors[donor].inputs))
+    assert torch.equal(
+        _run(maker.graph(pieces), donors[donor].inputs), _run(donors[donor].graph, donors[donor].inputs)
+    )
     cost, own = maker.cost(pieces), count(donors[donor].graph)
     assert (cost.params, cost.flops) == (own.params, own.flops)
 
 
 def test_folding_changes_nothing_but_the_number_of_layers(donors: tuple[Donor, ...]) -> None:
     pieces = (Piece(1, None, 0), Piece(2, 0, None))
-    apart, together = (Assembler(donors, Making(Fit(lam=1e-2), fold=fold)) for fold in (False, True))
+    apart, together = (
+        Assembler(donors, Making(Fit(lam=1e-2, kernel=1), fold=fold)) for fold in (False, True)
+    )
     one, two = apart.graph(pieces), together.graph(pieces)
     assert relative_difference(_run(two, donors[0].inputs), _run(one, donors[0].inputs)) < 1e-12
     assert len(two.nodes) < len(one.nodes)
     assert count(two).params == together.cost(pieces).params < count(one).params
 
 
-def test_a_bias_does_not_fold_into_a_padded_convolution_but_a_linear_map_does(donors: tuple[Donor, ...]) -> None:
+def test_a_bias_does_not_fold_into_a_padded_convolution_but_a_linear_map_does(
+    donors: tuple[Donor, ...],
+) -> None:
     source, target = donors[0].anatomy.places[1], donors[1].anatomy.places[0]
     part = block(donors[1].graph, target.value)
     maker = Assembler(donors)
     given, wanted = maker.own(0, 1), maker.own(1, 0)
-    blank = blank_stitch(source, target)
+    blank = blank_stitch(source, target, Fit(kernel=1))
     assert reading_layer(part, blank, linear=False) is None
     assert reading_layer(part, blank, linear=True) is not None
-    assert not folds(part, source, target, Fit())
-    stitch = fit_stitch(source, target, given, wanted, Fit(lam=1e-2, bias=False))
+    assert not folds(part, source, target, Fit(kernel=1))
+    stitch = fit_stitch(source, target, given, wanted, Fit(lam=1e-2, bias=False, kernel=1))
     merged = folded(part, stitch)
     want = part(_run(stitch.graph, given))
     assert isinstance(want, Tensor)
@@ -136,7 +155,7 @@ def test_a_bias_does_not_fold_into_a_padded_convolution_but_a_linear_map_does(do
 def test_the_stream_of_a_residual_net_takes_no_fold(donors: tuple[Donor, ...]) -> None:
     source, target = donors[1].anatomy.places[0], donors[0].anatomy.places[0]
     maker = Assembler(donors)
-    stitch = fit_stitch(source, target, maker.own(1, 0), maker.own(0, 0), Fit(lam=1e-2, bias=False))
+    stitch = fit_stitch(source, target, maker.own(1, 0), maker.own(0, 0), Fit(lam=1e-2, bias=False, kernel=1))
     with pytest.raises(GraphError, match="no layer after"):
         folded(block(donors[0].graph, target.value), stitch)
 
@@ -144,8 +163,8 @@ def test_the_stream_of_a_residual_net_takes_no_fold(donors: tuple[Donor, ...]) -
 def test_a_fold_that_would_make_the_chain_larger_is_left_out(donors: tuple[Donor, ...]) -> None:
     wide, target = donors[0].anatomy.places[1], donors[2].anatomy.places[0]
     part = block(donors[2].graph, target.value)
-    assert reading_layer(part, blank_stitch(wide, target), linear=False) is not None
-    assert not folds(part, wide, target, Fit())
+    assert reading_layer(part, blank_stitch(wide, target, Fit(kernel=1)), linear=False) is not None
+    assert not folds(part, wide, target, Fit(kernel=1))
 
 
 def test_stitches_fitted_in_sequence_follow_the_chain_better(donors: tuple[Donor, ...]) -> None:

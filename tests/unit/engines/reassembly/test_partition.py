@@ -8,7 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from sarto.engines.reassembly.partition import Cuts, Limits, allowed, best_parting, dissect_zoo, set_means, value_of
+from sarto.engines.reassembly.partition import (
+    Cuts,
+    Limits,
+    allowed,
+    best_parting,
+    dissect_zoo,
+    set_means,
+    value_of,
+)
 from sarto.errors import InfeasibleError, RequestError
 
 
@@ -48,7 +56,9 @@ def _enumerate(cuts: Cuts, limits: Limits, means: np.ndarray, fits: np.ndarray, 
             for labels in labellings:
                 total = (limits.skip or 0.0) * (limits.k - used)
                 for (a, b), j in zip(blocks, labels, strict=True):
-                    psi = np.concatenate([cuts.vectors[cuts.rows[model, a]], cuts.vectors[cuts.rows[model, b]]])
+                    psi = np.concatenate(
+                        [cuts.vectors[cuts.rows[model, a]], cuts.vectors[cuts.rows[model, b]]]
+                    )
                     total += float(psi @ means[j]) - 0.5 * float(means[j] @ means[j])
                 best = max(best, total)
     assert width == cuts.vectors.shape[1]

@@ -47,7 +47,9 @@ def test_layouts_grids_and_prefix_tokens_are_found(donors: dict[str, ModelGraph]
     assert [place.prefix for place in vit if place.layout == "tokens"][:3] == [0, 1, 1]
     assert {place.grid for place in vit if place.layout == "tokens"} == {(8, 8)}
     convnext = anatomy(donors["convnext"]).places
-    assert any(place.channels_last for place in convnext) and not all(place.channels_last for place in convnext)
+    assert any(place.channels_last for place in convnext) and not all(
+        place.channels_last for place in convnext
+    )
 
 
 @pytest.mark.parametrize("name", ["cnn", "vit", "convnext"])

@@ -19,7 +19,13 @@ from sarto.errors import InfeasibleError, RequestError
 
 
 def _problem(
-    n: int = 5, k: int = 3, *, tight: float = 0.45, seed: int = 0, sides: Sides | None = None, holes: float = 0.1
+    n: int = 5,
+    k: int = 3,
+    *,
+    tight: float = 0.45,
+    seed: int = 0,
+    sides: Sides | None = None,
+    holes: float = 0.1,
 ) -> Problem:
     """Random values and costs; staying in a model costs nothing; some joints are impossible."""
     generator = np.random.default_rng(seed)
@@ -109,7 +115,9 @@ def test_the_best_chain_of_random_problems_is_the_best(seed: int, tight: float) 
 
 def test_an_impossible_budget_names_floor_and_smallest_budget_that_works() -> None:
     problem = replace(_problem(5, 3), budget=(5.0, 6.0))
-    with pytest.raises(InfeasibleError, match=r"Floor of each alone: params .* The smallest that works") as caught:
+    with pytest.raises(
+        InfeasibleError, match=r"Floor of each alone: params .* The smallest that works"
+    ) as caught:
         best_chains(problem)
     floor, nearest = caught.value.floor or {}, caught.value.nearest or {}
     unlimited = replace(problem, budget=(math.inf, math.inf))

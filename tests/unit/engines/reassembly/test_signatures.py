@@ -94,7 +94,10 @@ def test_the_jack_knife_is_what_leaving_each_batch_out_gives() -> None:
         left.append(float(signature(x[kept], batch=16) @ signature(y[kept], batch=16)))
     want = np.sqrt(3 / 4 * np.square(np.array(left) - np.mean(left)).sum())
     assert found.error == pytest.approx(want, abs=1e-12)
-    assert similarity(signature(x[:16], batch=16).numpy(), signature(y[:16], batch=16).numpy(), batch=16).error is None
+    assert (
+        similarity(signature(x[:16], batch=16).numpy(), signature(y[:16], batch=16).numpy(), batch=16).error
+        is None
+    )
 
 
 def test_sketches_keep_cosines_within_their_size() -> None:

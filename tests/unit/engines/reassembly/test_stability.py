@@ -33,7 +33,8 @@ def test_the_adjusted_rand_index_of_known_cases() -> None:
     assert adjusted_rand([0, 0, 1, 1], [0, 1, 0, 1]) == pytest.approx(-0.5)
     generator = np.random.default_rng(0)
     by_chance = [
-        adjusted_rand(generator.integers(0, 3, 200).tolist(), generator.integers(0, 3, 200).tolist()) for _ in range(50)
+        adjusted_rand(generator.integers(0, 3, 200).tolist(), generator.integers(0, 3, 200).tolist())
+        for _ in range(50)
     ]
     assert abs(float(np.mean(by_chance))) < 0.01
     with pytest.raises(RequestError, match="same things"):

@@ -42,19 +42,22 @@ def _values(place: Place, n: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randn(shapes[place.layout], generator=generator, dtype=torch.float64)
 
 
-PAIRS = [
-    (a, b) for a, b in itertools.product(PLACES, PLACES) if joinable(PLACES[a], PLACES[b]) is None
-]
+PAIRS = [(a, b) for a, b in itertools.product(PLACES, PLACES) if joinable(PLACES[a], PLACES[b]) is None]
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_the_graph_of_a_stitch_does_what_was_fitted(a: str, b: str) -> None:
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_graph_of_a_stitch_does_what_was_fitted(a: str, b: str, kernel: int) -> None:
     source, target = PLACES[a], PLACES[b]
     given, wanted = _values(source), _values(target, seed=1)
-    stitch = fit_stitch(source, target, given, wanted, Fit(lam=1e-2))
+    stitch = fit_stitch(source, target, given, wanted, Fit(lam=1e-2, kernel=kernel))
     made = stitch.graph(given)
     assert isinstance(made, torch.Tensor) and made.shape == wanted.shape
-    want = resample(source.spread(given), target.grid) @ stitch.weight.T
+    spread = resample(source.spread(given), target.grid)
+    if stitch.kernel > 1:
+        patches = torch.nn.functional.unfold(spread.permute(0, 3, 1, 2), 3, padding=1)
+        spread = patches.reshape(12, -1, *target.grid).permute(0, 2, 3, 1)
+    want = spread @ stitch.weight.T
     bias = stitch.bias if stitch.bias.ndim == 1 else stitch.bias.reshape(*target.grid, -1)
     assert torch.allclose(target.spread(made), want + bias, atol=1e-12)
     if target.prefix:
@@ -77,7 +80,7 @@ def test_a_known_affine_map_is_found_again() -> None:
     given = _values(source, 20)
     weight, bias = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     wanted = (resample(source.spread(given), (2, 2)) @ weight.T + bias).permute(0, 3, 1, 2)
-    stitch = fit_stitch(source, target, given, wanted, Fit(lam=0.0))
+    stitch = fit_stitch(source, target, given, wanted, Fit(lam=0.0, kernel=1))
     assert torch.allclose(stitch.weight, weight, atol=1e-10)
     assert torch.allclose(stitch.bias, bias, atol=1e-10)
     assert stitch.r2 == pytest.approx(1.0, abs=1e-12)
@@ -88,8 +91,8 @@ def test_a_map_that_goes_to_tokens_and_back_is_the_same() -> None:
     source, tokens = PLACES["map"], Place("t", "tokens", 5, (4, 4), prefix=1, dtype="float64")
     given = _values(source)
     there = torch.cat([torch.ones(12, 1, 5, dtype=torch.float64), given.flatten(2).transpose(1, 2)], 1)
-    first = fit_stitch(source, tokens, given, there, Fit(lam=0.0)).graph(given)
-    back = fit_stitch(tokens, source, there, given, Fit(lam=0.0)).graph(first)
+    first = fit_stitch(source, tokens, given, there, Fit(lam=0.0, kernel=1)).graph(given)
+    back = fit_stitch(tokens, source, there, given, Fit(lam=0.0, kernel=1)).graph(first)
     assert isinstance(back, torch.Tensor)
     assert torch.allclose(back, given, atol=1e-9)
 
@@ -105,8 +108,8 @@ def test_a_low_rank_stitch_is_the_best_of_its_rank() -> None:
     source, target = PLACES["vector"], Place("y", "vector", 6, (1, 1), dtype="float64")
     given = _values(source, 60)
     wanted = given @ torch.randn(7, 6, dtype=torch.float64) + 0.1 * _values(target, 60, seed=3)
-    full = fit_stitch(source, target, given, wanted, Fit(lam=1e-9))
-    low = fit_stitch(source, target, given, wanted, Fit(lam=1e-9, rank=2))
+    full = fit_stitch(source, target, given, wanted, Fit(lam=1e-9, match=False))
+    low = fit_stitch(source, target, given, wanted, Fit(lam=1e-9, rank=2, match=False))
     assert low.left is not None and low.left.shape == (6, 2)
     fitted = (given - given.mean(0)) @ full.weight.T
     values = torch.linalg.svdvals(fitted)
@@ -119,6 +122,29 @@ def test_the_ridge_is_chosen_on_images_that_were_left_out() -> None:
     noise = fit_stitch(source, target, _values(source, 12), _values(target, 12, seed=9))
     assert noise.lam >= 0.1
     assert noise.r2 < 0.3
+
+
+def test_a_known_convolution_is_found_again() -> None:
+    source, target = PLACES["map"], Place("y", "map", 2, (4, 4), dtype="float64")
+    given = _values(source, 40)
+    kernel = torch.randn(2, 5, 3, 3, dtype=torch.float64)
+    wanted = torch.nn.functional.conv2d(given, kernel, torch.ones(2, dtype=torch.float64), padding=1)
+    stitch = fit_stitch(source, target, given, wanted, Fit(lam=0.0))
+    assert torch.allclose(stitch.weight, kernel.flatten(1), atol=1e-9)
+    assert torch.allclose(stitch.bias, torch.ones(2, dtype=torch.float64), atol=1e-9)
+
+
+def test_matched_channels_have_the_spread_that_the_receiver_is_used_to() -> None:
+    source, target = PLACES["vector"], Place("y", "vector", 4, (1, 1), dtype="float64")
+    given = _values(source, 80)
+    wanted = given @ torch.randn(7, 4, dtype=torch.float64) + 1.5 * _values(target, 80, seed=3)
+    plain, matched = (
+        fit_stitch(source, target, given, wanted, Fit(lam=1e-3, match=m)).graph(given) for m in (False, True)
+    )
+    assert isinstance(plain, torch.Tensor) and isinstance(matched, torch.Tensor)
+    assert bool((plain.std(0) < 0.99 * wanted.std(0)).all())
+    assert torch.allclose(matched.std(0), wanted.std(0), rtol=1e-9)
+    assert torch.allclose(matched.mean(0), wanted.mean(0), atol=1e-9)
 
 
 def test_a_random_stitch_keeps_lengths_and_depends_on_its_seed() -> None:
@@ -137,6 +163,8 @@ def test_what_can_not_be_joined_is_told() -> None:
         fit_stitch(PLACES["map"], PLACES["map"], _values(PLACES["map"]), _values(PLACES["map"], 11))
     with pytest.raises(RequestError, match="at least 4 probe images, got 3"):
         fit_stitch(PLACES["map"], PLACES["map"], _values(PLACES["map"], 3), _values(PLACES["map"], 3))
+    with pytest.raises(RequestError, match="odd number of positions, got 2"):
+        Fit(kernel=2)
     broken = _values(PLACES["map"])
     broken[0, 0] = float("nan")
     with pytest.raises(RequestError, match="NaN or infinity"):
@@ -144,9 +172,14 @@ def test_what_can_not_be_joined_is_told() -> None:
 
 
 def test_many_rows_are_thinned_without_leaving_positions_out() -> None:
-    source, target = Place("a", "map", 3, (32, 32), dtype="float64"), Place("b", "map", 2, (32, 32), dtype="float64")
+    source, target = (
+        Place("a", "map", 3, (32, 32), dtype="float64"),
+        Place("b", "map", 2, (32, 32), dtype="float64"),
+    )
     given = _values(source, 60)
     weight = torch.randn(2, 3, dtype=torch.float64)
     wanted = torch.einsum("nchw,dc->ndhw", given, weight)
-    assert torch.allclose(fit_stitch(source, target, given, wanted, Fit(lam=0.0)).weight, weight, atol=1e-9)
+    assert torch.allclose(
+        fit_stitch(source, target, given, wanted, Fit(lam=0.0, kernel=1)).weight, weight, atol=1e-9
+    )
     assert isinstance(fit_stitch(source, target, given, wanted), Stitch)
