@@ -35,6 +35,9 @@ Runtime = Annotated[
 Precision = Annotated[
     str | None, typer.Option(help="Of the model there: float32, float16, bfloat16 or int8.")
 ]
+Profile = Annotated[
+    str | None, typer.Option(help="Measured profile of the device: a name in the market, or a file.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads that the runtime may use.")]
 Batch = Annotated[int | None, typer.Option(help="Images or texts in one measured call.")]
 SamplesPath = Annotated[
@@ -66,6 +69,7 @@ def plan(
     max_latency: MaxLatency = None,
     runtime: Runtime = None,
     precision: Precision = None,
+    profile: Profile = None,
     threads: Threads = None,
     batch: Batch = None,
     samples: SamplesPath = None,
@@ -99,9 +103,25 @@ def plan(
             return
         from rich.table import Table
 
-        table = Table("", "engine", "plan", "parameters", "FLOPs", "memory", "size", "key", "breaks")
-        for place, item in enumerate(plans.to_plain(), 1):
-            cost = item["plan"]["predicted"] or {}
+        listed = plans.to_plain()
+        costs = [item["plan"]["predicted"] or {} for item in listed]
+        timed = any(cost.get("latency_high_ms") is not None for cost in costs)
+        weighed = any(cost.get("process_bytes") is not None for cost in costs)
+        limit = order.budget.latency_ms
+        table = Table(
+            "",
+            "engine",
+            "plan",
+            "parameters",
+            "FLOPs",
+            "memory",
+            "size",
+            *([f"ms (of {limit:.3g})" if limit is not None else "ms"] if timed else []),
+            *(["process MB"] if weighed else []),
+            "key",
+            "breaks",
+        )
+        for place, (item, cost) in enumerate(zip(listed, costs, strict=True), 1):
             table.add_row(
                 str(place),
                 item["plan"]["engine"],
@@ -109,6 +129,12 @@ def plan(
                 *(
                     f"{cost[key]:,}" if key in cost else ""
                     for key in ("params", "flops", "memory_bytes", "size_bytes")
+                ),
+                *([_interval(cost, "latency_low_ms", "latency_ms", "latency_high_ms")] if timed else []),
+                *(
+                    [_interval(cost, "process_low_bytes", "process_bytes", "process_high_bytes", 1e-6)]
+                    if weighed
+                    else []
                 ),
                 item["key"][7:19],
                 ", ".join(item["breaks"]),
@@ -127,6 +153,7 @@ def make(
     max_latency: MaxLatency = None,
     runtime: Runtime = None,
     precision: Precision = None,
+    profile: Profile = None,
     threads: Threads = None,
     batch: Batch = None,
     samples: SamplesPath = None,
@@ -179,7 +206,7 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["task"] = {"classes": names(flags["classes"])}
     if not given.get("task"):
         raise RequestError("no order: give a request file, or --classes a,b,c")
-    device = {key: flags[key] for key in ("runtime", "precision", "threads", "batch")}
+    device = {key: flags[key] for key in ("runtime", "precision", "profile", "threads", "batch")}
     for key, changes in (("budget", limits(flags)), ("device", device)):
         given[key] = {
             **given.get(key, {}),
@@ -241,13 +268,21 @@ def delivered(artifact: Artifact, as_json: bool) -> None:
     for line in report.cost_lines():
         over = line.budget is not None and line.measured is not None and line.measured > line.budget
         kept = "" if line.budget is None else "no" if over else "yes"
-        table.add_row(
-            line.name, *(_shown(value) for value in (line.budget, line.predicted, line.measured)), kept
-        )
+        predicted = _shown(line.predicted)
+        if line.predicted is not None and line.predicted_low is not None and line.predicted_high is not None:
+            predicted += f" ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
+        table.add_row(line.name, _shown(line.budget), predicted, _shown(line.measured), kept)
     console().print(table)
     for sentence in report.sentences:
         typer.echo(f"- {sentence}")
     typer.echo(f"the page: {artifact.folder / 'report.html'}")
+
+
+def _interval(cost: dict[str, Any], low: str, middle: str, high: str, factor: float = 1.0) -> str:
+    """A predicted number with its bounds; nothing where they are not known."""
+    if cost.get(middle) is None or cost.get(high) is None:
+        return ""
+    return f"{factor * cost[middle]:.3g} ({factor * cost[low]:.3g} to {factor * cost[high]:.3g})"
 
 
 def _shown(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
+from sarto.pipeline.filling import filled_plans
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
 from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
@@ -18,16 +19,14 @@ from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
 QUICKER = 0.75
 
 
-@dataclass(frozen=True)
-class Plans:
-    """Every plan that the engines propose for an order.
+class Listed:
+    """Plans for an order.
 
     Attributes:
-        feasible: those whose predicted cost keeps the budget, dearest pack first, then the baselines.
+        feasible: those whose predicted cost keeps the budget, the first choice first.
         refused: the others, each with the limits that it breaks.
     """
 
-    order: Order
     feasible: tuple[Plan, ...]
     refused: tuple[tuple[Plan, tuple[str, ...]], ...]
 
@@ -45,10 +44,21 @@ class Plans:
         ]
 
 
-def propose(order: Order) -> Plans:
-    """Plans of all engines that the request names, from manifests alone.
+@dataclass(frozen=True)
+class Plans(Listed):
+    """Every plan that the engines propose for an order: the dearest pack that fits first, then the baselines."""
 
-    A predicted latency refuses a plan only where even the low end of its interval is over the budget.
+    order: Order
+    feasible: tuple[Plan, ...]
+    refused: tuple[tuple[Plan, tuple[str, ...]], ...]
+
+
+def propose(order: Order) -> Plans:
+    """Plans of all engines that the request names, from manifests and shapes alone.
+
+    Where the order's device has a profile, a plan is kept whose upper bound of latency is within the budget, and packs
+    are added whose widths are solved for it; where no bound is, those that should just about keep it. Without a
+    profile, a plan is refused only where even the least time that its FLOPs can take is over the budget.
     """
     requirement, found = order.requirement, list[Plan]()
     samples = {learnware: held.digest for learnware, held in order.donor_samples.items()}
@@ -56,18 +66,38 @@ def propose(order: Order) -> Plans:
         found += slicepack.propose(requirement, order.learnwares, samples)
     if "baselines" in order.request.engines:
         found += baselines.propose(requirement, order.learnwares)
-    found = _with_latency_floor(order, [_with_intake(order, plan) for plan in found])
+    found = [_with_intake(order, plan) for plan in found]
+    if order.predictor is None:
+        found = _with_latency_floor(order, found)
+        return _sorted_out(order, found, over)
+    found = [order.predictor.predicted(plan) for plan in found]
+    if "slicepack" in order.request.engines and order.request.method == "closed_form":
+        filled = [
+            _with_intake(order, plan) for plan in filled_plans(order, order.predictor, _kind, _kept(order))
+        ]
+        found = [*filled, *found]
+    plans = _sorted_out(order, found, over_bound)
+    return plans if plans.feasible else _sorted_out(order, found, over_middle)
+
+
+def _sorted_out(
+    order: Order, found: Sequence[Plan], broken_by: Callable[[Cost | None, Budget], tuple[str, ...]]
+) -> Plans:
     feasible, refused, seen = list[Plan](), list[tuple[Plan, tuple[str, ...]]](), set[str]()
     for plan in found:
         if plan.key() in seen:
             continue
         seen.add(plan.key())
-        broken = over(plan.predicted, order.request.budget)
+        broken = broken_by(plan.predicted, order.request.budget)
         if broken:
             refused.append((plan, broken))
         else:
             feasible.append(plan)
     return Plans(order, tuple(feasible), tuple(refused))
+
+
+def _kept(order: Order) -> Callable[[Plan], bool]:
+    return lambda plan: not over_bound(_with_intake(order, plan).predicted, order.request.budget)
 
 
 def _with_intake(order: Order, plan: Plan) -> Plan:
@@ -112,6 +142,20 @@ def over(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
     if cost.basis == "predicted" and cost.latency_low_ms is not None:
         certain = cost.replace(latency_ms=cost.latency_low_ms)
     return certain.over(budget)
+
+
+def over_bound(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
+    """Limits that a predicted cost may break: of a latency interval, the high end counts."""
+    if cost is None:
+        return ()
+    if cost.latency_high_ms is None:
+        return over(cost, budget)
+    return cost.replace(latency_ms=cost.latency_high_ms).over(budget)
+
+
+def over_middle(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
+    """Limits that a predicted cost should break: of a latency interval, the middle counts."""
+    return () if cost is None else cost.over(budget)
 
 
 def infeasible(plans: Plans) -> InfeasibleError:

@@ -10,7 +10,9 @@ from sarto.engines.baselines import NAMES
 from sarto.errors import RequestError, ShapeError, suggest
 from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
+from sarto.pipeline.predicting import PlanPredictor, profile_of
 from sarto.types import ClassOffer, Learnware, Request, Requirement
+from sarto.types.profile import DeviceProfile
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class Order:
         learnwares: manifests of the market, by id.
         intakes: learnware id -> what the donor reads.
         intake: what a model of all donors reads.
+        predictor: of latency and memory on the order's device; None where it names no profile.
     """
 
     requirement: Requirement
@@ -32,6 +35,7 @@ class Order:
     learnwares: Mapping[str, Learnware]
     intakes: Mapping[str, Intake]
     intake: Intake
+    predictor: PlanPredictor | None = None
 
     @property
     def request(self) -> Request:
@@ -85,6 +89,7 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
             f"task.classes: {names[0]!r} alone leaves nothing to tell apart; order at least two classes"
         )
     _check_engines(request, problems)
+    profile = _profile(request, store, problems)
     if problems:
         raise RequestError(problems[0], problems=problems)
     donors = [learnwares[id_] for id_ in dict.fromkeys(offer.learnware for offer in offers)]
@@ -106,7 +111,16 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     for donor in _rivals(donors, others, learnwares, store, intake):
         intakes[donor.id] = intake_of(store, donor)
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
-    return Order(requirement, samples, donor_samples, learnwares, intakes, intake)
+    predictor = PlanPredictor(profile, store) if profile is not None else None
+    return Order(requirement, samples, donor_samples, learnwares, intakes, intake, predictor)
+
+
+def _profile(request: Request, store: Store, problems: list[str]) -> DeviceProfile | None:
+    try:
+        return profile_of(request.device, store)
+    except RequestError as error:
+        problems += error.problems or (str(error),)
+        return None
 
 
 def _offers(

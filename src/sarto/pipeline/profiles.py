@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sarto.devices import measure_memory, open_runtime
 from sarto.devices.agent import RemoteWorker
 from sarto.devices.measuring import Writing
 from sarto.devices.profiling import Backbone, Progress, make_profile, open_in
-from sarto.devices.profiling.blocks import blocks
+from sarto.devices.profiling.blocks import Block, blocks
 from sarto.devices.profiling.making import SUBNETS
 from sarto.devices.profiling.run import CHUNK, SECONDS
 from sarto.devices.profiling.sizes import Counts
@@ -33,6 +33,7 @@ def measure_profile(
     backbones: Mapping[str, ModelGraph] | None = None,
     n_subnets: int = SUBNETS,
     few_blocks: bool = False,
+    built_in: Sequence[Block] | None = None,
     onto: DeviceProfile | None = None,
     memory: bool = True,
     write: Writing | None = None,
@@ -47,6 +48,7 @@ def measure_profile(
         backbones: models by name, whose subnets are measured; best those that orders are made from.
         n_subnets: of each backbone.
         few_blocks: one built-in block of each kind of operator, where there are several sizes.
+        built_in: these blocks in place of the built-in ones.
         onto: a profile of the same device that is added to.
         memory: measure memory too, in processes of their own.
         write: writes the file of a graph for the device; None writes it as `sarto export` does, and subnets for ONNX
@@ -76,9 +78,9 @@ def measure_profile(
             machine=worker.machine if isinstance(worker, RemoteWorker) else None,
             backbones=given,
             n_subnets=n_subnets,
-            built_in=list({block.family: block for block in reversed(blocks())}.values())
-            if few_blocks
-            else None,
+            built_in=built_in
+            if built_in is not None or not few_blocks
+            else list({block.family: block for block in reversed(blocks())}.values()),
             onto=onto,
             weigh=(lambda graph: measure_memory(graph, device, write=writing).model_bytes)
             if memory

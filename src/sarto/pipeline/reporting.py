@@ -327,6 +327,7 @@ def _sentences(
         yield f"{row.accuracy_heldout:.1%} of {n_held} held-out {noun}s, which chose nothing, are named right."
     each = f"{cost.flops:,} FLOPs {'an image' if noun == 'image' else f'a {noun}'}"
     yield f"{cost.params:,} parameters, {each}, {_latency(cost)}, {cost.size_bytes:,} bytes."
+    yield from _foretold(order, delivered)
     if delivered.rejection is not None:
         yield _refusals(delivered.rejection, noun)
     yield "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the smallest."
@@ -342,6 +343,24 @@ def _sentences(
     failed = [check.name for check in checks if not check.ok]
     if failed:
         yield f"Checks that failed: {', '.join(failed)}."
+
+
+def _foretold(order: Order, delivered: Delivered) -> Iterator[str]:
+    """What the device's profile said before anything was built, beside the measured latency and the budget."""
+    said, measured = delivered.plan.predicted, delivered.verified.cost.latency_ms
+    if order.predictor is None or said is None or said.latency_ms is None or measured is None:
+        return
+    limit = order.request.budget.latency_ms
+    yield (
+        f"Predicted from the profile {order.predictor.profile.name}: {said.latency_ms:.3g} ms, between "
+        f"{said.latency_low_ms or 0:.3g} and {said.latency_high_ms or said.latency_ms:.3g}; measured {measured:.3g}"
+        + (f", {limit:.3g} allowed." if limit is not None else ".")
+    )
+    if said.process_bytes is not None:
+        yield (
+            f"A process that runs it should grow by about {said.process_bytes / 1e6:.3g} MB, at most "
+            f"{(said.process_high_bytes or said.process_bytes) / 1e6:.3g} MB."
+        )
 
 
 def _refusals(found: Rejection, noun: str) -> str:

@@ -15,6 +15,7 @@ from sarto.pipeline.page.wording import (
     headline,
     listed,
     percent,
+    predicted,
     short,
     span,
 )
@@ -49,7 +50,9 @@ def _lines(report: Report) -> Iterator[str]:
         [
             (
                 cost_name(c.name, report.reads),
-                *(amount(c.name, value) for value in (c.budget, c.predicted, c.measured)),
+                amount(c.name, c.budget),
+                predicted(c),
+                amount(c.name, c.measured),
             )
             for c in report.cost_lines()
         ],

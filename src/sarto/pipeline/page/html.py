@@ -96,7 +96,7 @@ def _costs(report: Report) -> Iterator[CostRow]:
         yield CostRow(
             name=wording.cost_name(line.name, report.reads),
             limit=wording.amount(line.name, line.budget),
-            predicted=wording.amount(line.name, line.predicted),
+            predicted=wording.predicted(line),
             measured=wording.amount(line.name, line.measured),
             interval=interval,
             error=error,

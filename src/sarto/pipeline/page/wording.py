@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sarto.types import Interval, Report
+from sarto.types import CostLine, Interval, Report
 
 #: Names of the cost numbers, and the unit that their column shows.
 COSTS = {
@@ -82,6 +82,14 @@ def amount(name: str, value: float | None) -> str:
     if name in ("memory_bytes", "size_bytes"):
         return f"{compact(value)}B" if value >= 1000 else f"{value:g} B"
     return compact(value) if name == "flops" else count(value)
+
+
+def predicted(line: CostLine) -> str:
+    """What was predicted of a cost, with its bounds where they are known."""
+    text = amount(line.name, line.predicted)
+    if line.predicted is None or line.predicted_low is None or line.predicted_high is None:
+        return text
+    return f"{text} ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
 
 
 def number(value: float | None) -> str:

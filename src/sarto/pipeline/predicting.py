@@ -1,0 +1,305 @@
+"""What plans will take on a profiled device, from the donors' graphs and the widths of a plan; nothing is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from sarto.devices.profiling import Estimate, Predictor, Terms, terms_of
+from sarto.devices.profiling.conformal import interval
+from sarto.devices.profiling.generic import FIXED, places_of
+from sarto.devices.profiling.sizes import Floats
+from sarto.engines.slicepack.trunk import shared_nodes
+from sarto.errors import RequestError, StoreError
+from sarto.graph import ModelGraph, block, features
+from sarto.graph.expressions import AxisExpr, kept_size
+from sarto.market import Store
+from sarto.pipeline.builder import ready
+from sarto.pipeline.slicing import resolve_keep
+from sarto.types import BlockNode, Cost, Device, HeadNode, Plan, SliceNode, SourceNode
+from sarto.types.profile import BackboneModel, DeviceProfile, KindModel, Residuals
+
+_MB = 4e-6
+
+
+@dataclass(frozen=True)
+class Part:
+    """A donor's extractor at some widths.
+
+    Attributes:
+        learnware: id of the donor.
+        counts: units kept of each group; groups that are not named keep all.
+        front: node of the plan that this part and others are cut from; None where it shares nothing.
+        shared: groups that the front cuts.
+    """
+
+    learnware: str
+    counts: Mapping[str, int]
+    front: str | None = None
+    shared: frozenset[str] = frozenset()
+
+
+def profile_of(device: Device, store: Store) -> DeviceProfile | None:
+    """The profile that a device names, from its file or from the market; None where it names none.
+
+    Raises:
+        RequestError: there is no such profile, it can't be read, or it is of another device; all that differs is named.
+    """
+    if device.profile is None:
+        return None
+    try:
+        path = Path(device.profile)
+        found = DeviceProfile.read(path) if path.is_file() else store.profiles.get(device.profile)
+    except StoreError as error:
+        raise RequestError(
+            f"device.profile: {error}; it is no file either", where="device.profile"
+        ) from error
+    known = found.device
+    problems = [
+        f"device.profile: {device.profile!r} was measured with {name} {getattr(known, name)}, the order's device has "
+        f"{getattr(device, name)}: order that device, or measure a profile of it"
+        for name in ("runtime", "threads", "batch", "precision")
+        if getattr(known, name) != getattr(device, name)
+    ]
+    if problems:
+        raise RequestError(problems[0], problems=problems, where="device.profile")
+    return found
+
+
+@dataclass
+class PlanPredictor:
+    """Latency and memory of plans on one profiled device; a donor's graph is read once."""
+
+    profile: DeviceProfile
+    store: Store
+    _donors: dict[str, _Donor] = field(default_factory=dict)
+
+    def predicted(self, plan: Plan) -> Plan:
+        """The plan with the intervals of its latency and memory; as it is where it has no predicted cost, or is made of
+        what a profile does not know.
+
+        Raises:
+            StoreError: a donor is missing or damaged.
+        """
+        parts = self.parts(plan)
+        if plan.predicted is None or not parts or plan.classes is None:
+            return plan
+        return plan.replace(predicted=self.cost(plan.predicted, self.latency(parts, len(plan.classes))))
+
+    def cost(self, counted: Cost, latency: Estimate) -> Cost:
+        """A counted cost with a predicted latency, and the memory of a process."""
+        found = counted.replace(
+            latency_low_ms=latency.low, latency_ms=latency.middle, latency_high_ms=latency.high
+        )
+        if self.profile.memory is None:
+            return found
+        activations = counted.memory_bytes * self.profile.device.batch
+        low, middle, high = Predictor(self.profile).memory_of(np.array([[counted.size_bytes], [activations]]))
+        return found.replace(
+            process_low_bytes=round(float(low[0])),
+            process_bytes=round(float(middle[0])),
+            process_high_bytes=round(float(high[0])),
+        )
+
+    def parts(self, plan: Plan) -> tuple[Part, ...]:
+        """The extractors that a plan runs side by side; none where it is made of something else."""
+        ends = [node.of for node in plan.nodes.values() if isinstance(node, BlockNode)]
+        head = plan.nodes[plan.out]
+        if not ends and isinstance(head, HeadNode):
+            ends = [head.of]
+        elif not ends:
+            ends = [plan.out]
+        found = [self._part(plan, name) for name in ends]
+        return tuple(part for part in found if part is not None) if None not in found else ()
+
+    def latency(self, parts: Sequence[Part], n_classes: int) -> Estimate:
+        """Milliseconds of extractors side by side under one linear head.
+
+        Bounds of parts of different backbones are added, which is wider than they need to be. What a device takes for
+        any model is counted once.
+
+        Raises:
+            StoreError: a donor is missing or damaged.
+        """
+        sums: dict[str, Floats] = {}
+        models: dict[str, KindModel | BackboneModel] = {"": self.profile.kinds}
+        fronts: set[str] = set()
+        scales: set[str] = set()
+        width = 0
+        for part in parts:
+            donor = self.donor(part.learnware)
+            name = "" if donor.model is None else donor.model.backbone
+            models[name] = donor.model or self.profile.kinds
+            without = donor.front(part) if part.front in fronts else frozenset()
+            fronts |= {part.front} if part.front is not None else set()
+            sums[name] = sums.get(name, 0.0) + donor.of_backbone(part.counts, without)
+            if donor.scale not in scales:
+                # One normalisation is shared by all donors that read the same.
+                sums[""] = sums.get("", 0.0) + donor.in_front(part.counts)
+            scales.add(donor.scale)
+            width += donor.width(part.counts)
+        kinds = _Kinds(self.profile)
+        sums[""] = sums.get("", 0.0) + kinds.head(width, n_classes, len(parts))
+        backbones = sum(self.donor(part.learnware).model is not None for part in parts)
+        for name, taken in sums.items():
+            if name:
+                # Each backbone was measured with what the runtime takes anyway; a pack takes it once.
+                own = sum(self.donor(part.learnware).named == name for part in parts)
+                sums[name] = np.maximum(taken - own * (1 - 1 / backbones) * kinds.fixed[0], 0.5 * taken)
+        if not backbones:
+            sums[""] = sums[""] + kinds.fixed
+        low = middle = high = 0.0
+        for name, taken in sums.items():
+            one = _estimate(taken, models[name].residuals)
+            low, middle, high = low + one.low, middle + one.middle, high + one.high
+        return Estimate(low, middle, high)
+
+    def donor(self, id_: str) -> _Donor:
+        """What is known of a donor, read once."""
+        if id_ not in self._donors:
+            raw = self.store.graph(id_).sketch()
+            reads = self.store.get(id_).preprocessing
+            self._donors[id_] = _Donor(raw, ready(raw, reads), reads.to_json(), self.profile)
+        return self._donors[id_]
+
+    def _part(self, plan: Plan, name: str) -> Part | None:
+        node = plan.nodes[name]
+        if isinstance(node, SourceNode):
+            return Part(node.of, {})
+        if isinstance(node, HeadNode):
+            return self._part(plan, node.of)
+        if not isinstance(node, SliceNode):
+            return None
+        below = self._part(plan, node.of)
+        if below is None:
+            return None
+        kept = {
+            group: amount if isinstance(amount, int) else len(amount)
+            for group, amount in resolve_keep(self.donor(below.learnware).whole, node).items()
+        }
+        counts = {**below.counts, **kept}
+        if isinstance(plan.nodes[node.of], SliceNode):
+            return replace(below, counts=counts, front=node.of, shared=frozenset(below.counts))
+        return replace(below, counts=counts)
+
+
+class _Donor:
+    """A donor's terms, and what the profile knows of its backbone."""
+
+    def __init__(self, raw: ModelGraph, whole: ModelGraph, scale: str, profile: DeviceProfile) -> None:
+        """
+        Args:
+            raw: the donor as it was stocked, without weights.
+            whole: behind its normalisation.
+            scale: equal for donors of one normalisation.
+        """
+        self.whole, self.scale, self.profile = whole, scale, profile
+        batch = profile.device.batch
+        self.terms, measured = terms_of(whole, batch=batch), terms_of(raw, batch=batch)
+        known = profile.backbone(measured.skeleton)
+        self.model = known if known is not None and len(known.base_ms) == len(measured.terms) else None
+        self.named = "" if self.model is None else self.model.backbone
+        end = features(whole).value
+        self._end: AxisExpr = whole.analysis.value_axes[end][0][-1]
+        own = {node.name for node in raw.nodes}
+        kept = {node.name for node in block(whole, end=end).nodes}
+        nodes = [term.node for term in self.terms.terms]
+        self._before = np.array([name not in own for name in nodes])
+        self._kept = np.array([name in kept for name in nodes])
+        self._nodes = nodes
+        kinds = np.array([profile.kinds.weights, *profile.kinds.residuals.folds], float)
+        self._kinds = kinds[:, places_of(self.terms, profile.kinds.names)]
+        self._backbone = self._kinds if self.model is None else _of_terms(self.model, measured, self.terms)
+        self._fronts: dict[frozenset[str], frozenset[str]] = {}
+
+    def of_backbone(self, counts: Mapping[str, int], without: frozenset[str]) -> Floats:
+        """Milliseconds of the extractor, by the fit and without each part of the rows, shape (1 + parts,).
+
+        Args:
+            without: nodes that do not count.
+        """
+        here = self._kept & ~self._before & ~np.isin(self._nodes, list(without))
+        width = (self.model or self.profile.kinds).vector_width
+        return self._sum(self._backbone, counts, width, here)
+
+    def in_front(self, counts: Mapping[str, int]) -> Floats:
+        """Milliseconds of what stands before the stocked graph, shape (1 + parts of the kinds,)."""
+        return self._sum(self._kinds, counts, self.profile.kinds.vector_width, self._before)
+
+    def front(self, part: Part) -> frozenset[str]:
+        """Nodes that parts with a front in common share."""
+        if part.shared not in self._fronts:
+            own = [group for group in part.counts if group not in part.shared]
+            self._fronts[part.shared] = shared_nodes(self.whole, own)
+        return self._fronts[part.shared]
+
+    def width(self, counts: Mapping[str, int]) -> int:
+        """Features of the extractor."""
+        return kept_size(self._end, counts)
+
+    def _sum(self, coefficients: Floats, counts: Mapping[str, int], width: int, here: np.ndarray) -> Floats:
+        if not here.any():
+            return np.zeros(len(coefficients))
+        values = self.terms.at([counts], width=width, step=self.profile.unit_step)[0]
+        return np.asarray(coefficients[:, here] @ values[here], float)
+
+
+class _Kinds:
+    """What blocks say of operators that no backbone has."""
+
+    def __init__(self, profile: DeviceProfile) -> None:
+        model = profile.kinds
+        self.every = np.array([model.weights, *model.residuals.folds], float)
+        self.place = {name: index for index, name in enumerate(model.names)}
+        self.fixed = self.every[:, self.place[FIXED]]
+        self.batch, self.vector = profile.device.batch, model.vector_width
+
+    def head(self, width: int, n_classes: int, n_parts: int) -> Floats:
+        """Milliseconds of joining parts and of a linear layer, shape (1 + parts,)."""
+        inner, outer = (-(-size // self.vector) * self.vector for size in (width, n_classes))
+        taken = {
+            "linear.mflop": 2e-6 * inner * outer * self.batch,
+            "linear.read_mb": _MB * width * self.batch,
+            "linear.write_mb": _MB * n_classes * self.batch,
+            "linear.weight_mb": _MB * n_classes * (width + 1),
+            "linear.calls": 1.0,
+        }
+        if n_parts > 1:
+            taken |= {"move.moved_mb": 2 * _MB * width * self.batch, "move.calls": 1.0}
+        found = np.zeros(len(self.every))
+        for name, value in taken.items():
+            found += value * self.every[:, self.place.get(name, self.place[f"*.{name.split('.')[1]}"])]
+        return found
+
+
+def _of_terms(model: BackboneModel, measured: Terms, terms: Terms) -> Floats:
+    """Coefficients of a backbone for the terms of its graph behind a normalisation; zero for terms that it has not."""
+    weights = np.array([model.weights, *model.residuals.folds], float)
+    known = np.array(model.base_ms) * weights[:, np.array(model.column, np.int64)]
+    places = {key: place for place, key in enumerate(_keys(measured))}
+    found = np.zeros((len(weights), len(terms.terms)))
+    for place, key in enumerate(_keys(terms)):
+        if key in places:
+            found[:, place] = known[:, places[key]]
+    return found
+
+
+def _keys(terms: Terms) -> Iterable[tuple[str, int]]:
+    seen: dict[str, int] = {}
+    for term in terms.terms:
+        seen[term.node] = seen.get(term.node, -1) + 1
+        yield term.node, seen[term.node]
+
+
+def _estimate(taken: Floats, residuals: Residuals) -> Estimate:
+    low, high = interval(
+        taken[None, 1:], np.array(residuals.part, np.int64), np.array(residuals.shares, float)
+    )
+    middle = float(taken[0])
+    return Estimate(min(float(low[0]), middle), middle, max(float(high[0]), middle))
+
+
+__all__ = ["Part", "PlanPredictor", "profile_of"]
