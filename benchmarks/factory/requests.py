@@ -55,45 +55,59 @@ def requests(
     tasks = space.seen
     whole = sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
     floor = table.costs(_least(supernet), ["size_bytes"])["size_bytes"][0]
-    memory, file, paper, differences, slack = [], [], [], [], []
+    seconds: dict[str, list[float]] = {name: [] for name in ("in_memory", "verified_file", "paper")}
+    cpu: dict[str, list[float]] = {name: [] for name in seconds}
+    differences, slack = [], []
     for place in range(-1, n_requests):
         task = tasks[int(torch.randint(len(tasks), (), generator=generator))]
         share = float(torch.rand((), generator=generator))
         budget = Budget(size_bytes=int(floor + 0.02 * whole + share * 0.5 * (whole - floor)))
-        begun = time.perf_counter()
+        begun = _clocks()
         found = search(supernet, [task], budget, table)
         model = cut(supernet, found.gates)
-        in_memory = 1e3 * (time.perf_counter() - begun)
+        took = {"in_memory": _since(begun)}
         with tempfile.TemporaryDirectory() as folder:
             difference = compared(supernet, gated, found.gates, model, range(len(space.answers)))
             write_graph(model, Path(folder))
-            on_disk = 1e3 * (time.perf_counter() - begun)
+            took["verified_file"] = _since(begun)
         used = table.costs(_counts(supernet, found.gates), ["size_bytes"])["size_bytes"][0]
-        theirs = _papers(net, example, supernet, task, found.gates, table) if torch_pruning else None
+        if torch_pruning and importlib.util.find_spec("torch_pruning") is not None:
+            took["paper"] = _papers(net, example, supernet, task, found.gates, table)
+        print(f"{place}: {took}", file=sys.stderr)
         if place < 0:
             continue  # the first one warms up
-        memory.append(in_memory)
-        file.append(on_disk)
+        for name, (wall_ms, cpu_ms) in took.items():
+            seconds[name].append(wall_ms)
+            cpu[name].append(cpu_ms)
         differences.append(difference)
         slack.append(1 - used / float(budget.size_bytes or 1))
-        if theirs is not None:
-            paper.append(theirs)
-        print(f"{place}: {in_memory:.0f} ms, {on_disk:.0f} ms, paper {theirs}", file=sys.stderr)
     numbers: dict[str, Any] = {
         "n_requests": n_requests,
         "n_units": assembler.units,
         "supernet_params": sum(graph.tensors[name].numel() for name in graph.parameters),
-        "in_memory_ms_median": statistics.median(memory),
-        "in_memory_ms_worst": max(memory),
-        "verified_file_ms_median": statistics.median(file),
-        "verified_file_ms_worst": max(file),
         "difference_worst": max(differences),
         "unused_budget_share_mean": statistics.fmean(slack),
     }
-    if paper:
-        numbers["paper_ms_median"] = statistics.median(paper)
-        numbers["paper_to_ours_times"] = statistics.median(paper) / statistics.median(memory)
+    for name, values in seconds.items():
+        if values:
+            numbers[f"{name}_ms_median"] = statistics.median(values)
+            numbers[f"{name}_ms_worst"] = max(values)
+            numbers[f"{name}_cpu_ms_median"] = statistics.median(cpu[name])
+    if cpu["paper"]:
+        numbers["paper_to_ours_cpu_times"] = (
+            numbers["paper_cpu_ms_median"] / numbers["in_memory_cpu_ms_median"]
+        )
+        numbers["paper_to_ours_times"] = numbers["paper_ms_median"] / numbers["in_memory_ms_median"]
     return numbers
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(begun: tuple[float, float]) -> tuple[float, float]:
+    """Milliseconds on the wall and of this process."""
+    return 1e3 * (time.perf_counter() - begun[0]), 1e3 * (time.process_time() - begun[1])
 
 
 def _least(supernet: Supernet) -> Any:
@@ -115,13 +129,11 @@ def _papers(
     task: frozenset[str],
     gates: torch.Tensor,
     table: CostTable,
-) -> float | None:
-    """Milliseconds of rounds of assembler and predictor, then trace and cut; None without Torch-Pruning."""
-    if importlib.util.find_spec("torch_pruning") is None:
-        return None
+) -> tuple[float, float]:
+    """Milliseconds, wall and CPU, of rounds of assembler and predictor, then trace and cut."""
     import torch_pruning as tp
 
-    begun = time.perf_counter()
+    begun = _clocks()
     code = torch.tensor([supernet.space.code(task)], dtype=torch.float32)
     for turn in range(ROUNDS):
         tried = supernet.assembler.gates(code, torch.tensor([min(1.0, STEP * (1 + turn))]))
@@ -135,4 +147,4 @@ def _papers(
         if closed:
             cutting: Callable[..., Any] = tp.prune_conv_out_channels
             traced.get_pruning_group(layer, cutting, idxs=closed).prune()
-    return 1e3 * (time.perf_counter() - begun)
+    return _since(begun)
