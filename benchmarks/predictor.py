@@ -26,7 +26,7 @@ from sarto.devices.profiling import (
     random_counts,
     terms_of,
 )
-from sarto.devices.profiling.blocks import blocks
+from sarto.devices.profiling.blocks import Block, blocks
 from sarto.devices.profiling.design import design
 from sarto.devices.profiling.generic import places_of
 from sarto.devices.profiling.making import describe, fit_rows, make_profile
@@ -81,7 +81,7 @@ def predictor(
         n_blocks: built-in blocks that are measured before, spread over all kinds.
         journals: folder that keeps what was measured, to go on from there; None keeps nothing.
     """
-    graph = _graph(backbone)
+    graph = graph_of(backbone)
     numbers: dict[str, Any] = {"n_units": sum(group.size for group in graph.analysis.sliceable)}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,8 +137,7 @@ def _measure_device(
 ) -> dict[str, Any]:
     terms = terms_of(model.graph)
     rng = np.random.default_rng(seed + 1)
-    every = blocks()
-    chosen = every if n_blocks >= len(every) else [every[n * len(every) // n_blocks] for n in range(n_blocks)]
+    chosen = blocks_of(n_blocks)
     with open_runtime(device) as worker:
         write = write_for if device.runtime in FORMATS else None
         opener = open_in(worker, device, write=write, folder=files)
@@ -152,9 +151,10 @@ def _measure_device(
             found = [dict(zip(groups, map(int, row), strict=True)) for row in counts]
             return [Wanted("subnet", model.name, kept, partial(model.measurable, kept)) for kept in found]
 
-        designed = design(terms, n_subnets, base=base, seed=seed)
-        held = random_counts(terms.groups, n_held, rng)
-        line = random_counts(terms.groups, n_line, rng)
+        step = profile.unit_step
+        designed = design(terms, n_subnets, base=base, seed=seed, step=step)
+        held = random_counts(terms.groups, n_held, rng, step=step)
+        line = random_counts(terms.groups, n_line, rng, step=step)
         both = with_repeats(wanted(np.concatenate([designed, held])), max(4, n_subnets // 8))
         order = rng.permutation(len(both))
         about = {"device": describe(device, worker.version).model_dump(mode="json", exclude={"started"})}
@@ -170,7 +170,7 @@ def _measure_device(
         found = [shuffled[place] for place in np.argsort(order)]
         level = statistics.median({row.chunk: row.reference_ms for row in shuffled}.values())
         lined = measured(wanted(line), Path(f"{journal}-line"), line_seconds, level)
-    fitted = profile.replace(backbones=(fit_rows(model.name, terms, found[:n_subnets], base),))
+    fitted = profile.replace(backbones=(fit_rows(model.name, terms, found[:n_subnets], base, step=step),))
     times = np.array([row.latency_ms for row in found[n_subnets : n_subnets + n_held]])
     _, middle, high = Predictor(fitted).compiled(model.graph).latency_ms(held)
     alone = _of_blocks(profile, model.graph).latency_ms(held)[1]
@@ -191,9 +191,16 @@ def _measure_device(
         "line_error_ratio_mean_many": float(np.abs(by_line[n_line] / times - 1).mean()),
         "blocks_alone_error_ratio_mean": float(np.abs(alone / times - 1).mean()),
         "vector_width_count": fitted.backbones[0].vector_width,
+        "unit_step_count": step,
         "latency_ms_least": float(times.min()),
         "latency_ms_most": float(times.max()),
     }
+
+
+def blocks_of(n: int) -> Sequence[Block]:
+    """So many built-in blocks, spread over all kinds."""
+    every = blocks()
+    return every if n >= len(every) else [every[place * len(every) // n] for place in range(n)]
 
 
 def _of_blocks(profile: DeviceProfile, graph: ModelGraph) -> Compiled:
@@ -207,7 +214,8 @@ def _line(counts: np.ndarray, times: np.ndarray, held: np.ndarray) -> np.ndarray
     return np.asarray(np.c_[np.ones(len(held)), held] @ terms)
 
 
-def _graph(backbone: str) -> ModelGraph:
+def graph_of(backbone: str) -> ModelGraph:
+    """A backbone with its published weights where SARTO_DATA has them, else with random ones."""
     factory, arguments, shape, weights = BACKBONES[backbone]
     data = os.environ.get("SARTO_DATA")
     path = Path(data, weights) if weights is not None and data else None
