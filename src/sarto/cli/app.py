@@ -20,6 +20,7 @@ from sarto.cli import (
     orders,
     packing,
     stocking,
+    zoo,
 )
 from sarto.cli.failing import OneLine
 from sarto.types.threads import limit_threads
@@ -83,6 +84,15 @@ factory_app.command("delta")(factory.delta)
 factory_app.command("rm")(factory.rm)
 factory_app.command("spaces")(factory.spaces)
 app.add_typer(factory_app, name="factory")
+
+zoo_app = typer.Typer(
+    help="Indexed zoos: which parts of the market's models are interchangeable.", no_args_is_help=True
+)
+zoo_app.command("index")(zoo.index)
+zoo_app.command("ls")(zoo.ls)
+zoo_app.command("map")(zoo.show_map)
+zoo_app.command("rm")(zoo.rm)
+app.add_typer(zoo_app, name="zoo")
 
 
 def _version(asked: bool) -> None:

@@ -238,6 +238,8 @@ class Stitching(Value):
         lam: ridge strength in units of the mean eigenvalue; None: chosen on images left out.
         rank: of the maps; None: full.
         bias: False: linear maps, which also fold into padded convolutions.
+        kernel: side of the patch that each position is predicted from, odd.
+        match: scale each channel to the spread that its receiver is used to.
         sequential: fit each stitch on what the chain so far gives, not on what its donor gives.
         random: seed of random stitches, the control; None: fitted ones.
     """
@@ -246,8 +248,16 @@ class Stitching(Value):
     lam: AtLeastZero | None = None
     rank: Positive | None = None
     bias: Flag = True
+    kernel: Positive = 3
+    match: Flag = True
     sequential: Flag = True
     random: Whole | None = None
+
+    @model_validator(mode="after")
+    def _check_kernel(self) -> Stitching:
+        if self.kernel % 2 == 0:
+            raise RequestError(f".kernel: is an odd number of positions, got {self.kernel}")
+        return self
 
 
 class ChainNode(Value):

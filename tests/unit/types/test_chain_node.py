@@ -36,7 +36,9 @@ def test_a_chain_gives_a_model_that_heads_blocks_and_slices_read() -> None:
 
 
 def test_a_plan_with_a_chain_is_the_same_after_json() -> None:
-    plan = Plan.parse(_plan(["a", "b", "a"], [["r", "s"], ["t", "u"]], stitch={"rank": 3, "sequential": False}))
+    plan = Plan.parse(
+        _plan(["a", "b", "a"], [["r", "s"], ["t", "u"]], stitch={"rank": 3, "sequential": False})
+    )
     again = Plan.parse(plan.to_json())
     assert again == plan and again.key() == plan.key()
     assert plan.normal().key() == plan.key()
@@ -60,7 +62,10 @@ def test_a_chain_of_one_model_cut_and_joined_is_the_model() -> None:
 
 @pytest.mark.parametrize("change", [{"stitch": {"lam": 0.1}}, {"stitch": {"random": 1}}, {"samples": A}])
 def test_settings_of_a_chain_change_its_key(change: dict[str, Any]) -> None:
-    assert Plan.parse(_plan(["a", "b"], [["r", "s"]], **change)).key() != Plan.parse(_plan(["a", "b"], [["r", "s"]])).key()
+    assert (
+        Plan.parse(_plan(["a", "b"], [["r", "s"]], **change)).key()
+        != Plan.parse(_plan(["a", "b"], [["r", "s"]])).key()
+    )
 
 
 def test_a_chain_that_is_none_is_refused() -> None:

@@ -15,7 +15,7 @@ from sarto.engines.reassembly.planning import Entry, Layout, Wish, Zoo, dissect,
 from sarto.engines.reassembly.probing import Probed, probe
 from sarto.engines.reassembly.problem import Choice, Found, Joint, Problem, Sides, Stage
 from sarto.engines.reassembly.ranking import Ranked, cascade, final_features, kendall
-from sarto.engines.reassembly.signatures import Sketcher, Similarity, cka, signature, similarity
+from sarto.engines.reassembly.signatures import Similarity, Sketcher, cka, signature, similarity
 from sarto.engines.reassembly.stability import Steadiness, adjusted_rand, choose_k
 from sarto.engines.reassembly.stitches import Fit, Stitch, fit_stitch, random_stitch
 

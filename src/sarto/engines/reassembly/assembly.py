@@ -288,7 +288,7 @@ def add_costs(costs: Sequence[Cost]) -> Cost:
 
 
 def folds(after: ModelGraph, source: Place, target: Place, how: Fit) -> bool:
-    """Whether a stitch is multiplied into the block's first layer: where that is exact and makes the chain no larger."""
+    """Whether a stitch is multiplied into the block's first layer: where that is exact and the chain gets no larger."""
     blank = blank_stitch(source, target, how)
     if reading_layer(after, blank, linear=not how.bias) is None:
         return False

@@ -90,7 +90,7 @@ def _search(
 
 
 class _Siblings:
-    """All continuations of a partial chain by one block, in the order of their bounds; only the next is in the queue."""
+    """All continuations of a partial chain by one block, in the order of bounds; only the next is in the queue."""
 
     __slots__ = ("at", "bound", "costs", "order", "path", "value")
 
@@ -181,10 +181,8 @@ def _bounds(problem: Problem) -> _Bounds:
             step = np.where(np.isfinite(joint.loss), joint.costs[:, :, r], math.inf)
             rest[:, r] = (step + ahead[None, :]).min(1)
         least[i] = rest
-    worth = [
-        np.where(good, stage.value, -math.inf) for good, stage in zip(usable, problem.stages, strict=True)
-    ]
-    return _Bounds(prices, value, least, worth)
+    own = [np.where(good, stage.value, -math.inf) for good, stage in zip(usable, problem.stages, strict=True)]
+    return _Bounds(prices, value, least, own)
 
 
 def _prices(problem: Problem) -> Floats:
@@ -303,7 +301,7 @@ def _at_scale(problem: Problem, finite: list[int], scale: float) -> Choice | Non
 
 
 def pareto(problem: Problem, resource: str, *, most: int = 20) -> Iterator[Choice]:
-    """Chains that nobody beats in value at no more of one cost, dearest first: each limit is just below the last cost."""
+    """Chains that nobody beats in value at no more of one cost, dearest first; each limit is below the last cost."""
     place = problem.resources.index(resource)
     for _ in range(most):
         try:

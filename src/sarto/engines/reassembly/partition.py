@@ -282,8 +282,8 @@ def dissect_zoo(
     if len(hopeless):
         most = int(cuts.length[hopeless].min()) - 1
         raise InfeasibleError(
-            f"{len(hopeless)} of {cuts.n_models} models can't be parted into {limits.k} blocks, model {hopeless[0]} for "
-            f"instance: the most for all is {max(most, 1)}; take fewer blocks, or let models skip sets",
+            f"{len(hopeless)} of {cuts.n_models} models can't be parted into {limits.k} blocks, for instance "
+            f"model {hopeless[0]}: the most for all is {max(most, 1)}; take fewer blocks, or let models skip sets",
             floor={"k": max(most, 1)},
         )
     generator = np.random.default_rng(seed)
@@ -384,10 +384,10 @@ def _spread_means(
 def _possible(fits: NDArray[np.bool_], length: Ints, limits: Limits) -> NDArray[np.bool_]:
     """Models that can be parted into as many blocks as asked for (or fewer, where sets may be skipped)."""
     n, most, _ = fits.shape
-    reached = np.zeros((n, most), dtype=bool)
+    reached: NDArray[np.bool_] = np.zeros((n, most), dtype=np.bool_)
     reached[:, 0] = True
     for _ in range(limits.k):
-        step = (reached[:, :, None] & fits).any(1)
+        step: NDArray[np.bool_] = np.any(reached[:, :, None] & fits, axis=1)
         reached = step | reached if limits.skip is not None else step
     return reached[np.arange(n), length - 1]
 

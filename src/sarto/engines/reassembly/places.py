@@ -135,8 +135,8 @@ def anatomy(graph: ModelGraph) -> Anatomy:
     places = tuple(place_of(sketch, cut) for cut in _untied(sketch, main_cuts(sketch)))
     if not places:
         raise GraphError(
-            "the model has no cut point: no value alone carries everything from its input to its output, so it can't be "
-            "parted into blocks; it can still be used as a whole"
+            "the model has no cut point: no value alone carries everything from its input to its output, so it "
+            "can't be parted into blocks; it can still be used as a whole"
         )
     bounds: list[str | None] = [None, *(place.value for place in places), None]
     costs = [count(block(sketch, start, end)) for start, end in pairwise(bounds)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,8 +115,8 @@ def dissect(zoo: Zoo, limits: Limits, *, restarts: int = 2, seed: int = 0) -> Pa
     """
     if len(zoo.entries) < 2:
         raise RequestError(
-            f"a zoo to dissect has at least two models, this one has {len(zoo.entries)}: index more donors, or order the "
-            "donor itself"
+            f"a zoo to dissect has at least two models, this one has {len(zoo.entries)}: index more donors, or order "
+            "the donor itself"
         )
     return dissect_zoo(zoo.cuts(), limits, restarts=restarts, seed=seed)
 
@@ -142,9 +143,7 @@ def layout(zoo: Zoo, found: Partition, wish: Wish) -> Layout:
     if "latency_ms" in names and not all(entry.latency_ms for entry in zoo.entries):
         names.remove("latency_ms")
     stages = tuple(_stage(zoo, here, names, k) for here in pieces)
-    joints = tuple(
-        _joint(zoo, before, after, names, wish) for before, after in zip(pieces[:-1], pieces[1:], strict=True)
-    )
+    joints = tuple(_joint(zoo, before, after, names, wish) for before, after in pairwise(pieces))
     limit = wish.budget.memory_bytes
     problem = Problem(
         stages,

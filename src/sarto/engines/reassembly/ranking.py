@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from scipy.stats import kendalltau
 from torch import Tensor

@@ -56,7 +56,9 @@ def adjusted_rand(one: Sequence[int], two: Sequence[int]) -> float:
     return 1.0 if most == expected else (together - expected) / (most - expected)
 
 
-def on_batches(signatures: NDArray[np.floating], size: int, batches: Sequence[int]) -> NDArray[np.float32]:
+def on_batches(
+    signatures: NDArray[np.floating], size: int, batches: Sequence[int] | NDArray[np.int64]
+) -> NDArray[np.float32]:
     """Signatures of some of the probe batches alone, each of length 1 again.
 
     Args:

@@ -440,7 +440,7 @@ class _Chain:
     def from_map(self, place: Place) -> None:
         """(batch, channels, rows, columns) as the place lays it out, prefix tokens left out."""
         if place.layout == "tokens":
-            flat = (BatchDim(1), place.channels, place.positions)
+            flat: Shape = (BatchDim(1), place.channels, place.positions)
             self.call("stitch_flat", "aten.reshape.default", flat, self=Ref(self.name), shape=flat)
             turned = (BatchDim(1), place.positions, place.channels)
             self.call("stitch_turn", "aten.transpose.int", turned, self=Ref(self.name), dim0=1, dim1=2)
@@ -541,7 +541,7 @@ def _prefix_nodes(front: _Chain, stitch: Stitch) -> str:
     width = _prefix_width(source)
     flat: Shape = (BatchDim(1), width)
     if source.prefix:
-        held = (BatchDim(1), source.prefix, source.channels)
+        held: Shape = (BatchDim(1), source.prefix, source.channels)
         front.call(
             "stitch_front", "aten.slice.Tensor", held, self=Ref(front.name), dim=1, start=0, end=source.prefix
         )

@@ -1,0 +1,151 @@
+"""sarto zoo index|ls|map|rm: indexed zoos, the market objects that chains of blocks are chosen from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sarto.cli.given import check_place, check_there, together
+from sarto.cli.output import Debug, Json, MarketPath, console, emit, progress, told
+
+DEFAULT = "market"
+Name = Annotated[str, typer.Argument(help="Name of the index.")]
+
+
+def index(
+    name: Name = "zoo",
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Only this learnware; give it again for more.")
+    ] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option(
+            "--probes", help="Folder or file of images, labels unread; else a draw from the market."
+        ),
+    ] = None,
+    n_probes: Annotated[int, typer.Option(min=4, max=100_000, help="Probe images of a new index.")] = 256,
+    batch: Annotated[int, typer.Option(min=4, max=4_096, help="Probe images in one Gram matrix.")] = 64,
+    cells: Annotated[int, typer.Option(min=1, max=16, help="Parts of the grid along each axis.")] = 1,
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make an index of the market's models, or add to it what it misses."""
+    with told(as_json=as_json, debug=debug):
+        check_there("--probes", probes)
+        from sarto.errors import RequestError
+        from sarto.market import Samples, read_samples
+        from sarto.pipeline import Market
+        from sarto.pipeline.reassembling import index_zoo
+
+        held = read_samples(Path(probes)) if probes is not None else None
+        if held is not None and not isinstance(held, Samples):
+            raise RequestError(f"--probes {probes}: holds texts; zoos are indexed with images")
+        with Market.open(market) as opened, progress(quiet=as_json) as tell:
+            done = index_zoo(
+                opened.store,
+                name,
+                models or (),
+                probes=held,
+                n_probes=n_probes,
+                batch=batch,
+                cells=cells,
+                progress=tell,
+            )
+        if as_json:
+            skipped = [{"name": item, "why": why} for item, why in done.skipped]
+            emit({"index": name, "added": list(done.added), "known": list(done.known), "skipped": skipped})
+            return
+        typer.echo(f"index {name}: {len(done.added)} models added, {len(done.known)} were there")
+        for item, why in done.skipped:
+            typer.echo(f"left out {item}: {why}")
+
+
+def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:
+    """List the indexed zoos."""
+    with told(as_json=as_json, debug=debug):
+        from sarto.pipeline import Market
+        from sarto.pipeline.reassembling import indices
+
+        with Market.open(market) as opened:
+            found = indices(opened.store)
+            listed = [(item := found.get(name), item.models()) for name in found.names()]
+        if as_json:
+            emit(
+                {
+                    "indices": [
+                        {**item.about.model_dump(mode="json"), "models": [model.name for model in models]}
+                        for item, models in listed
+                    ]
+                }
+            )
+            return
+        from rich.table import Table
+
+        table = Table("name", "models", "cut points", "probe images", "probe hash")
+        for item, models in listed:
+            places = sum(len(model.places) for model in models)
+            about = item.about
+            table.add_row(
+                item.name, str(len(models)), str(places), str(about.n_probes), about.probe_hash[7:19]
+            )
+        console().print(table)
+
+
+def show_map(
+    name: Name = "zoo",
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", "-k", min=2, max=64, help="Blocks of each model; else up to 4.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="An .svg or .png file for the picture.")
+    ] = None,
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Dissect a zoo: which parts of its models are interchangeable, as a table, a picture, or JSON."""
+    with told(as_json=as_json, debug=debug):
+        together(lambda: check_place("--out", out))
+        from sarto.pipeline import Market
+        from sarto.pipeline.reassembling import indices, similarity_map
+
+        with Market.open(market) as opened:
+            found = similarity_map(opened.store, indices(opened.store).get(name), blocks)
+        if out is not None:
+            from sarto.pipeline.zoo_map import draw_map
+
+            draw_map(found, Path(out))
+        if as_json:
+            emit(asdict(found))
+            return
+        from rich.table import Table
+
+        table = Table("model", *(f"set {j + 1}" for j in range(found.k)))
+        for model in found.models:
+            spans = [f"{model.places[a]} .. {model.places[b]}" if a >= 0 else "-" for a, b in model.bounds]
+            table.add_row(model.name, *spans)
+        console().print(table)
+        typer.echo(
+            f"mean functional similarity of a block to its set: {found.mean_similarity:.3f} (of at most 2)"
+            + (f"; drawn in {out}" if out else "")
+        )
+
+
+def rm(name: Name, market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:
+    """Take an index out; the models stay."""
+    with told(as_json=as_json, debug=debug):
+        from sarto.pipeline import Market
+        from sarto.pipeline.reassembling import indices
+
+        with Market.open(market) as opened:
+            found = indices(opened.store)
+            found.get(name)
+            found.remove(name)
+        if as_json:
+            emit({"removed": name})
+        else:
+            typer.echo(f"removed the index {name}; its models stay")

@@ -1,0 +1,191 @@
+"""Indexed zoos in orders: chains of blocks are planned, counted, built, delivered, and read by other plan nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sarto import Samples
+from sarto.devices import count
+from sarto.errors import GraphError, RequestError, StoreError
+from sarto.graph import read_graph
+from sarto.pipeline.artifact import GRAPH
+from sarto.pipeline.builder import Builder
+from sarto.pipeline.choose import propose
+from sarto.pipeline.order import check_order
+from sarto.pipeline.reassembling import index_zoo, indices, similarity_map, zoo_of
+from sarto.pipeline.zoo_map import draw_map
+from sarto.types import Plan
+from tests.e2e.conftest import Shop
+
+RED = ("red disc", "green disc")
+SMALL = {"n_probes": 32, "batch": 8}
+
+
+@pytest.fixture
+def indexed(shop: Shop) -> Shop:
+    done = index_zoo(shop.market.store, "zoo", **SMALL)
+    assert set(done.added) == set(shop.donors) and not done.skipped
+    return shop
+
+
+def _chains(shop: Shop, *classes: str, **more: Any) -> list[Plan]:
+    order = check_order(shop.order(*classes, **more), shop.market.store)
+    return [plan for plan in propose(order).feasible if plan.engine == "reassembly"]
+
+
+def _builder(shop: Shop, *classes: str) -> Builder:
+    order = check_order(shop.order(*classes), shop.market.store)
+    held = {s.digest: s for s in order.donor_samples.values()}
+    return Builder(shop.market.store, {order.samples.digest: order.samples, **held})
+
+
+def test_chains_are_proposed_and_cost_what_was_predicted(indexed: Shop) -> None:
+    plans = _chains(indexed, *RED)
+    assert {"restrict", "ridge"} == {
+        node.kind for plan in plans for node in plan.nodes.values() if node.op == "head"
+    }
+    builder = _builder(indexed, *RED)
+    for plan in (plans[0], plans[-1]):
+        built, said = count(builder.build(plan).graph), plan.predicted
+        assert said is not None
+        assert (built.params, built.flops, built.size_bytes) == (said.params, said.flops, said.size_bytes)
+        assert sum(part[3] for part in builder.build(plan).parts) == built.params
+        again = _builder(indexed, *RED).build(plan).graph
+        assert all(
+            torch.equal(again.tensors[name], t) for name, t in builder.build(plan).graph.tensors.items()
+        )
+
+
+def test_a_budget_leaves_the_chains_that_keep_it(indexed: Shop) -> None:
+    every = _chains(indexed, *RED)
+    limit = sorted(plan.predicted.params for plan in every if plan.predicted)[0]
+    kept = _chains(indexed, *RED, budget={"params": limit})
+    assert kept
+    assert all(plan.predicted is not None and plan.predicted.params <= limit for plan in kept)
+
+
+def test_a_chain_is_delivered_like_any_other_model(indexed: Shop) -> None:
+    request = indexed.order(*RED, engines=["reassembly", "baselines"], baselines=[])
+    plan = _chains(indexed, *RED)[0]
+    artifact = indexed.make(request, "chained", plan=plan)
+    names = [part.name for part in artifact.report.where_params]
+    assert any("block 1 of" in name for name in names)
+    assert all(check.ok for check in artifact.report.checks)
+    assert {row.role for row in artifact.report.rows} >= {"pick", "donor"}
+    assert set(plan.learnwares) <= {donor.learnware for donor in artifact.report.lineage}
+
+
+def test_chains_stand_beside_their_controls_in_a_report(indexed: Shop) -> None:
+    request = indexed.order(*RED, engines=["reassembly", "baselines"], baselines=[])
+    report = indexed.make(request, "free").report
+    named = {row.name: row.role for row in report.rows}
+    assert any(name.startswith("chain ") for name in named)
+    assert named.get("random stitches, same blocks") == "control"
+
+
+def test_a_chain_can_be_sliced_and_a_slice_can_be_a_donor(indexed: Shop) -> None:
+    builder = _builder(indexed, *RED)
+    plain = next(
+        p
+        for p in _chains(indexed, *RED)
+        if any(getattr(n, "kind", "") == "restrict" for n in p.nodes.values())
+    )
+    held = next(iter(builder.samples))
+    nodes = plain.model_dump(mode="json")["nodes"]
+    nodes["narrow"] = {"op": "slice", "of": "chain", "keep": {"*": 0.5}, "select": "first", "samples": held}
+    nodes["head"]["of"] = "narrow"
+    sliced = Plan.parse({"nodes": nodes, "out": "head"})
+    assert count(builder.build(sliced).graph).params < count(builder.build(plain).graph).params
+    nodes = plain.model_dump(mode="json")["nodes"]
+    first = nodes["chain"]["of"][0]
+    nodes["slim"] = {"op": "slice", "of": first, "keep": {"*": 0.5}, "select": "first", "samples": held}
+    nodes["chain"]["of"][0] = "slim"
+    of_slice = Plan.parse({"nodes": nodes, "out": "head"})
+    assert count(builder.build(of_slice).graph).params < count(builder.build(plain).graph).params
+
+
+def test_indexing_again_adds_only_what_is_new(indexed: Shop) -> None:
+    store = indexed.market.store
+    assert index_zoo(store, "zoo").added == ()
+    indexed.add("more", ("red bar", "blue bar", "green bar"), indexed.models["discs"], samples=None)
+    done = index_zoo(store, "zoo")
+    # The same network under other class names is a copy: it is there already.
+    assert "more" in done.known
+    with pytest.raises(StoreError, match="other probe images"):
+        index_zoo(store, "zoo", probes=_images(40))
+
+
+def test_a_removed_donor_is_left_out_and_one_model_is_no_zoo(indexed: Shop) -> None:
+    store = indexed.market.store
+    names = list(indexed.donors)
+    indexed.market.remove(names[0])
+    zoo, kept = zoo_of(store, indices(store).get("zoo"))
+    assert names[0] not in {item.name for item in kept} and len(zoo.entries) == 2
+    indexed.market.remove(names[1])
+    with pytest.raises(RequestError, match=r"1 models that can be used \(2 were removed"):
+        zoo_of(store, indices(store).get("zoo"))
+
+
+def test_too_few_probe_images_are_told_with_the_number_that_is_needed(shop: Shop) -> None:
+    with pytest.raises(RequestError, match="needs at least 64 probe images, got 9"):
+        index_zoo(shop.market.store, "zoo", probes=_images(9))
+    assert indices(shop.market.store).names() == ()
+
+
+def test_a_joint_that_is_no_cut_point_is_refused(indexed: Shop) -> None:
+    plan = _chains(indexed, *RED)[0]
+    nodes = plan.model_dump(mode="json")["nodes"]
+    nodes["chain"]["joints"][0][1] = "nowhere"
+    with pytest.raises(GraphError, match="'nowhere' is no cut point"):
+        _builder(indexed, *RED).build(Plan.parse({"nodes": nodes, "out": "head"}))
+
+
+def test_a_map_names_every_piece_and_draws_it(indexed: Shop, tmp_path: Path) -> None:
+    found = similarity_map(indexed.market.store, indices(indexed.market.store).get("zoo"))
+    total = sum(len(model.places) for model in found.models)
+    cka = np.array(found.cka)
+    assert cka.shape == (total, total)
+    assert np.allclose(np.diag(cka), 1.0, atol=1e-3)
+    assert all(set(model.sets) <= set(range(found.k)) for model in found.models)
+    draw_map(found, tmp_path / "map.svg")
+    assert (tmp_path / "map.svg").stat().st_size > 1_000
+    with pytest.raises(RequestError, match=r"\.svg or \.png"):
+        draw_map(found, tmp_path / "map.txt")
+
+
+def _images(n: int) -> Samples:
+    pixels = np.random.default_rng(5).integers(0, 255, (n, 16, 16, 3)).astype(np.uint8)
+    return Samples(pixels, np.zeros(n, np.int64), ("probe",))
+
+
+def test_the_commands_index_list_map_and_remove(shop: Shop) -> None:
+    from typer.testing import CliRunner
+
+    from sarto.cli.app import app
+
+    runner, market = CliRunner(), str(shop.market.path)
+    made = runner.invoke(
+        app, ["zoo", "index", "z", "--n-probes", "32", "--batch", "8", "-m", market, "--json"]
+    )
+    assert made.exit_code == 0, made.output
+    assert set(json.loads(made.stdout)["added"]) == set(shop.donors)
+    listed = json.loads(runner.invoke(app, ["zoo", "ls", "-m", market, "--json"]).stdout)
+    assert listed["indices"][0]["name"] == "z"
+    shown = runner.invoke(app, ["zoo", "map", "z", "-m", market])
+    assert "mean functional similarity" in shown.stdout
+    assert runner.invoke(app, ["zoo", "rm", "z", "-m", market]).exit_code == 0
+    assert runner.invoke(app, ["zoo", "map", "z", "-m", market]).exit_code == 1
+
+
+def test_the_delivered_file_says_what_the_chain_in_memory_says(indexed: Shop) -> None:
+    plan = _chains(indexed, *RED)[0]
+    indexed.make(indexed.order(*RED, engines=["reassembly"]), "same", plan=plan)
+    model = _builder(indexed, *RED).build(plan)
+    inputs = torch.rand(4, 3, 16, 16)
+    assert torch.equal(read_graph(indexed.folder / "same" / GRAPH)(inputs), model.graph(inputs))
