@@ -19,6 +19,13 @@ DEFAULT = "market"
 
 RequestFile = Annotated[str | None, typer.Argument(help="Order in YAML or JSON; flags change or replace it.")]
 Classes = Annotated[str | None, typer.Option(help="Classes that the model must tell apart, with commas.")]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="A task of a stocked supernet by its properties, exactly_2+digit_7; again for more in one model.",
+    ),
+]
 MaxParams = Annotated[int | None, typer.Option(help="Most trainable parameters.")]
 MaxFlops = Annotated[int | None, typer.Option(help="Most FLOPs an image or text (2 per multiply-add).")]
 MaxMemory = Annotated[
@@ -62,6 +69,7 @@ Out = Annotated[str, typer.Option("--out", "-o", help="Folder of the finished mo
 def plan(
     request: RequestFile = None,
     classes: Classes = None,
+    task: TaskNames = None,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     max_memory: MaxMemory = None,
@@ -146,6 +154,7 @@ def make(
     request: RequestFile = None,
     out: Out = "",
     classes: Classes = None,
+    task: TaskNames = None,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     max_memory: MaxMemory = None,
@@ -204,8 +213,12 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
     given: dict[str, Any] = json.loads(Request.read(path).to_json()) if path is not None else {}
     if flags["classes"]:
         given["task"] = {"classes": names(flags["classes"])}
+    if flags["task"]:
+        first, *others = ([name.strip() for name in text.split("+")] for text in flags["task"])
+        known = {key: value for key, value in (given.get("task") or {}).items() if key in ("space", "supernet")}
+        given["task"] = {**known, "properties": first, "also": others}
     if not given.get("task"):
-        raise RequestError("no order: give a request file, or --classes a,b,c")
+        raise RequestError("no order: give a request file, --classes a,b,c, or --task exactly_2+digit_7")
     device = {key: flags[key] for key in ("runtime", "precision", "profile", "threads", "batch")}
     for key, changes in (("budget", limits(flags)), ("device", device)):
         given[key] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sarto.errors import GraphError, RequestError
+from sarto.errors import GraphError, RequestError, StoreError
 from sarto.graph import (
     ModelGraph,
     block,
@@ -19,19 +19,23 @@ from sarto.graph import (
 from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.adapting import adapt
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
-from sarto.pipeline.intakes import intake_of, joint_intake, sources
+from sarto.pipeline.intakes import Giver, intake_of, joint_intake, sources
 from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.reassembling import chain_graph, chain_parts, probes_of
 from sarto.pipeline.slicing import Cut, Slicer
+from sarto.pipeline.subnets import Subnets
 from sarto.training import FittedHead
 from sarto.types import (
     BlockNode,
     BranchNode,
+    ChainNode,
     HeadNode,
     Learnware,
     Plan,
     Preprocessing,
     SliceNode,
     SourceNode,
+    SubnetNode,
     TextPreprocessing,
 )
 
@@ -76,9 +80,11 @@ class Builder:
     _intakes: dict[tuple[str, ...], Intake] = field(default_factory=dict)
     _heads: dict[str, FittedHead] = field(default_factory=dict)
     _slicer: Slicer = field(init=False)
+    subnets: Subnets = field(init=False)
 
     def __post_init__(self) -> None:
         self._slicer = Slicer(self.store, self.progress)
+        self.subnets = Subnets(self.store)
 
     def build(self, plan: Plan) -> Assembly:
         """The model of a plan.
@@ -108,9 +114,7 @@ class Builder:
         """
         donors = tuple(dict.fromkeys(sources(plan, name or plan.out)))
         if donors not in self._intakes:
-            found = [
-                (learnware, intake_of(self.store, learnware)) for learnware in map(self.store.get, donors)
-            ]
+            found = [(giver, intake_of(self.store, giver)) for giver in map(self._giver, donors)]
             self._intakes[donors] = joint_intake(found)
         return self._intakes[donors]
 
@@ -154,6 +158,10 @@ class Builder:
         if isinstance(node, SourceNode):
             learnware = self.store.get(node.of)
             return ready(self.store.graph(node.of), learnware.preprocessing)
+        if isinstance(node, SubnetNode):
+            return self._subnet(plan, name, node)
+        if isinstance(node, ChainNode):
+            return self._chain(plan, name, node, keys)
         if isinstance(node, SliceNode):
             return self._slicer.slice(node, keys[name], lambda: self.cut(plan, node, keys))
         if isinstance(node, BlockNode):
@@ -165,9 +173,39 @@ class Builder:
             return branch(members, node.join)
         return self._head(plan, node, keys[name], keys)
 
+    def _subnet(self, plan: Plan, name: str, node: SubnetNode) -> ModelGraph:
+        if node.samples is None:
+            return self.subnets.graph(node)
+        samples = self._samples_of(node.samples, "subnet's batch norms")
+        return self.subnets.graph(node, self.intake(plan, name).tensor(samples))
+
+    def _chain(self, plan: Plan, name: str, node: ChainNode, keys: Mapping[str, str]) -> ModelGraph:
+        """A chain of blocks; each donor reads what the whole plan reads."""
+        self.progress("stitching blocks", 0, 1)
+        probes = self.samples.get(node.samples) or probes_of(self.store, node.samples)
+        if probes is None:
+            raise RequestError(
+                f"the chain is stitched on probe images {node.samples}, which no index of the market holds: index the zoo "
+                "again, or plan anew"
+            )
+        intake = self.intake(plan, name)
+        donors = [(keys[of], adapt(self._graph(plan, of, keys), self.intake(plan, of), intake)) for of in node.of]
+        return chain_graph(donors, node, intake.tensor(probes))
+
+    def _giver(self, id_: str) -> Giver:
+        """A learnware or a supernet; learnwares' ids are looked up first, there are more of them."""
+        try:
+            return self.store.get(id_)
+        except StoreError:
+            if all(id_ != one.id for one in self.store.supernets):
+                raise
+            return self.store.supernets.get(id_)
+
     def cut(self, plan: Plan, node: SliceNode, keys: Mapping[str, str]) -> Cut:
         """What a slice of a plan is cut from; keys are those of the plan's nodes."""
         source = self._source_below(plan, node)
+        if not isinstance(source, Learnware):
+            raise GraphError("a subnet is as small as it was asked for; ask for another limit in place of a slice")
         samples = self._samples_of(node.samples, f"slice of {source.name!r}")
         whole = self._graph(plan, node.of, keys)
         return Cut(source, whole, keys[node.of], samples, self.intake(plan, node.of).tensor)
@@ -186,13 +224,14 @@ class Builder:
             self._heads[key] = fit_node(node, blocks, samples)
         return self._heads[key]
 
-    def _source_below(self, plan: Plan, node: SliceNode | HeadNode | BlockNode) -> Learnware:
+    def _source_below(self, plan: Plan, node: SliceNode | HeadNode | BlockNode) -> Giver:
         below = plan.nodes[node.of]
-        while isinstance(below, SliceNode | HeadNode | BlockNode):
-            below = plan.nodes[below.of]
-        if not isinstance(below, SourceNode):
+        while isinstance(below, SliceNode | HeadNode | BlockNode | ChainNode):
+            # What a chain's outputs stand for, its last model says.
+            below = plan.nodes[below.of[-1] if isinstance(below, ChainNode) else below.of]
+        if not isinstance(below, SourceNode | SubnetNode):
             raise GraphError("a part of several donors has no classes of its own")
-        return self.store.get(below.of)
+        return self._giver(below.of)
 
     def _samples_of(self, digest: str | None, what: str) -> Labelled:
         found = self.samples.get(digest or "")
@@ -213,6 +252,11 @@ class Builder:
         self, plan: Plan, graph: ModelGraph, keys: Mapping[str, str]
     ) -> tuple[tuple[str, str | None, tuple[str, ...], int], ...]:
         total = count_params(graph)
+        chained = next((node for node in plan.nodes.values() if isinstance(node, ChainNode)), None)
+        if chained is not None:
+            ids = [next(sources(plan, of)) for of in chained.of]
+            found = chain_parts(graph, [self.store.get(id_) for id_ in ids], len(chained.joints))
+            return tuple((name, id_, (), params) for name, id_, params in found)
         parts: list[tuple[str, str | None, tuple[str, ...], int]] = []
         joined: list[ModelGraph] = []
         before = 0
@@ -228,6 +272,9 @@ class Builder:
             name = f"{learnware.name}: {', '.join(classes) or 'whole extractor'}"
             parts.append((name, learnware.id, classes, together - before))
             before = together
+        if not parts and plan.supernets:
+            held = self.store.supernets.get(plan.supernets[0])
+            return ((f"{held.name}: subnet", held.id, (), total),)
         if not parts:
             learnware = self.store.get(plan.learnwares[0])
             return ((f"{learnware.name}: whole model", learnware.id, (), total),)

@@ -13,7 +13,9 @@ from sarto.pipeline.adapting import adapting_cost
 from sarto.pipeline.filling import filled_plans
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
-from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
+from sarto.pipeline.reassembling import ENGINE as CHAINS
+from sarto.pipeline.subnets import ENGINE, class_plans
+from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
 #: Share of the FLOPs of a kind's largest pack that counts as clearly fewer.
 QUICKER = 0.75
@@ -66,6 +68,14 @@ def propose(order: Order) -> Plans:
         found += slicepack.propose(requirement, order.learnwares, samples)
     if "baselines" in order.request.engines:
         found += baselines.propose(requirement, order.learnwares)
+    if ENGINE in order.request.engines and order.subnets is not None:
+        reads = order.intake.preprocessing
+        if isinstance(reads, Preprocessing):
+            found += class_plans(order.subnets, order.classes, order.request.budget, reads)
+    if CHAINS in order.request.engines and order.chains is not None:
+        found += order.chains.plans(
+            order.classes, order.samples.digest, order.request.budget, order.donors[0].input_shape
+        )
     found = [_with_intake(order, plan) for plan in found]
     if order.predictor is None:
         found = _with_latency_floor(order, found)
@@ -198,14 +208,16 @@ def least(cost: Cost, name: str) -> float:
 def to_build(plans: Plans) -> tuple[Plan, ...]:
     """The packs that are built: the largest that fits of each kind, and one of about half its size.
 
-    Where time or FLOPs are limited, also the largest of each kind that takes clearly fewer FLOPs than its first.
+    Where time or FLOPs are limited, also the largest of each kind that takes clearly fewer FLOPs than its first. All
+    subnets are built, they cost milliseconds.
     """
     packs = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.predicted is not None]
+    subnets = tuple(plan for plan in plans.feasible if plan.supernets)
     if not packs:
-        return ()
+        return subnets
     first = packs[0]
     if plans.order.request.method == "paper":
-        return (first,)  # each is trained for minutes
+        return (first, *subnets)  # packs are trained for minutes each
     kinds = {_kind(plan): plan for plan in reversed(packs)}
     chosen = [first, *kinds.values()]
     if limits_time(plans.order.request.budget):
@@ -213,7 +225,15 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
         largest = {_kind(plan): plan for plan in sorted(quicker, key=_params)}
         chosen += [largest[kind] for kind in kinds if kind in largest]
     half = [plan for plan in packs if _params(plan) <= 0.55 * _params(first)]
-    return tuple({plan.key(): plan for plan in (*chosen, *half[:1])}.values())
+    return tuple({plan.key(): plan for plan in (*chosen, *half[:1], *subnets)}.values())
+
+
+def chains_to_build(plans: Plans) -> tuple[Plan, ...]:
+    """The chains of blocks that are built: the best two under a donor's own classifier, and with a new head."""
+    chains = [plan for plan in plans.feasible if plan.engine == CHAINS]
+    own = [plan for plan in chains if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())]
+    fitted = [plan for plan in chains if plan not in own]
+    return (*own[:2], *fitted[:2])
 
 
 def limits_time(budget: Budget) -> bool:

@@ -13,7 +13,7 @@ from sarto.market import Labelled, Store, read_samples
 from sarto.pipeline.alternatives import score_alternatives
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, infeasible, propose, to_build
+from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.job import Job
 from sarto.pipeline.order import Order, check_order, check_reads_samples
@@ -22,7 +22,7 @@ from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.rejection import fit_rejection, write_novelty
 from sarto.pipeline.reporting import Delivered, make_report
 from sarto.pipeline.verify import Verified, verify
-from sarto.types import BlockNode, Plan, Repair, Request, SliceNode
+from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode
 
 
 def make(
@@ -90,9 +90,15 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     if given is not None:
         todo.append((given, "plan", given.note or f"given plan {given.key()[7:15]}"))
     for plan in to_build(plans) if given is None else ():
-        if _sliced(plan):
+        if plan.supernets:
+            todo.append((plan, "plan", plan.note))
+        elif _sliced(plan):
             todo.append((plan, "plan", f"pack, {plan.note}"))
     taken = {plan.key() for plan, _, _ in todo}
+    for plan in chains_to_build(plans) if given is None else ():
+        todo.append((plan, "plan", plan.note))
+        if not any(role == "control" for _, role, _ in todo):
+            todo.append((_stitched_at_random(plan), "control", "random stitches, same blocks"))
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:
             todo.append((plan, _role(plan), plan.note))
@@ -207,13 +213,25 @@ def _same(one: Score, two: Score) -> bool:
 
 def _role(plan: Plan) -> Role:
     blocks = sum(isinstance(node, BlockNode) for node in plan.nodes.values())
-    if _sliced(plan):
+    if _sliced(plan) or _chained(plan) or plan.supernets:
         return "plan"
     return "donor" if blocks == 0 else "probe" if blocks == 1 else "ensemble"
 
 
 def _sliced(plan: Plan) -> bool:
     return any(isinstance(node, SliceNode) for node in plan.nodes.values())
+
+
+def _chained(plan: Plan) -> bool:
+    return any(isinstance(node, ChainNode) for node in plan.nodes.values())
+
+
+def _stitched_at_random(plan: Plan) -> Plan:
+    nodes = {
+        name: node.replace(stitch=node.stitch.replace(random=1)) if isinstance(node, ChainNode) else node
+        for name, node in plan.nodes.items()
+    }
+    return plan.replace(nodes=nodes, note=f"{plan.note}, random stitches")
 
 
 def _randomised(plan: Plan) -> Plan:

@@ -28,6 +28,7 @@ from sarto.pipeline.stocking import (
     prune_fragments,
     stock_fragments,
 )
+from sarto.pipeline.tasks import TaskPlans, by_supernet, make_task, plan_tasks
 from sarto.types import (
     Budget,
     Learnware,
@@ -242,13 +243,15 @@ class Market:
         """Everything that is wrong with the market's files; empty where nothing is."""
         return self.store.verify()
 
-    def plan(self, request: Request) -> Plans:
+    def plan(self, request: Request) -> Plans | TaskPlans:
         """Every plan for an order, from manifests alone; nothing is built.
 
         Raises:
             RequestError: the order is malformed or names unknown classes.
             InfeasibleError: no plan keeps the budget; names the floor and the nearest budget.
         """
+        if by_supernet(self.store, request):
+            return plan_tasks(self.store, request)
         plans = propose(check_order(request, self.store))
         if not plans.feasible:
             raise infeasible(plans)
@@ -268,6 +271,8 @@ class Market:
             StoreError: a learnware or a file is missing or damaged.
             VerifyError: the built model does not do what it must.
         """
+        if by_supernet(self.store, request):
+            return make_task(self.store, request, Path(out), plan=plan, progress=progress)
         return make(self.store, request, Path(out), plan=plan, progress=progress)
 
 

@@ -11,6 +11,9 @@ from sarto.errors import RequestError, ShapeError, suggest
 from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.pipeline.predicting import PlanPredictor, profile_of
+from sarto.pipeline.reassembling import ENGINE as CHAINS
+from sarto.pipeline.reassembling import Chains
+from sarto.pipeline.subnets import ENGINE, Subnets
 from sarto.types import ClassOffer, Learnware, Request, Requirement
 from sarto.types.profile import DeviceProfile
 
@@ -27,6 +30,8 @@ class Order:
         intakes: learnware id -> what the donor reads.
         intake: what a model of all donors reads.
         predictor: of latency and memory on the order's device; None where it names no profile.
+        subnets: the market's supernets, for plans with subnets.
+        chains: the market's indexed zoos, for plans with chains of blocks.
     """
 
     requirement: Requirement
@@ -36,6 +41,8 @@ class Order:
     intakes: Mapping[str, Intake]
     intake: Intake
     predictor: PlanPredictor | None = None
+    subnets: Subnets | None = None
+    chains: Chains | None = None
 
     @property
     def request(self) -> Request:
@@ -112,7 +119,8 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         intakes[donor.id] = intake_of(store, donor)
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
     predictor = PlanPredictor(profile, store) if profile is not None else None
-    return Order(requirement, samples, donor_samples, learnwares, intakes, intake, predictor)
+    subnets = Subnets(store, profile)
+    return Order(requirement, samples, donor_samples, learnwares, intakes, intake, predictor, subnets, Chains(store))
 
 
 def _profile(request: Request, store: Store, problems: list[str]) -> DeviceProfile | None:
@@ -178,7 +186,7 @@ def _donor_samples(donor: Learnware, samples: Labelled, store: Store, request: R
 
 
 def _check_engines(request: Request, problems: list[str]) -> None:
-    known = ("slicepack", "baselines")
+    known = ("slicepack", ENGINE, CHAINS, "baselines")
     problems += [
         f"engines: no engine {name!r}{suggest(name, known)}" for name in request.engines if name not in known
     ]

@@ -24,9 +24,11 @@ from sarto.pipeline.contest import LEVEL, Score
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import sources
 from sarto.pipeline.order import Order
+from sarto.pipeline.subnets import certificate_sentences
 from sarto.pipeline.verify import Verified
 from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
 from sarto.types import (
+    Certificate,
     Check,
     ClassScore,
     Comparison,
@@ -40,6 +42,8 @@ from sarto.types import (
     Rejection,
     Report,
     SliceNode,
+    StockedSupernet,
+    SubnetNode,
 )
 
 #: Largest relative difference that counts as equal in single and in double precision (design promise 1).
@@ -71,6 +75,7 @@ def make_report(
 ) -> Report:
     """The report of a model whose graph and ONNX file are in `out` already."""
     comparisons = _comparisons(order, delivered)
+    certificate = _certificate(builder, order, delivered)
     checks = tuple(_checks(builder, order, delivered, out))
     predicted = delivered.plan.predicted or delivered.verified.cost.replace(
         basis="predicted", latency_ms=None, latency_low_ms=None, latency_high_ms=None
@@ -100,8 +105,12 @@ def make_report(
         },
         environment=environment(order.request.device.threads),
         seconds=dict(seconds),
-        sentences=tuple(_sentences(order, delivered, comparisons, checks)),
+        sentences=(
+            *_sentences(order, delivered, comparisons, checks),
+            *(certificate_sentences(certificate).values() if certificate is not None else ()),
+        ),
         not_tried=tuple(_not_tried(order, delivered)),
+        certificate=certificate,
     )
 
 
@@ -295,7 +304,41 @@ def _confusion(order: Order, delivered: Delivered) -> Confusion:
     return Confusion.parse({"classes": list(order.classes), "counts": table.tolist(), "basis": basis})
 
 
+def supernet_donor(manifest: StockedSupernet) -> Donor:
+    """A supernet as the report's lineage shows it."""
+    return Donor(
+        learnware=manifest.id,
+        name=manifest.name,
+        licence=manifest.licence,
+        origin=manifest.backbone,
+        graph_hash=manifest.graph_hash,
+        weights_hash=manifest.weights_hash,
+        classes=manifest.classes,
+    )
+
+
+def _certificate(builder: Builder, order: Order, delivered: Delivered) -> Certificate | None:
+    """Of a delivered subnet; its equality with the gated supernet is checked here once more."""
+    nodes = [node for node in delivered.plan.nodes.values() if isinstance(node, SubnetNode)]
+    if len(nodes) != 1:
+        return None
+    held = (order.subnets or builder.subnets).get(nodes[0].of)
+    gates = held.gates(nodes[0])
+    rows = list(range(len(held.supernet.space.answers)))
+    return held.certificate(
+        nodes[0],
+        gates,
+        held.compared(gates, held.cut(gates, (), rows), rows),
+        found=None,
+        budget=order.request.budget,
+        measured=delivered.verified.cost,
+    )
+
+
 def _lineage(order: Order, delivered: Delivered) -> Iterator[Donor]:
+    for id_ in delivered.plan.supernets:
+        if order.subnets is not None:
+            yield supernet_donor(order.subnets.get(id_).manifest)
     for id_ in delivered.plan.learnwares:
         learnware = order.learnwares[id_]
         yield Donor(

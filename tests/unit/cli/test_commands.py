@@ -48,7 +48,7 @@ def test_help_names_every_command() -> None:
         (("mak",), "No such command 'mak'"),
         (("plan", "--max-params", "many"), "Invalid value for '--max-params'"),
         (("rm",), "Missing argument"),
-        (("plan",), "no order: give a request file, or --classes a,b,c"),
+        (("plan",), "no order: give a request file, --classes a,b,c, or --task exactly_2+digit_7"),
         (("plan", "nowhere.yaml"), "nowhere.yaml"),
         (("plan", "--classes", "ship", "--runtime", "openvno"), "did you mean 'openvino'?"),
         (("plan", "--classes", "ship", "--runtime", "torch", "--precision", "int8"), "torch has no int8"),

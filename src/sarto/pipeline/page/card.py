@@ -42,7 +42,7 @@ def _lines(report: Report) -> Iterator[str]:
         "```",
         "",
     )
-    yield f"It says one of: {_text(listed(report.request.task.classes, most=40))}."
+    yield f"It says one of: {_text(listed(report.plan.classes or report.request.task.title, most=40))}."
     yield f"`model.onnx` gives the same logits in ONNX Runtime, {ONNX_READS[report.reads]}."
     yield from ("", "## Cost", "")
     yield from _table(
@@ -89,7 +89,9 @@ def _lines(report: Report) -> Iterator[str]:
             ("donor", "licence", "origin", "id"),
             [(d.name, d.licence or "not stated", d.origin, short(d.learnware)) for d in report.lineage],
         )
-    yield from ("", f"Plan {short(report.plan.key())}. Samples {short(report.requirement.samples_digest)}.")
+    digest = report.requirement.samples_digest
+    samples = f" Samples {short(digest)}." if digest is not None else ""
+    yield from ("", f"Plan {short(report.plan.key())}.{samples}")
 
 
 def _accuracy(share: float | None, interval: str) -> str:

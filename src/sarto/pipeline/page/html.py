@@ -125,12 +125,15 @@ def _order(report: Report) -> Iterator[tuple[str, str]]:
     device = request.device
     if request.name:
         yield "name", request.name
-    yield "classes", ", ".join(request.task.classes)
+    yield ("classes" if request.task.classes else "tasks"), ", ".join(request.task.title)
     yield "device", f"{device.runtime}, {device.threads} thread(s), batch {device.batch}"
-    yield "samples", request.samples or "those stocked in the market"
     held = report.requirement.n_samples
-    yield "samples of each class", ", ".join(f"{cls} {held[cls]:,}" for cls in sorted(held))
-    yield "content hash of the samples", wording.short(report.requirement.samples_digest)
+    if held or request.samples:
+        yield "samples", request.samples or "those stocked in the market"
+    if held:
+        yield "samples of each class", ", ".join(f"{cls} {held[cls]:,}" for cls in sorted(held))
+    if report.requirement.samples_digest is not None:
+        yield "content hash of the samples", wording.short(report.requirement.samples_digest)
     yield f"held-out {report.reads}s", request.heldout or "none given"
     yield "engines", ", ".join(request.engines)
     yield "seed", str(request.seed)

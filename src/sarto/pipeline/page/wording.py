@@ -120,7 +120,7 @@ def listed(names: tuple[str, ...], most: int = 8) -> str:
 
 def headline(report: Report) -> str:
     """The result in one sentence."""
-    pick, classes = report.pick, listed(report.request.task.classes)
+    pick, classes = report.pick, listed(report.request.task.title)
     size = f"{report.measured.params:,} parameters"
     failed = sum(not check.ok for check in report.checks)
     ending = f"; {failed} of {len(report.checks)} checks failed" if failed else ""
