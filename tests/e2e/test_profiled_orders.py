@@ -23,6 +23,7 @@ from sarto.pipeline.order import check_order
 from sarto.types import Plan
 from sarto.types.profile import DeviceProfile, KindModel, MemoryModel, ProfiledDevice, Residuals
 
+ENGINES = ["slicepack", "baselines"]
 CLASSES = ("red disc", "green disc", "blue cross", "red bar")
 #: Milliseconds for one of each feature: much more than any machine takes, so that measured orders keep the budget.
 WEIGHTS = (2.0, 20.0, 20.0, 40.0, 20.0, 0.3, 1.0)
@@ -51,7 +52,7 @@ def profile(**more: Any) -> DeviceProfile:
 
 def order(shop: Any, step: int = 4, **more: Any) -> Any:
     shop.market.store.profiles.put(profile(unit_step=step))
-    request = shop.order(*CLASSES, **{"device": {"profile": "paper"}, **more})
+    request = shop.order(*CLASSES, **{"device": {"profile": "paper"}, "engines": ENGINES, **more})
     return check_order(request, shop.market.store)
 
 
@@ -86,7 +87,7 @@ def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None
     fit = fit_backbone(terms, rows, times, np.full(len(terms.terms), 0.5), step=4, widths=(4,))
     known = profile(backbones=(backbone_model(title, terms, fit),))
     store.profiles.put(known)
-    request = shop.order("red disc", "green disc", device={"profile": "paper"})
+    request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=ENGINES)
     found = check_order(request, store)
     plan = next(p for p in propose(found).all if "together" in p.note)
     counts = next(iter(found.predictor.parts(plan))).counts
@@ -145,7 +146,7 @@ def test_counts_are_rounded_up_where_that_is_free(shop: Any) -> None:
 def test_what_is_delivered_shows_interval_measurement_and_budget(shop: Any) -> None:
     budget = 0.6 * max(p.predicted.latency_ms for p in propose(order(shop)).all if p.predicted is not None)
     request = shop.order(
-        *CLASSES, device={"profile": "paper"}, budget={"latency_ms": budget}, baselines=[], name="shapes"
+        *CLASSES, device={"profile": "paper"}, budget={"latency_ms": budget}, baselines=[], engines=ENGINES
     )
     report = shop.make(request).report
     line = next(line for line in report.cost_lines() if line.name == "latency_ms")
@@ -160,7 +161,17 @@ def test_what_is_delivered_shows_interval_measurement_and_budget(shop: Any) -> N
 
 def test_the_command_line_shows_intervals(shop: Any) -> None:
     shop.market.store.profiles.put(profile())
-    call = ["plan", "--classes", ",".join(CLASSES), "--profile", "paper", "-m", str(shop.folder / "market")]
+    call = [
+        "plan",
+        "--classes",
+        ",".join(CLASSES),
+        "--profile",
+        "paper",
+        "-m",
+        str(shop.folder / "market"),
+        "--engines",
+        "slicepack,baselines",
+    ]
     told = CliRunner().invoke(app, [*call, "--max-latency-ms", "1000"], env={"COLUMNS": "220"})
     assert told.exit_code == 0 and "of 1e+03" in told.output and "process MB" in told.output, told.output
     plain = json.loads(CliRunner().invoke(app, [*call, "--json"]).output)
@@ -172,7 +183,9 @@ def test_a_budget_below_the_floor_and_a_profile_of_another_device_are_refused(sh
     store = shop.market.store
     store.profiles.put(profile())
     with pytest.raises(InfeasibleError, match="Floor: latency_ms"):
-        shop.market.plan(shop.order(*CLASSES, device={"profile": "paper"}, budget={"latency_ms": 0.01}))
+        shop.market.plan(
+            shop.order(*CLASSES, device={"profile": "paper"}, budget={"latency_ms": 0.01}, engines=ENGINES)
+        )
     with pytest.raises(RequestError) as caught:
         check_order(
             shop.order(*CLASSES, device={"profile": "paper", "threads": 2, "runtime": "torch"}), store
@@ -186,5 +199,7 @@ def test_a_budget_below_the_floor_and_a_profile_of_another_device_are_refused(sh
 def test_a_profile_may_be_a_file(shop: Any) -> None:
     path = shop.folder / "elsewhere.json"
     profile().write(path)
-    found = check_order(shop.order(*CLASSES, device={"profile": str(path)}), shop.market.store)
+    found = check_order(
+        shop.order(*CLASSES, device={"profile": str(path)}, engines=ENGINES), shop.market.store
+    )
     assert found.predictor is not None and found.predictor.profile.name == "paper"
