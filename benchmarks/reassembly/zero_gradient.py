@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.reassembly.zoo import donor, probes, ready, tests
+from benchmarks.reassembly.zoo import SHIPPED, donor, probes, ready, tests
 from sarto.devices import count
 from sarto.engines.reassembly import (
     Assembler,
@@ -30,7 +30,11 @@ from sarto.engines.reassembly import (
     random_chains,
 )
 from sarto.engines.reassembly.problem import Sides
+from sarto.engines.reassembly.proxies import PROXIES
 from sarto.graph import ModelGraph
+
+#: Images that zero-cost proxies look at.
+PROXY_IMAGES = 32
 
 
 def accuracy_of(graph: ModelGraph, inputs: Tensor, labels: Tensor) -> float:
@@ -72,12 +76,12 @@ def same_depth(
     """
     inputs, _ = probes(data, n_probes, seed)
     images, labels = tests(data, n_tested)
-    chosen = [name for name in members if name in ready(data)]
+    chosen = [name for name in (ready(data) if data == SHIPPED else members) if name in ready(data)]
     donors = [donor(data, name, inputs) for name in chosen]
     own = [accuracy_of(one.graph, images, labels) for one in donors]
     zoo = zoo_of(donors, own, min(64, n_probes))
     parting = dissect(zoo, Limits(n_blocks, 0.8), seed=seed)
-    found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors)))))
+    found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors), n_blocks))))
     paths = [choice.path for choice in random_chains(found.problem, n_chains, seed=seed)]
     best = best_chains(found.problem, 1).choices[0].path
     rows: list[dict[str, Any]] = []
@@ -85,7 +89,7 @@ def same_depth(
         "sequential": Making(),
         "independent": Making(sequential=False),
         "random": Making(random=seed + 1),
-        "linear": Making(Fit(bias=False)),
+        "narrow": Making(Fit(kernel=1)),
     }
     makers = {name: Assembler(donors, making) for name, making in ways.items()}
     for path in [best, *paths]:
@@ -125,6 +129,11 @@ def same_depth(
     }
 
 
+def _proxies(graphs: list[ModelGraph], images: Tensor) -> dict[str, list[float]]:
+    """Every zero-cost proxy of every chain."""
+    return {name: [proxy(graph, images) for graph in graphs] for name, proxy in PROXIES.items()}
+
+
 def _self_stitch(donors: list[Donor], i: int, bounds: np.ndarray, images: Tensor, labels: Tensor) -> float:
     """A donor cut where it is dissected and joined by fitted stitches."""
     ends: list[int | None] = [None, *(int(b[1]) for b in bounds[:-1]), None]
@@ -138,7 +147,7 @@ def ranking(
     """How the steps of the cascade order a list of chains: Kendall's tau with their measured accuracy."""
     inputs, truth = probes(data, n_probes, seed)
     images, labels = tests(data, n_tested)
-    chosen = [name for name in members if name in ready(data)]
+    chosen = [name for name in (ready(data) if data == SHIPPED else members) if name in ready(data)]
     donors = [donor(data, name, inputs) for name in chosen]
     own = [accuracy_of(one.graph, inputs, truth) for one in donors]
     zoo = zoo_of(donors, own, min(64, n_probes))
@@ -163,12 +172,14 @@ def ranking(
         "head": [item.accuracy_loto or 0.0 for item in ranked],
         "params": [float(maker.cost(item.pieces).params) for item in ranked],
     }
-    taus = {f"tau_{name}": kendall(values, measured) or 0.0 for name, values in scores.items()}
+    scores |= _proxies([maker.graph(item.pieces) for item in ranked], inputs[:PROXY_IMAGES])
+    found_taus = {f"tau_{name}": kendall(values, measured) for name, values in scores.items()}
+    taus = {name: tau for name, tau in found_taus.items() if tau is not None}
     return {
         **taus,
         "n_chains": len(ranked),
         "accuracy_first": measured[0],
         "accuracy_mean": float(np.mean(measured)),
         "accuracy_best": max(measured),
-        "width_features": int(final_features(maker, ranked[0].pieces).shape[1]),
+        "n_features": int(final_features(maker, ranked[0].pieces).shape[1]),
     }

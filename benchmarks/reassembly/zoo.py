@@ -32,6 +32,8 @@ REAL = {
     "resnet32": ("cifar10_resnet32-d509ac18.safetensors", 32),
     "resnet56": ("cifar10_resnet56-4bfd9763.safetensors", 56),
 }
+#: The zoo of small runs.
+SHIPPED = "shipped"
 REAL_MEAN, REAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -72,7 +74,9 @@ TRAINED: dict[str, Member] = {
 
 
 def names(data: str) -> list[str]:
-    """Every member of the zoo of a data set."""
+    """Every member of the zoo of a data set; `shipped` is a zoo of small untrained nets, for small runs."""
+    if data == SHIPPED:
+        return ["small-0", "small-1", "small-2"]
     return [*(REAL if data == "cifar10" else ()), *TRAINED]
 
 
@@ -85,9 +89,14 @@ def graph_of(data: str, name: str) -> ModelGraph:
     """
     n_classes = 10 if data == "cifar10" else 100
     example = torch.rand(2, 3, 32, 32)
+    if data == SHIPPED:
+        with torch.random.fork_rng():
+            torch.manual_seed(int(name[-1]))
+            small = zoo.cifar_resnet(n_classes=3, depth=8)
+        return capture(small.eval(), torch.rand(2, 3, 16, 16), prove=False)
     if name in REAL:
         file, depth = REAL[name]
-        model = zoo.cifar_resnet(n_classes=10, depth=depth, shortcut="pad")
+        model: nn.Module = zoo.cifar_resnet(n_classes=10, depth=depth, shortcut="pad")
         state = load_file(Path(os.environ["SARTO_DATA"]) / "weights" / file)
         model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
         return normalise(capture(model.eval(), example, prove=False), REAL_MEAN, REAL_STD)
@@ -103,7 +112,7 @@ def graph_of(data: str, name: str) -> ModelGraph:
 
 def ready(data: str) -> list[str]:
     """Members that can be used now."""
-    return [name for name in names(data) if name in REAL or _path(data, name).exists()]
+    return [name for name in names(data) if data == SHIPPED or name in REAL or _path(data, name).exists()]
 
 
 def donor(data: str, name: str, inputs: Tensor) -> Donor:
@@ -114,6 +123,8 @@ def donor(data: str, name: str, inputs: Tensor) -> Donor:
 
 def probes(data: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Unlabelled images that no member was trained on (the pool), and their labels for those who may read them."""
+    if data == SHIPPED:
+        return _noise(n, seed)
     pool = train_and_pool(data)[1]
     order = np.random.default_rng(seed).permutation(len(pool.labels))[:n]
     return to_unit(pool.pixels[order]), torch.from_numpy(pool.labels[order].copy())
@@ -121,9 +132,16 @@ def probes(data: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def tests(data: str, n: int) -> tuple[Tensor, Tensor]:
     """Test images, spread over the classes, and their labels."""
+    if data == SHIPPED:
+        return _noise(n, 1)
     test = read(data, "test")
     order = np.random.default_rng(0).permutation(len(test.labels))[:n]
     return to_unit(test.pixels[order]), torch.from_numpy(test.labels[order].copy())
+
+
+def _noise(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, 16, 16, generator=generator), torch.arange(n) % 3
 
 
 def main() -> None:

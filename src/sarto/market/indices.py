@@ -163,8 +163,8 @@ class ProbeIndex:
         widths = [(about.n_probes, place.channels) for place in model.places]
         if wrong or [f.shape for f in features] != widths:
             raise RequestError(
-                f"{model.name!r} has {n} places: signatures ({n}, {about.length}), sketches ({n}, {about.sketch}) and as "
-                f"many features are expected, got {signatures.shape}, {sketches.shape} and {len(features)}"
+                f"{model.name!r} has {n} places: signatures ({n}, {about.length}), sketches ({n}, {about.sketch}) and "
+                f"as many features are expected, got {signatures.shape}, {sketches.shape} and {len(features)}"
             )
         if not all(bool(np.isfinite(part).all()) for part in (signatures, sketches, *features)):
             raise RequestError(f"signatures or features of {model.name!r} hold NaN or infinity")
