@@ -14,12 +14,15 @@ from sarto.engines.reassembly.places import Anatomy, Place, anatomy
 from sarto.engines.reassembly.planning import Entry, Layout, Wish, Zoo, dissect, layout
 from sarto.engines.reassembly.probing import Probed, probe
 from sarto.engines.reassembly.problem import Choice, Found, Joint, Problem, Sides, Stage
+from sarto.engines.reassembly.proxies import PROXIES
 from sarto.engines.reassembly.ranking import Ranked, cascade, final_features, kendall
 from sarto.engines.reassembly.signatures import Similarity, Sketcher, cka, signature, similarity
 from sarto.engines.reassembly.stability import Steadiness, adjusted_rand, choose_k
 from sarto.engines.reassembly.stitches import Fit, Stitch, fit_stitch, random_stitch
+from sarto.engines.reassembly.tuning import Tuning, tune_chain
 
 __all__ = [
+    "PROXIES",
     "Anatomy",
     "Assembler",
     "Choice",
@@ -44,6 +47,7 @@ __all__ = [
     "Stage",
     "Steadiness",
     "Stitch",
+    "Tuning",
     "Wish",
     "Zoo",
     "adjusted_rand",
@@ -68,4 +72,5 @@ __all__ = [
     "signature",
     "similarity",
     "tidy",
+    "tune_chain",
 ]
