@@ -16,7 +16,7 @@ from sarto.graph.compose import (
 )
 from sarto.graph.cuts import CutPoint, block, chain, cut_points, dissect, main_cuts
 from sarto.graph.file import GraphFile, graph_hash, read_graph, write_graph
-from sarto.graph.gate import gate, gate_layout, gateable
+from sarto.graph.gate import gate, gate_layout, gateable, through_norms
 from sarto.graph.hollow import hollow
 from sarto.graph.model import (
     BatchDim,
@@ -83,6 +83,7 @@ __all__ = [
     "repairable",
     "restrict",
     "slice",
+    "through_norms",
     "trim",
     "uniform_counts",
     "with_head",

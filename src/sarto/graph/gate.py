@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sarto.errors import GraphError
-from sarto.graph.analysis import Analysis, ChannelGroup, Consumption
+from sarto.graph.analysis import Analysis, ChannelGroup, Consumption, analyse
 from sarto.graph.expressions import AxisExpr, Fixed, Product, Sum, Unit, full_size, is_batch, units_in
 from sarto.graph.model import (
     Arg,
@@ -33,10 +33,36 @@ from sarto.graph.model import (
 from sarto.graph.operators import default_args
 from sarto.graph.rules._context import BATCH
 
+#: Operators that take statistics over axes; a layer norm over one axis can take them over the open units alone.
+_NORM = "aten.layer_norm.default"
+_STATISTICS = frozenset(
+    {
+        "aten.rms_norm.default",
+        "aten.group_norm.default",
+        "aten.mean.dim",
+        "aten.var.correction",
+        "aten.std.correction",
+    }
+)
 #: Name of the extra input; numbered where the graph has a value of that name.
 GATES = "gates"
 
 Layout = Mapping[str, tuple[int, int]]
+
+
+def through_norms(graph: ModelGraph) -> ModelGraph:
+    """The same graph, read so that the streams that layer norms normalise are channel groups too.
+
+    `slice` then takes the statistics of the kept units, which is no longer what the source computes when dropped units
+    read zero; it is exactly what `gate` of this reading computes, whose norms take the statistics of the open units.
+
+    Reference:
+        Docs, decision 9. NN-Factory, arXiv 2308.15003, section 3.1, gates hidden units of transformers alone.
+    """
+    found = replace(graph)
+    # A cached property: what is put there is what the graph says of itself from now on.
+    found.__dict__["analysis"] = analyse(graph, follow_statistics=True)
+    return found
 
 
 def gateable(graph: ModelGraph, group: ChannelGroup) -> str | None:
@@ -44,6 +70,7 @@ def gateable(graph: ModelGraph, group: ChannelGroup) -> str | None:
     if group.pinned:
         return f"it can't be sliced: {'; '.join(group.pinned)}"
     found = [_obstacle(graph, consumption) for consumption in group.consumptions]
+    found += [_statistic(graph, node, group) for node in graph.nodes]
     return next((why for why in found if why is not None), None)
 
 
@@ -97,7 +124,8 @@ def gate(graph: ModelGraph, groups: Iterable[str] | None = None) -> ModelGraph:
     Reference:
         NN-Factory (arXiv:2308.15003), equations 3 and 5.
         Differs: the gate stands where the units are read, not where they are made, so that it is exact also behind
-        a depthwise convolution with batch norm and for activations that do not map zero to zero.
+        a depthwise convolution with batch norm and for activations that do not map zero to zero. Layer norms over
+        gated units (see `through_norms`) take the statistics of the open ones.
     """
     layout = gate_layout(graph, groups)
     edits: dict[str, dict[str, dict[int, AxisExpr]]] = {}
@@ -111,7 +139,10 @@ def gate(graph: ModelGraph, groups: Iterable[str] | None = None) -> ModelGraph:
             value = _argument(node, arg)
             if isinstance(value, Ref):  # `gate_layout` has refused the others
                 node = _with_argument(node, arg, Ref(writer.gated(value.name, places)))
-        writer.nodes.append(node)
+        if node.op == _NORM and _normed(graph, node) & layout.keys():
+            writer.norm(node)
+        else:
+            writer.nodes.append(node)
     return writer.graph()
 
 
@@ -151,6 +182,40 @@ def _obstacle(graph: ModelGraph, consumption: Consumption) -> str | None:
     if place.axis == consumption.axis:
         return f"{reader} sums over the samples of the value {arg.name!r}"
     return None
+
+
+def _normed(graph: ModelGraph, node: Node) -> frozenset[str]:
+    """Groups whose units lie on the axes that a norm takes its statistics over."""
+    exprs = _read_axes(graph, node)
+    shape = node.args.get("normalized_shape")
+    n_axes = len(shape) if isinstance(shape, tuple) else 1
+    return frozenset().union(*(units_in(expr) for expr in exprs[-n_axes:]))
+
+
+def _statistic(graph: ModelGraph, node: Node, group: ChannelGroup) -> str | None:
+    """Why the statistics that a node takes can't be those of the open units of a group alone; None where they can."""
+    if node.op == _NORM:
+        shape = node.args["normalized_shape"]
+        if group.id in _normed(graph, node) and not (isinstance(shape, tuple) and len(shape) == 1):
+            return f"{node.op} at {node.name} normalises several axes at once"
+        return None
+    if node.op not in _STATISTICS:
+        return None
+    exprs = _read_axes(graph, node)
+    if "dim" in node.args:
+        dims = node.args["dim"]
+        listed = dims if isinstance(dims, tuple) else (dims,)
+        exprs = tuple(
+            exprs[dim] for dim in listed if isinstance(dim, int) and -len(exprs) <= dim < len(exprs)
+        )
+    if any(group.id in units_in(expr) for expr in exprs):
+        return f"{node.op} at {node.name} takes statistics over its units; gates know how for layer norm"
+    return None
+
+
+def _read_axes(graph: ModelGraph, node: Node) -> tuple[AxisExpr, ...]:
+    source = node.args.get("input", node.args.get("self"))
+    return tuple(graph.analysis.value_axes[source.name][0]) if isinstance(source, Ref) else ()
 
 
 def _argument(node: Node, path: str) -> Arg:
@@ -221,6 +286,45 @@ class _Writer:
                 self.products[key] = self._call("mul.Tensor", args, shape, dtype, stem=f"{value}_gated")
             value = self.products[key]
         return value
+
+    def norm(self, node: Node) -> None:
+        """A layer norm over the last axis, written out, with the statistics of the open units alone.
+
+        y = (x - m) g / sqrt(v + eps) w + b, with m = sum(g x) / sum(g) and v = sum(g (x - m)^2) / sum(g).
+        """
+        source = node.args["input"]
+        if not isinstance(source, Ref):
+            raise GraphError(f"{node.op} at {node.name} reads no computed value", where=node.name)
+        shape, dtype = self.specs[source.name]
+        exprs = self.axes.value_axes[source.name][0]
+        factor = self._as(self._factor(exprs, len(shape) - 1), dtype)
+        one: Shape = (*shape[:-1], 1)
+        number: Shape = (*self.specs[factor][0][:-1], 1)
+        n_open = self._sum(factor, number, dtype)
+
+        def mean(value: str) -> str:
+            args: dict[str, Arg] = {"self": Ref(self._sum(value, one, dtype)), "other": Ref(n_open)}
+            return self._call("div.Tensor", args, one, dtype)
+
+        def by(value: str, other: Arg) -> str:
+            return self._call("mul.Tensor", {"self": Ref(value), "other": other}, shape, dtype)
+
+        middle = mean(by(source.name, Ref(factor)))
+        apart = self._call("sub.Tensor", {"self": source, "other": Ref(middle)}, shape, dtype)
+        apart = by(apart, Ref(factor))
+        spread = mean(by(apart, Ref(apart)))
+        wide = self._call("add.Scalar", {"self": Ref(spread), "other": node.args["eps"]}, one, dtype)
+        made = by(apart, Ref(self._call("rsqrt.default", {"self": Ref(wide)}, one, dtype)))
+        weight, bias = node.args.get("weight"), node.args.get("bias")
+        if isinstance(weight, TensorRef):
+            made = by(made, weight)
+        last: dict[str, Arg] = {"self": Ref(made), "other": bias if isinstance(bias, TensorRef) else 0.0}
+        op = "aten.add.Tensor" if isinstance(bias, TensorRef) else "aten.add.Scalar"
+        self.nodes.append(Node(node.name, op, {**default_args(op), **last}, node.shapes, node.dtypes))
+
+    def _sum(self, name: str, shape: Shape, dtype: str) -> str:
+        args: dict[str, Arg] = {"self": Ref(name), "dim": (len(shape) - 1,), "keepdim": True}
+        return self._call("sum.dim_IntList", args, shape, dtype)
 
     def _factor(self, exprs: Sequence[AxisExpr], axis: int) -> str:
         """The gates of one axis of a value, shaped to be multiplied with it."""

@@ -45,7 +45,7 @@ def _as_is(donor: Learnware, wanted: tuple[str, ...]) -> Plan:
     )
 
 
-def _probe(donors: list[Learnware], wanted: tuple[str, ...], samples: str, note: str) -> Plan:
+def _probe(donors: list[Learnware], wanted: tuple[str, ...], samples: str | None, note: str) -> Plan:
     nodes: dict[str, PlanNode] = {}
     members = []
     for place, donor in enumerate(donors):

@@ -38,7 +38,7 @@ class CostTable:
         *,
         level: float = 0.95,
     ) -> None:
-        self._sketch = graph.sketch()
+        self._sketch, self._analysis = graph.sketch(), graph.analysis
         self._groups = tuple(groups)
         sliceable = [group.id for group in graph.analysis.sliceable]
         self._full = np.array([group.size for group in graph.analysis.sliceable], np.int64)
@@ -66,7 +66,10 @@ class CostTable:
         if "latency_ms" in limits:
             found["latency_ms"] = self.latency_ms(counts)[2]
         if {"params", "flops"} & set(limits):
-            exact = [count(slice(self._sketch, leading(self._named(row)))) for row in counts]
+            exact = [
+                count(slice(self._sketch, leading(self._named(row)), analysis=self._analysis))
+                for row in counts
+            ]
             found["params"] = np.array([float(cost.params) for cost in exact])
             found["flops"] = np.array([float(cost.flops) for cost in exact])
         unknown = [name for name in limits if name not in LIMITS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.gates import Layout
 from sarto.errors import GraphError, StoreError
-from sarto.graph import INSIDE_HEADS, ModelGraph, Selection, gate, gate_layout, gateable, slice
+from sarto.graph import INSIDE_HEADS, ModelGraph, Selection, gate, gate_layout, gateable, slice, through_norms
 from sarto.types import StockedSupernet, TaskSpace
 from sarto.types.factory import Placement
 
@@ -28,7 +28,7 @@ class Supernet:
     """A trained backbone with gates for a task space.
 
     Attributes:
-        graph: the backbone without gates, weights as trained jointly.
+        graph: the backbone without gates, weights as trained jointly; read as its placement does (`as_placed`).
         groups: channel groups with gates.
         assembler: in evaluation mode.
     """
@@ -60,6 +60,22 @@ class Supernet:
         return slice(self.graph, self.selection(gates))
 
 
+def as_placed(graph: ModelGraph, placement: Placement) -> ModelGraph:
+    """The graph as a placement reads it: `wide` also has the streams that layer norms normalise as groups."""
+    return through_norms(graph) if placement == "wide" and _has_norms(graph) else graph
+
+
+def with_tensors(graph: ModelGraph, tensors: Mapping[str, Tensor]) -> ModelGraph:
+    """The graph with other tensors of the same shapes, read as before."""
+    made = replace(graph, tensors=tensors)
+    made.__dict__["analysis"] = graph.analysis
+    return made
+
+
+def _has_norms(graph: ModelGraph) -> bool:
+    return any(node.op == "aten.layer_norm.default" for node in graph.nodes)
+
+
 def placed(graph: ModelGraph, placement: Placement = "paper") -> tuple[str, ...]:
     """Channel groups that get gates, by the part that their units play.
 
@@ -70,7 +86,7 @@ def placed(graph: ModelGraph, placement: Placement = "paper") -> tuple[str, ...]
         NN-Factory, arXiv 2308.15003, section 3.1, figure 6.
         Differs: chosen by the kind of channel group, so a stem's filters that no residual stream shares have gates too.
     """
-    kinds = PLACEMENTS[placement]
+    kinds, graph = PLACEMENTS[placement], as_placed(graph, placement)
     wanted = [g for g in graph.analysis.sliceable if g.kind in kinds and g.kind not in INSIDE_HEADS]
     found = tuple(group.id for group in wanted if gateable(graph, group) is None)
     if not found:
@@ -88,6 +104,7 @@ def revived(manifest: StockedSupernet, graph: ModelGraph, tensors: Mapping[str, 
     Raises:
         StoreError: the tensors are not those of an assembler for this space and these groups.
     """
+    graph = as_placed(graph, manifest.placement)
     assembler = Assembler(
         len(manifest.space.properties), gate_layout(graph, manifest.groups), manifest.assembler
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.data import TaskData, allowed_outputs, losses, score
 from sarto.engines.factory.gates import lowest_limit
-from sarto.engines.factory.supernet import Joint, Supernet
+from sarto.engines.factory.supernet import Joint, Supernet, with_tensors
 from sarto.graph import ModelGraph, gate_layout
 from sarto.graph.file import graph_hash
 from sarto.training import LoopResult, LoopSettings, draws, train_loop
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
+
+#: Streams of random numbers that each of several processes has to itself.
+_OWN = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ def train_supernet(
     """A backbone trained jointly with an assembler, for all tasks of a space and all limits at once.
 
     Args:
-        graph: the backbone, pretrained or not; it is not changed.
+        graph: the backbone, pretrained or not, read as its placement does (`as_placed`); it is not changed.
         groups: channel groups with gates (see `placed`).
         folder: for checkpoints; the same call goes on from them, to the same weights.
         told: called after every step with the number of steps done and the loss.
@@ -60,6 +63,7 @@ def train_supernet(
         at the lowest; answers are balanced.
     """
     settings, shape = joint or JointSettings(), assembler or AssemblerSettings()
+    rank = torch.distributed.get_rank() if _together() else 0
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         made = Assembler(len(space.properties), gate_layout(graph, groups), shape)
@@ -74,8 +78,10 @@ def train_supernet(
     floor = lowest_limit(made.layout, shape.least)
 
     def loss_of(step: int) -> Tensor:
-        generator = draws(settings.seed, step)
-        torch.manual_seed(draws(settings.seed, step, stream=2).initial_seed())  # what the backbone drops
+        generator = draws(settings.seed, step, stream=_OWN * rank)
+        torch.manual_seed(
+            draws(settings.seed, step, stream=_OWN * rank + 2).initial_seed()
+        )  # what the backbone drops
         chosen = torch.randint(len(tasks), (settings.batch,), generator=generator)
         inputs, answers = data.draw([tasks[i] for i in chosen], "train", generator)
         progress = step / settings.steps
@@ -120,8 +126,14 @@ def train_supernet(
                 "backbone": graph_hash(graph),
             },
             told=after,
+            first=rank == 0,
         )
     return Trained(finished(graph, space, groups, model), result)
+
+
+def _together() -> bool:
+    """Whether several processes train as one."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def finished(graph: ModelGraph, space: TaskSpace, groups: tuple[str, ...], model: Joint) -> Supernet:
@@ -130,7 +142,7 @@ def finished(graph: ModelGraph, space: TaskSpace, groups: tuple[str, ...], model
         name: value.detach().cpu().clone().contiguous() for name, value in model.net.state_dict().items()
     }
     tensors = {name: state.get(name, value) for name, value in graph.tensors.items()}
-    return Supernet(replace(graph, tensors=tensors), space, groups, deepcopy(model.assembler).cpu().eval())
+    return Supernet(with_tensors(graph, tensors), space, groups, deepcopy(model.assembler).cpu().eval())
 
 
 def ramp(settings: JointSettings, progress: float) -> float:

@@ -117,7 +117,7 @@ def coco(folder: str, side: int = 160) -> Coco:
         RequestError: annotations or images are missing, or the annotations are not COCO's.
     """
     home = Path(folder)
-    return Coco({split: _pictures(home, split) for split in ("train", "test")}, side)  # type: ignore[misc]
+    return Coco({split: _pictures(home, split) for split in ("train", "test")}, side)
 
 
 def attrod(side: int = 96, folder: str = "") -> Drawn | Coco:
