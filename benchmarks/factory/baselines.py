@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import statistics
 import sys
@@ -150,7 +151,7 @@ def _retrained(setting: Setting, task: frozenset[str], limit: float, steps: int)
 
 def _tuned(setting: Setting, shared: ModelGraph, task: frozenset[str], limit: float, steps: int) -> Any:
     """The shared model cut by magnitude through Torch-Pruning, then tuned on one question."""
-    import torch_pruning as tp
+    tp = importlib.import_module("torch_pruning")
 
     space = setting.space
     every = (*space.seen, *space.kept_aside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import statistics
 import sys
@@ -131,7 +132,7 @@ def _papers(
     table: CostTable,
 ) -> tuple[float, float]:
     """Milliseconds, wall and CPU, of rounds of assembler and predictor, then trace and cut."""
-    import torch_pruning as tp
+    tp = importlib.import_module("torch_pruning")
 
     begun = _clocks()
     code = torch.tensor([supernet.space.code(task)], dtype=torch.float32)

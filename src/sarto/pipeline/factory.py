@@ -17,7 +17,7 @@ from sarto import zoo
 from sarto.devices import count
 from sarto.engines.factory.data import TaskData, check_data, open_data
 from sarto.engines.factory.gates import lowest_limit
-from sarto.engines.factory.supernet import Supernet, placed, revived
+from sarto.engines.factory.supernet import Supernet, as_placed, placed, revived
 from sarto.engines.factory.training import qualities, train_supernet
 from sarto.errors import RequestError, ShapeError, suggest
 from sarto.graph import ModelGraph, block, capture, features, gate_layout, leading, slice, with_head
@@ -161,13 +161,14 @@ def train_factory(
     """A supernet trained and stocked as a description says; stopped at any moment, the same call goes on.
 
     Args:
-        folder: for checkpoints.
+        folder: for checkpoints; of several processes (torchrun), all see it.
         progress: told the step, and the accuracy at a few limits as training goes on.
 
     Raises:
         RequestError: the description does not fit together; all problems of the data at once.
         StoreError: the name is taken, or the folder holds checkpoints of another training.
     """
+    rank, device = _joined(device)
     if any(found.name == config.name and found.joint != config.joint for found in store.supernets):
         raise RequestError(
             f"the market holds a supernet {config.name!r} of another training; choose another name, or remove it "
@@ -181,7 +182,7 @@ def train_factory(
     problems = _problems(graph, space, config.preprocessing)
     if problems:
         raise RequestError(problems[0], problems=problems)
-    groups = placed(graph, config.placement)
+    graph, groups = as_placed(graph, config.placement), placed(graph, config.placement)
     floor = lowest_limit(gate_layout(graph, groups), config.assembler.least)
     limits = tuple(limit for limit in config.judging.limits if limit >= floor)
     if not limits:
@@ -201,16 +202,39 @@ def train_factory(
         folder=folder,
         told=looked,
         device=device,
-        shown=looked.seen,
+        shown=None if rank else looked.seen,
         show_every=max(1, round(LOOKS * config.joint.steps)),
     )
     if trained.result.steps == 0:
         raise RequestError(
             f"training ended before its first checkpoint: {trained.result.stopped}; nothing is stocked"
         )
+    if rank:
+        torch.distributed.barrier()  # the first process judges and stocks
+        return FactoryRun(
+            store.supernets.get(config.name), trained.result.stopped, trained.result.resumed_from
+        )
     found = judged(trained.supernet, data, config, limits, progress)
     manifest = stock_supernet(store, trained.supernet, config, origin, found)
+    if _together():
+        torch.distributed.barrier()
     return FactoryRun(manifest, trained.result.stopped, trained.result.resumed_from)
+
+
+def _joined(device: str) -> tuple[int, str]:
+    """This process's place among those that torchrun started (0 where it is alone), and its device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return torch.distributed.get_rank(), device
+
+
+def _together() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class _Looks:
@@ -311,7 +335,7 @@ def stock_supernet(
         input_shape=size_at(graph.inputs[0].shape[1:], 1),
         units=supernet.assembler.units,
         cost=count(sketch),
-        floor=count(slice(sketch, leading(least))),
+        floor=count(slice(sketch, leading(least), analysis=graph.analysis)),
         qualities=tuple(found),
         licence=config.licence,
         notes=config.notes,

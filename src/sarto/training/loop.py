@@ -74,6 +74,9 @@ def train_loop(
     Everything that is drawn must be drawn from the number of the step alone; then a resumed training takes the same
     steps as one that was never interrupted, bit by bit on a processor.
 
+    Of several processes that train together (torch.distributed), each draws its own batches, gradients are averaged,
+    and one writes checkpoints.
+
     Args:
         parts: name -> module; their parameters are trained, their buffers travel in the checkpoints.
         loss_of: step -> the loss of its batch, under the modules as they are.
@@ -106,6 +109,7 @@ def train_loop(
         loss = loss_of(step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(parts.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):

@@ -1,0 +1,86 @@
+"""Trainings that are killed, and trainings of several processes: what is stocked in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.factory_assets import described
+
+pytestmark = pytest.mark.slow
+
+
+def command(*words: object) -> list[str]:
+    code = "from sarto.cli import app; app()"
+    return [sys.executable, "-c", code, *(str(word) for word in words)]
+
+
+def prepared(folder: Path, **joint: Any) -> Path:
+    folder.mkdir()
+    config = described(folder, joint={"steps": 60, "batch": 12, "save_every": 5, "lr": 0.01, **joint})
+    config["data"] = {"folder": str(folder.parent)}
+    config["space"] = str(folder.parent / "few.yaml")
+    (folder / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    subprocess.run(command("market", "init", folder / "market"), check=True, capture_output=True)
+    return folder
+
+
+def trained(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("factory", "train", folder / "train.yaml", "-m", folder / "market", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def outcome(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    described(tmp_path)
+    straight = outcome(trained(prepared(tmp_path / "straight")))
+    folder = prepared(tmp_path / "killed")
+    process = trained(folder)
+    checkpoints = folder / "market.few.training"
+    while process.poll() is None and not any(
+        int(path.stem.partition("-")[2]) >= 10 for path in checkpoints.glob("step-*.safetensors")
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    again = outcome(trained(folder))
+    assert 10 <= again["resumed_from"] < 60 and straight["resumed_from"] == 0
+    # The id is a hash of all weights of the backbone and the assembler.
+    assert again["supernet"]["id"] == straight["supernet"]["id"]
+    assert again["supernet"]["qualities"] == straight["supernet"]["qualities"]
+
+
+def test_two_processes_train_one_supernet(tmp_path: Path) -> None:
+    described(tmp_path)
+    folder = prepared(tmp_path / "two", steps=6)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pair = [trained(folder, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    first, second = (outcome(process) for process in pair)
+    assert first["supernet"] == second["supernet"] and first["stopped"] is None
+    alone = outcome(trained(prepared(tmp_path / "alone", steps=6)))
+    assert alone["supernet"]["id"] != first["supernet"]["id"], "the second process gave batches of its own"
