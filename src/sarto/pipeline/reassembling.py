@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sarto.devices import count
@@ -31,6 +32,7 @@ from sarto.engines.reassembly import (
     layout,
     probe,
     tidy,
+    with_r2,
 )
 from sarto.engines.reassembly.signatures import BATCH, SKETCH, signature_length
 from sarto.errors import GraphError, InfeasibleError, RequestError, ShapeError, StoreError
@@ -63,6 +65,8 @@ N_PROBES = 256
 BLOCKS, PROPOSED = 4, 6
 #: From so many cut points on, a zoo is dissected by sketches instead of whole signatures.
 SKETCHED_FROM = 4_000
+#: Zoos of at most so many models are also judged by directed stitch errors, not by CKA alone.
+DIRECTED_UP_TO = 40
 #: Share of its model's parameters, in units of an equal share, that a block may have more.
 SLACK = 0.8
 
@@ -269,6 +273,8 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> list[Plan
         try:
             zoo, learnwares = zoo_of(store, index, wanted.classes, wanted.ids)
             parting = parting_of(zoo, seed=wanted.seed)
+            if len(zoo.entries) <= DIRECTED_UP_TO:
+                zoo = with_r2(zoo, parting, _features(index))
             for own in (True, False):
                 found += _chains(zoo, learnwares, parting, index, wanted, n, own=own)
         except (RequestError, InfeasibleError):
@@ -334,6 +340,14 @@ def _chains(
 
 
 _NO_INPUTS = Tensor()
+
+
+def _features(index: ProbeIndex) -> dict[int, NDArray[np.float32]]:
+    """Pooled features of every place of an index, by its row; memory-mapped."""
+    found: dict[int, NDArray[np.float32]] = {}
+    for model in index.models():
+        found |= {model.first_row + i: values for i, values in enumerate(index.features(model))}
+    return found
 
 
 def _with_tail(entry: Entry, held: Learnware, classes: Sequence[str], *, own: bool) -> Entry:

@@ -11,7 +11,7 @@ from sarto.engines.reassembly.heuristic import dissect_by_moves
 from sarto.engines.reassembly.milp import best_by_milp, certified
 from sarto.engines.reassembly.partition import Cuts, Limits, Partition, dissect_zoo
 from sarto.engines.reassembly.places import Anatomy, Place, anatomy
-from sarto.engines.reassembly.planning import Entry, Layout, Wish, Zoo, dissect, layout
+from sarto.engines.reassembly.planning import Entry, Layout, Wish, Zoo, dissect, layout, with_r2
 from sarto.engines.reassembly.probing import Probed, probe
 from sarto.engines.reassembly.problem import Choice, Found, Joint, Problem, Sides, Stage
 from sarto.engines.reassembly.proxies import PROXIES
@@ -73,4 +73,5 @@ __all__ = [
     "similarity",
     "tidy",
     "tune_chain",
+    "with_r2",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -16,7 +17,7 @@ from sarto.engines.reassembly.assembly import Piece, Shift, joint_shift
 from sarto.engines.reassembly.partition import Cuts, Limits, Partition, dissect_zoo
 from sarto.engines.reassembly.places import Anatomy, Place
 from sarto.engines.reassembly.problem import Floats, Joint, Problem, Sides, Stage
-from sarto.engines.reassembly.signatures import cka
+from sarto.engines.reassembly.signatures import LAMS, cka, loo_source, loo_target
 from sarto.engines.reassembly.stitches import Fit, blank_stitch, joinable
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import ModelGraph, block
@@ -119,6 +120,38 @@ def dissect(zoo: Zoo, limits: Limits, *, restarts: int = 2, seed: int = 0) -> Pa
             "the donor itself"
         )
     return dissect_zoo(zoo.cuts(), limits, restarts=restarts, seed=seed)
+
+
+def with_r2(zoo: Zoo, found: Partition, features: Mapping[int, NDArray[np.float32]]) -> Zoo:
+    """The zoo with the directed stitch error of every joint of a dissection, on images left out one at a time.
+
+    A matrix product for each ridge strength of `LAMS`; of each pair the best strength counts.
+
+    Args:
+        features: row -> pooled activations on the probe images, shape (n, channels).
+    """
+    told: dict[tuple[int, int], float] = {}
+    for stage in range(found.k - 1):
+        pairs = [
+            (_row(zoo, found, i, stage, 1), _row(zoo, found, i, stage + 1, 0))
+            for i in range(len(zoo.entries))
+        ]
+        sources = sorted({source for source, _ in pairs if source is not None})
+        targets = sorted({target for _, target in pairs if target is not None})
+        if not sources or not targets:
+            continue
+        wanted = torch.stack([loo_target(torch.from_numpy(np.array(features[t]))).flatten() for t in targets])
+        best = torch.full((len(sources), len(targets)), -math.inf, dtype=torch.float64)
+        for lam in LAMS:
+            given = [loo_source(torch.from_numpy(np.array(features[s])), lam).flatten() for s in sources]
+            best = torch.maximum(best, 1.0 - torch.stack(given) @ wanted.T)
+        told |= {(s, t): float(best[i, j]) for i, s in enumerate(sources) for j, t in enumerate(targets)}
+    return replace(zoo, r2=told)
+
+
+def _row(zoo: Zoo, found: Partition, model: int, stage: int, side: int) -> int | None:
+    places = np.flatnonzero(found.labels[model] == stage)
+    return int(zoo.entries[model].rows[found.bounds[model, places[0], side]]) if len(places) else None
 
 
 def layout(zoo: Zoo, found: Partition, wish: Wish) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from sarto.engines.reassembly.assembly import Assembler, Donor, Making, Piece
 from sarto.engines.reassembly.astar import best_chains
 from sarto.engines.reassembly.partition import Limits
 from sarto.engines.reassembly.places import anatomy
-from sarto.engines.reassembly.planning import Entry, Wish, Zoo, dissect, layout
+from sarto.engines.reassembly.planning import Entry, Wish, Zoo, dissect, layout, with_r2
 from sarto.engines.reassembly.probing import probe
 from sarto.engines.reassembly.problem import Sides
 from sarto.engines.reassembly.proxies import PROXIES, naswot, near, swap, zico
 from sarto.engines.reassembly.ranking import cascade, final_features, kendall
+from sarto.engines.reassembly.signatures import LAMS, loo_r2, loo_source, loo_target
 from sarto.engines.reassembly.stitches import Fit
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import capture
@@ -102,6 +104,24 @@ def test_the_problem_s_costs_are_those_of_the_built_chain(donors: tuple[Donor, .
         costs = dict(zip(found.problem.resources, found.problem.costs(path), strict=True))
         real = maker.cost(found.chain(path))
         assert (costs["params"], costs["flops"]) == (real.params, real.flops)
+
+
+def test_directed_errors_are_those_of_leaving_out_and_change_the_losses(donors: tuple[Donor, ...]) -> None:
+    zoo = _zoo(donors)
+    parting = dissect(zoo, Limits(2, None))
+    features = {}
+    for entry, donor in zip(zoo.entries, donors, strict=True):
+        for i, row in enumerate(entry.rows):
+            features[int(row)] = probe(donor.graph, donor.anatomy, donor.inputs, batch=16).features[i]
+    directed = with_r2(zoo, parting, features)
+    ends = [int(e.rows[parting.bounds[i, 0, 1]]) for i, e in enumerate(zoo.entries)]
+    starts = [int(e.rows[parting.bounds[i, 1, 0]]) for i, e in enumerate(zoo.entries)]
+    x, y = (torch.from_numpy(features[row]) for row in (ends[0], starts[1]))
+    want = max(loo_r2(loo_source(x, lam), loo_target(y)) for lam in LAMS)
+    assert directed.r2[ends[0], starts[1]] == pytest.approx(want, abs=1e-12)
+    plain, told = (layout(z, parting, Wish()).problem.joints[0].loss for z in (zoo, directed))
+    assert not np.allclose(plain, told)
+    assert np.array_equal(plain == 0, told == 0) or (told >= 0).all()
 
 
 def test_no_classifier_that_knows_the_classes_is_told(donors: tuple[Donor, ...]) -> None:
