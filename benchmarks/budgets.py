@@ -125,7 +125,8 @@ def _twin(builder: Builder, order: Order, plan: Plan) -> ModelGraph:
 
 def _measured(models: Sequence[ModelGraph], whole: ModelGraph, device: Device, seconds: float) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
-        opener = open_in(worker, device, write=write_for, folder=Path(folder))
+        write = None if device.runtime == "torch" else write_for
+        opener = open_in(worker, device, write=write, folder=Path(folder))
         wanted = [
             Wanted("subnet", f"order-{place}", {}, partial(_itself, graph))
             for place, graph in enumerate(models)

@@ -68,7 +68,7 @@ def _rows(
             cuts.append((percent, f"multiples of {step}", stepped))
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         files = subnet_files(graph, Path(folder, "subnets")) if device.runtime in READ_ONNX else None
-        write = write_for if device.runtime in FORMATS else None
+        write = write_for if device.runtime in FORMATS and device.runtime != "torch" else None
         opener = open_in(worker, device, write=write, folder=Path(folder, "files"))
         backbone = Backbone(name, graph, files)
         models = [opener(backbone.measurable(counts)) for _, _, counts in cuts]

@@ -63,7 +63,8 @@ def measure_profile(
     """
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         reads_onnx = device.runtime in READ_ONNX and device.precision == "float32"
-        writing = write or (write_for if device.runtime in FORMATS else None)
+        exported = device.runtime in FORMATS and device.runtime not in ("torch", "compile")
+        writing = write or (write_for if exported else None)
         given = []
         for place, (title, graph) in enumerate((backbones or {}).items()):
             if progress is not None:

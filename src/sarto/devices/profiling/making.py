@@ -6,7 +6,7 @@ import datetime
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -141,7 +141,9 @@ def make_profile(
             chosen = blocks() if built_in is None else tuple(built_in)
             fitted, found = _kinds(chosen, device.batch, measured, repeat=not backbones)
             kinds = _kind_model(fitted)
-            stepping = measured([Wanted("block", block.name, {}, block.graph) for block in step_blocks()])
+            stepping = measured(
+                [Wanted("block", block.name, {}, cache(block.graph)) for block in step_blocks()]
+            )
             step = step_of(dict(zip(WIDTHS, _times(stepping).tolist(), strict=True)))
             rows = [*rows, *found, *stepping]
         else:
@@ -243,9 +245,10 @@ def _kinds(
     *,
     repeat: bool,
 ) -> tuple[KindFit, tuple[MeasuredRow, ...]]:
-    wanted = [Wanted("block", block.name, {}, block.graph) for block in chosen]
+    graphs = {block.name: cache(block.graph) for block in chosen}
+    wanted = [Wanted("block", name, {}, graph) for name, graph in graphs.items()]
     rows = measured(with_repeats(wanted) if repeat else wanted)
-    known = {block.name: (block.family, terms_of(block.graph(), batch=batch)) for block in chosen}
+    known = {block.name: (block.family, terms_of(graphs[block.name](), batch=batch)) for block in chosen}
     families = [known[row.model][0] for row in rows]
     return fit_kinds([known[row.model][1] for row in rows], _times(rows), families), rows
 
