@@ -184,3 +184,55 @@ outputs_of: {{oak: [oak], ray: [ray], shark: [shark]}}
     whole, delivered = graph(inputs), artifact.graph(inputs)
     assert isinstance(whole, torch.Tensor) and isinstance(delivered, torch.Tensor)
     assert torch.allclose(delivered, whole[:, [2, 1]], atol=1e-5)
+
+
+def test_a_detector_is_made_for_objects_of_some_colours(tmp_path: Path) -> None:
+    config = FactoryConfig.parse(
+        {
+            "name": "attrod",
+            "space": "attrod",
+            "data": {"side": 32},
+            "backbone": {"zoo": "centre_detector", "arguments": {"depths": [1, 1], "width": 4}},
+            "preprocessing": {"size": [32, 32], "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "assembler": {"hidden": 8, "gaters": 2},
+            "joint": {"steps": 2, "batch": 8},
+            "judging": {"limits": [0.5], "samples": 4, "most_tasks": 2},
+        }
+    )
+    with Market.create(tmp_path / "market") as market:
+        train_factory(config, market.store, tmp_path / "steps")
+        artifact = market.make(order("car", "white", "crimson"), tmp_path / "out")
+        _, supernet = open_supernet(market.store, "attrod")
+    found = artifact.report.certificate
+    assert found is not None and found.seen is False and len(found.nearest) == 3
+    maps = artifact.graph(torch.rand(2, 3, 32, 32))
+    assert isinstance(maps, torch.Tensor) and maps.shape == (2, 5, 4, 4)
+    assert artifact.classes == ("object",) and supernet.space.kind == "detection"
+
+
+def test_a_profile_of_another_backbone_is_refused(stocked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from sarto.pipeline import curves
+
+    profile = SimpleNamespace(name="desk", backbones=[SimpleNamespace(backbone="resnet50")])
+    other = SimpleNamespace(compiled=lambda graph: SimpleNamespace(of_backbone=False))
+    monkeypatch.setattr(curves, "Predictor", lambda given: other)
+    with Market.open(stocked) as market:
+        _, supernet = open_supernet(market.store, "few")
+    with pytest.raises(
+        RequestError, match=r"profile 'desk' is of other backbones \(resnet50\); measure this one"
+    ):
+        curves.cost_table(supernet, profile)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    config = described(folder, joint={"steps": 8, "batch": 12, "save_every": 8, "lr": 1e30})
+    with Market.create(tmp_path / "market") as market:
+        with pytest.raises(
+            RequestError, match=r"before its first checkpoint: .*the weights are those of step 0"
+        ):
+            train_factory(FactoryConfig.parse(config), market.store, tmp_path / "steps")
+        assert list(market.store.supernets) == []

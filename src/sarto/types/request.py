@@ -9,7 +9,19 @@ from pydantic import Field, model_validator
 from sarto.errors import RequestError
 from sarto.types.cost import Budget
 from sarto.types.device import Device
-from sarto.types.fields import FilePath, Flag, Frozen, Name, Names, Positive, Several, Sha, Share, Whole, twice
+from sarto.types.fields import (
+    FilePath,
+    Flag,
+    Frozen,
+    Name,
+    Names,
+    Positive,
+    Several,
+    Sha,
+    Share,
+    Whole,
+    twice,
+)
 from sarto.types.paper import PaperSettings
 from sarto.types.value import Value
 

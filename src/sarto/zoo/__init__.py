@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sarto.zoo.centres import CentreDetector, centre_detector
 from sarto.zoo.convnext import ConvNeXt, convnext, convnext_cifar, convnext_tiny
 from sarto.zoo.densenet import DenseNet, densenet, densenet121, densenet_cifar
 from sarto.zoo.efficientnet import (
@@ -41,6 +42,7 @@ from sarto.zoo.vit import VisionTransformer, vit, vit_cifar, vit_imagenet
 
 __all__ = [
     "VGG",
+    "CentreDetector",
     "CifarResNet",
     "ConvNeXt",
     "DenseNet",
@@ -56,6 +58,7 @@ __all__ = [
     "TextCNN",
     "UNet",
     "VisionTransformer",
+    "centre_detector",
     "cifar_resnet",
     "convnext",
     "convnext_cifar",
