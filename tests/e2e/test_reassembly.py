@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sarto import Samples
 from sarto.devices import count
@@ -87,6 +88,7 @@ def test_chains_stand_beside_their_controls_in_a_report(indexed: Shop) -> None:
     named = {row.name: row.role for row in report.rows}
     assert any(name.startswith("chain ") for name in named)
     assert named.get("random stitches, same blocks") == "control"
+    assert any("stitched to itself" in name and role == "baseline" for name, role in named.items())
 
 
 def test_a_chain_can_be_sliced_and_a_slice_can_be_a_donor(indexed: Shop) -> None:
@@ -136,6 +138,27 @@ def test_too_few_probe_images_are_told_with_the_number_that_is_needed(shop: Shop
     with pytest.raises(RequestError, match="needs at least 64 probe images, got 9"):
         index_zoo(shop.market.store, "zoo", probes=_images(9))
     assert indices(shop.market.store).names() == ()
+
+
+class _Wide(nn.Module):
+    """Reads larger images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_what_can_not_be_indexed_is_left_out_with_the_reason(shop: Shop) -> None:
+    wide = {**shop.preprocessing, "size": [24, 24]}
+    shop.add("wide", ("x", "y"), _Wide().eval(), samples=None, preprocessing=wide)
+    done = index_zoo(shop.market.store, "zoo", probes=_images(16), batch=8)
+    (skipped,) = done.skipped
+    assert skipped[0] == "wide" and "images are 16x16" in skipped[1]
+    zoo, kept = zoo_of(shop.market.store, indices(shop.market.store).get("zoo"))
+    assert len(zoo.entries) == len(kept) == len(shop.donors)
 
 
 def test_a_joint_that_is_no_cut_point_is_refused(indexed: Shop) -> None:

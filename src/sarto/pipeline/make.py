@@ -24,6 +24,9 @@ from sarto.pipeline.reporting import Delivered, make_report
 from sarto.pipeline.verify import Verified, verify
 from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode
 
+#: Name of the row of a donor that is cut and stitched to itself.
+SELF_STITCHED = "last donor of the first chain, cut and stitched to itself"
+
 
 def make(
     store: Store,
@@ -99,6 +102,8 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
         todo.append((plan, "plan", plan.note))
         if not any(role == "control" for _, role, _ in todo):
             todo.append((_stitched_at_random(plan), "control", "random stitches, same blocks"))
+        if not any(name == SELF_STITCHED for _, _, name in todo):
+            todo.append((_stitched_to_itself(plan), "baseline", SELF_STITCHED))
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:
             todo.append((plan, _role(plan), plan.note))
@@ -224,6 +229,18 @@ def _sliced(plan: Plan) -> bool:
 
 def _chained(plan: Plan) -> bool:
     return any(isinstance(node, ChainNode) for node in plan.nodes.values())
+
+
+def _stitched_to_itself(plan: Plan) -> Plan:
+    """The last donor, cut where it is entered and joined to itself: what cutting and stitching cost alone."""
+    nodes = dict(plan.nodes)
+    for name, node in plan.nodes.items():
+        if isinstance(node, ChainNode):
+            tail, start = node.of[-1], node.joints[-1][1]
+            stitch = node.stitch.replace(keep_cuts=True)
+            nodes[name] = node.replace(of=(tail, tail), joints=((start, start),), stitch=stitch)
+            nodes = {key: kept for key, kept in nodes.items() if key not in node.of or key == tail}
+    return plan.replace(nodes=nodes, predicted=None, note=SELF_STITCHED)
 
 
 def _stitched_at_random(plan: Plan) -> Plan:

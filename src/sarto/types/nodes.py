@@ -152,7 +152,9 @@ class SubnetNode(Value):
 
     @model_validator(mode="after")
     def _check_subnet(self) -> SubnetNode:
-        problems = [f".tasks[{i}]: a task has properties; give some" for i, t in enumerate(self.tasks) if not t]
+        problems = [
+            f".tasks[{i}]: a task has properties; give some" for i, t in enumerate(self.tasks) if not t
+        ]
         problems += [
             f".keep.{group}: a subnet names its units, got {show(kept)}; write their indices"
             for group, kept in self.keep.items()
@@ -242,6 +244,7 @@ class Stitching(Value):
         match: scale each channel to the spread that its receiver is used to.
         sequential: fit each stitch on what the chain so far gives, not on what its donor gives.
         random: seed of random stitches, the control; None: fitted ones.
+        keep_cuts: stitch also where neighbouring blocks of one model continue each other, the control of cutting.
     """
 
     fit: Literal["ridge"] = "ridge"
@@ -252,6 +255,7 @@ class Stitching(Value):
     match: Flag = True
     sequential: Flag = True
     random: Whole | None = None
+    keep_cuts: Flag = False
 
     @model_validator(mode="after")
     def _check_kernel(self) -> Stitching:
@@ -261,7 +265,7 @@ class Stitching(Value):
 
 
 class ChainNode(Value):
-    """Blocks of several models, one after the other, with stitches between: the first one's input, the last one's classes.
+    """Blocks of several models with stitches between: it reads what the first reads, its classes are those of the last.
 
     Attributes:
         of: the models that blocks are taken from, in order.
@@ -279,7 +283,9 @@ class ChainNode(Value):
     @model_validator(mode="after")
     def _check_chain(self) -> ChainNode:
         if len(self.joints) != len(self.of) - 1:
-            raise RequestError(f".joints: {len(self.of)} models have {len(self.of) - 1} joints, got {len(self.joints)}")
+            raise RequestError(
+                f".joints: {len(self.of)} models have {len(self.of) - 1} joints, got {len(self.joints)}"
+            )
         return self
 
 

@@ -6,8 +6,8 @@ Each of them takes a node away or moves a slice down, so that they end:
 * a slice that keeps everything and repairs nothing vanishes; so does a branch of one part;
 * R1: slices of slices that name their units, without repair, become one;
 * R3: slice(block(e)) becomes block(slice(e)), unless "*" is used: in a block "*" leaves out the last group;
-* R2: in a chain, neighbouring blocks of one model that continue each other are one block; one that is left alone
-  is its model;
+* R2: in a chain, neighbouring blocks of one model that continue each other are one block (unless it keeps its
+  cuts); one that is left alone is its model;
 * R4: a concat within a concat is laid flat; a mean within a mean too, its weights kept by repeating parts; a
   mean does not depend on the order of its parts;
 * R6: restrict of restrict keeps the intersection in the outer order; one that keeps everything vanishes.
@@ -158,7 +158,7 @@ class _Forms:
     def chain(self, node: ChainNode, below: Sequence[str]) -> str:
         of, joints = [below[0]], list[tuple[str, str]]()
         for key, (end, start) in zip(below[1:], node.joints, strict=True):
-            if key == of[-1] and end == start:
+            if key == of[-1] and end == start and not node.stitch.keep_cuts:
                 continue
             of.append(key)
             joints.append((end, start))

@@ -60,6 +60,13 @@ def test_a_chain_of_one_model_cut_and_joined_is_the_model() -> None:
     assert plan.key() == Plan.parse({"nodes": bare, "out": "h"}).key()
 
 
+def test_a_control_keeps_its_cuts() -> None:
+    nodes = _plan(["a", "a"], [["r", "r"]], stitch={"keep_cuts": True})["nodes"]
+    del nodes["b"]
+    plan = Plan.parse({"nodes": nodes, "out": "h"})
+    assert any(node.op == "chain" for node in plan.normal().nodes.values())
+
+
 @pytest.mark.parametrize("change", [{"stitch": {"lam": 0.1}}, {"stitch": {"random": 1}}, {"samples": A}])
 def test_settings_of_a_chain_change_its_key(change: dict[str, Any]) -> None:
     assert (
