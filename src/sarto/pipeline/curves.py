@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,5 +148,24 @@ def draw_curve(points: Sequence[CurvePoint], path: Path, *, title: str) -> None:
     axes.set_xlabel("predicted latency, ms" if timed else "weights, MB")
     axes.set_ylabel("expected quality, %")
     axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def draw_looks(seen: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """The accuracy at each limit while a training goes on: step -> limit -> mean quality; an .svg file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps = sorted(seen, key=int)
+    for limit in seen[steps[-1]]:
+        rows = [step for step in steps if limit in seen[step]]
+        axes.plot([int(s) for s in rows], [100 * seen[s][limit] for s in rows], marker="o", label=limit)
+    axes.set_xlabel("step")
+    axes.set_ylabel("quality of a few tasks, %")
+    axes.legend(title="units")
     axes.grid(alpha=0.3)
     figure.savefig(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sarto.errors import RequestError, ShapeError, suggest
 from sarto.graph import ModelGraph, block, capture, features, gate_layout, leading, slice, with_head
 from sarto.graph.model import size_at
 from sarto.market import Store
+from sarto.pipeline.curves import draw_looks
 from sarto.pipeline.progress import Progress, silent
 from sarto.types import (
     Backbone,
@@ -32,9 +34,12 @@ from sarto.types import (
     TaskQuality,
     TaskSpace,
 )
+from sarto.types.text import write_atomically
 
 #: Stands for hashes and times in a manifest until the market sets them.
 _UNKNOWN = "sha256:" + "0" * 64
+#: What was seen of the accuracy, beside the checkpoints; drawn in an .svg of the same name.
+LOOKED = "accuracy.json"
 #: Steps between two looks at the accuracy while training goes on, as a share of all.
 LOOKS = 0.1
 
@@ -191,7 +196,7 @@ def train_factory(
             f"{config.assembler.least}",
             where="judging.limits",
         )
-    looked = _Looks(config, space, data, limits, progress)
+    looked = _Looks(config, space, data, limits, progress, folder)
     trained = train_supernet(
         graph,
         groups,
@@ -247,24 +252,33 @@ class _Looks:
         data: TaskData,
         limits: Sequence[float],
         progress: Progress,
+        folder: Path,
     ) -> None:
         self.config, self.space, self.data, self.progress = config, space, data, progress
-        self.limits = tuple(limits)
+        self.limits, self.folder, self.step = tuple(limits), folder, 0
         self.words = "training"
         self.mean: float | None = None
 
     def __call__(self, step: int, loss: float) -> None:
         self.mean = loss if self.mean is None else 0.98 * self.mean + 0.02 * loss
+        self.step = step
         self.progress(f"{self.words}, loss {self.mean:.3f}", step, self.config.joint.steps)
 
     def seen(self, supernet: Supernet) -> None:
         tasks = spread(self.space.seen, 6)
         found = qualities(supernet, self.data, tasks, self.limits, n=50)
-        told = []
+        means = {}
         for limit in self.limits:
             rows = [quality for (_, at), (quality, _) in found.items() if at == limit]
-            told.append(f"{limit:.0%}: {sum(rows) / len(rows):.0%}")
-        self.words = f"training ({', '.join(told)})"
+            means[f"{limit:.0%}"] = sum(rows) / len(rows)
+        told = ", ".join(f"{limit}: {mean:.0%}" for limit, mean in means.items())
+        self.words = f"training ({told})"
+        path = self.folder / LOOKED
+        seen = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        # What was seen after the checkpoint that training went on from is seen again.
+        seen = {step: row for step, row in seen.items() if int(step) < self.step} | {str(self.step): means}
+        write_atomically(path, json.dumps(seen))
+        draw_looks(seen, path.with_suffix(".svg"))
 
 
 def judged(

@@ -332,6 +332,7 @@ def _certificate(builder: Builder, order: Order, delivered: Delivered) -> Certif
         found=None,
         budget=order.request.budget,
         measured=delivered.verified.cost,
+        predicted=delivered.plan.predicted,
     )
 
 

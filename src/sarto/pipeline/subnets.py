@@ -229,6 +229,7 @@ class ReadySupernet:
         found: Found | None,
         budget: Budget,
         measured: Cost | None,
+        predicted: Cost | None = None,
         samples: int = 0,
     ) -> Certificate:
         """What is promised of a delivered subnet.
@@ -262,6 +263,8 @@ class ReadySupernet:
             expected=self.expected(tasks, ratio),
             expected_basis="; ".join(dict.fromkeys(one.basis for one in told)),
             nearest=near,
+            predicted=predicted,
+            measured=measured,
             floor=floor_costs(self.supernet, tasks, self.table, known) if known else {},
             slack=slack,
             difference=difference,

@@ -236,6 +236,7 @@ def _deliver(
         found=_found(made, request.budget),
         budget=request.budget,
         measured=cost,
+        predicted=made.plan.predicted,
         samples=len(samples) if samples is not None and made.node.samples is not None else 0,
     )
     checks = tuple(_checks(made, request, cost, onnx, out))

@@ -285,6 +285,8 @@ class Certificate(Value):
             trained ones, weighed by distance. None where nothing was judged.
         expected_basis: how `expected` was found, in words.
         nearest: trained tasks that are nearest to an unseen one -> share of properties that differ.
+        predicted: cost before building, latency with its interval where the device has a profile.
+        measured: cost of the delivered model.
         floor: cost of the smallest subnet of this supernet for the task: limit -> number.
         slack: limit -> share of the budget that is left, as measured (or counted).
         difference: largest relative difference from the gated supernet on random inputs.
@@ -303,6 +305,8 @@ class Certificate(Value):
     expected: Share | None = None
     expected_basis: Text = ""
     nearest: Frozen[Name, Share] = Field(default_factory=dict, validate_default=True)
+    predicted: Cost | None = None
+    measured: Cost | None = None
     floor: Frozen[Name, AtLeastZero] = Field(default_factory=dict, validate_default=True)
     slack: Frozen[Name, Number] = Field(default_factory=dict, validate_default=True)
     difference: AtLeastZero

@@ -46,6 +46,14 @@ def test_a_trained_supernet_is_listed_and_shown(trained: Path) -> None:
     assert "1 supernets" in run("market", "ls", "-m", trained / "market").output
     with Store.open(trained / "market") as store:
         assert store.verify() == [] and store.clean() == ()
+    # Early pictures: eight steps, a look after each but the last.
+    looked = json.loads((trained / "market.few.training" / "accuracy.json").read_text())
+    assert list(looked) == [str(step) for step in range(1, 8)] and looked["7"].keys() == {
+        "20%",
+        "50%",
+        "100%",
+    }
+    assert "<svg" in (trained / "market.few.training" / "accuracy.svg").read_text()
 
 
 def test_the_curve_of_a_task_rises_in_cost(trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sarto.engines.factory.gates import Layout
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import GraphError, RequestError, VerifyError
-from sarto.graph import ModelGraph, relative_difference, restrict
+from sarto.graph import ModelGraph, gate, gate_layout, relative_difference, restrict, through_norms
 from sarto.graph.model import Node, Ref, TensorRef, size_at
 from sarto.graph.run import Edit, run_node
 from sarto.training import draws
@@ -57,6 +57,30 @@ def cut(
     wanted = task_outputs(supernet.space, tasks) if rows is None else list(rows)
     whole = supernet.space.kind != "classification" or wanted == list(range(len(supernet.space.answers)))
     return graph if whole else restrict(graph, wanted)
+
+
+def together(supernet: Supernet, gates: Tensor) -> tuple[ModelGraph, Tensor]:
+    """One model for several tasks: the units that any of them opens, with gates as a further input; and each task's.
+
+    The head is shared, so which task is meant is told by the gates. With a task's gates the model gives what the task's
+    own subnet gives.
+
+    Args:
+        gates: of each task, (tasks, units).
+
+    Returns:
+        The graph, whose last input are gates (n, kept units), and the gates of each task (tasks, kept units).
+    """
+    union = gates.amax(0)
+    small = supernet.subnet(union)
+    known = {group.id for group in small.analysis.sliceable}
+    if not set(supernet.groups) <= known:
+        small = through_norms(small)
+    columns = []
+    for group in gate_layout(small, supernet.groups):
+        start, stop = supernet.layout[group]
+        columns.append(gates[:, start:stop][:, union[start:stop] > 0.5])
+    return gate(small, supernet.groups), torch.cat(columns, 1)
 
 
 def task_outputs(space: TaskSpace, tasks: Sequence[frozenset[str]]) -> list[int]:

@@ -15,6 +15,7 @@ from torch import nn
 from sarto import zoo
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.spaces.numvqa import NumVqa
+from sarto.engines.factory.subnets import together
 from sarto.engines.factory.supernet import Supernet, as_placed, placed, selection
 from sarto.engines.factory.training import draw_limits, qualities, ramp, train_supernet
 from sarto.errors import GraphError, RequestError, ShapeError
@@ -261,3 +262,15 @@ def test_norms_that_gates_can_t_follow_are_told() -> None:
     graph = through_norms(capture(Odd().eval(), torch.rand(2, 6), prove=False))
     (group,) = [g for g in graph.analysis.groups.values() if g.size == 8]
     assert "takes statistics over its units; gates know how for layer norm" in str(gateable(graph, group))
+
+
+@pytest.mark.parametrize(("name", "placement"), [("basic", "paper"), ("vit", "wide")])
+def test_one_model_of_several_tasks_gives_what_each_subnet_gives(name: str, placement: str) -> None:
+    net = supernet(backbone(name), placement=placement)
+    gates = net.assembler.gates(CODES[:3], torch.tensor([0.3, 0.2, 0.4]))
+    graph, told = together(net, gates)
+    assert told.shape[1] == int(gates.amax(0).sum()) < net.assembler.units
+    inputs = torch.rand(2, *[int(size) for size in net.graph.inputs[0].shape[1:]])
+    for place in range(3):
+        shared = graph(inputs, told[place].expand(2, -1).contiguous())
+        assert relative_difference([shared], [net.subnet(gates[place])(inputs)]) <= 1e-5
