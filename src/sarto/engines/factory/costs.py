@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from sarto.devices import count
 from sarto.devices.profiling import ByteCounter, Predictor
+from sarto.engines.factory.products import ProductCounter
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, leading, slice
-from sarto.types import LIMITS, Budget
+from sarto.types import LIMITS, Budget, Cost
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -43,7 +44,7 @@ class CostTable:
         sliceable = [group.id for group in graph.analysis.sliceable]
         self._full = np.array([group.size for group in graph.analysis.sliceable], np.int64)
         self._columns = np.array([sliceable.index(group) for group in self._groups], np.int64)
-        self._bytes = ByteCounter(graph)
+        self._bytes, self._products = ByteCounter(graph), ProductCounter(graph)
         self._latency = predictor.compiled(graph) if predictor is not None else None
         self._level = level
 
@@ -65,13 +66,13 @@ class CostTable:
             found |= {"size_bytes": size, "memory_bytes": activations}
         if "latency_ms" in limits:
             found["latency_ms"] = self.latency_ms(counts)[2]
-        if {"params", "flops"} & set(limits):
-            exact = [
-                count(slice(self._sketch, leading(self._named(row)), analysis=self._analysis))
-                for row in counts
-            ]
-            found["params"] = np.array([float(cost.params) for cost in exact])
-            found["flops"] = np.array([float(cost.flops) for cost in exact])
+        for name in ("params", "flops"):
+            if name in limits:
+                found[name] = (
+                    self._products.at(rows.astype(float), name)
+                    if self._vectorised(name)
+                    else np.array([float(getattr(cost, name)) for cost in self._sliced(counts)])
+                )
         unknown = [name for name in limits if name not in LIMITS]
         if unknown:
             raise RequestError(f"{unknown[0]!r} is no cost; known are {', '.join(LIMITS)}", problems=unknown)
@@ -99,6 +100,15 @@ class CostTable:
         return np.all(
             [found[name] <= limit for name, limit in limits.items()] or [np.ones(len(counts), bool)], 0
         )
+
+    def _vectorised(self, name: str) -> bool:
+        return name == "params" or self._products.known
+
+    def _sliced(self, counts: Counts) -> list[Cost]:
+        """Costs of subnets that are sliced one by one, for operators that are counted in no other way."""
+        return [
+            count(slice(self._sketch, leading(self._named(row)), analysis=self._analysis)) for row in counts
+        ]
 
     def _named(self, row: Counts) -> dict[str, int]:
         return {group: int(units) for group, units in zip(self._groups, row, strict=True)}

@@ -12,9 +12,9 @@ from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.delta import delta
 from sarto.engines.factory.search import counted, curve, search, search_measured
-from sarto.engines.factory.supernet import Supernet, placed
+from sarto.engines.factory.supernet import Supernet, as_placed, placed
 from sarto.errors import InfeasibleError, RequestError
-from sarto.graph import Selection, capture, gate_layout
+from sarto.graph import Selection, capture, gate_layout, slice
 from sarto.types import AssemblerSettings, Budget, TaskSpace
 
 SPACE = TaskSpace.parse(
@@ -160,3 +160,24 @@ def test_delta_counts_what_the_other_lacks(supernet: Supernet) -> None:
         missing += int(held.sum()) * tensor.element_size()
     assert (found.download_bytes, found.whole_bytes) == (missing, whole)
     assert delta(graph, new, new).download_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["vit", "mobilenet", "bottleneck"])
+def test_counts_without_slicing_are_those_of_sliced_models(name: str) -> None:
+    torch.manual_seed(0)
+    net, side = {
+        "vit": (zoo.vit_cifar(2, width=16, depth=2, heads=2), 32),
+        "mobilenet": (zoo.mobilenet_v2(2), 32),
+        "bottleneck": (zoo.resnet(2, 3, (1, 1), 4, True, "cifar"), 16),
+    }[name]
+    graph = as_placed(capture(net.eval(), torch.rand(2, 3, side, side), prove=False), "wide")
+    groups = placed(graph, "wide")
+    table, rng = CostTable(graph, groups), np.random.default_rng(0)
+    sizes = np.array([graph.analysis.group(group).size for group in groups])
+    counts = np.stack([rng.integers(1, sizes + 1) for _ in range(3)] + [sizes])
+    found = table.costs(counts, ["params", "flops", "size_bytes", "memory_bytes"])
+    for row, given in enumerate(counts):
+        kept = {group: tuple(range(n)) for group, n in zip(groups, given, strict=True)}
+        exact = count(slice(graph, Selection(kept)))
+        for limit, values in found.items():
+            assert values[row] == getattr(exact, limit), (limit, given)
