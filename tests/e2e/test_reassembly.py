@@ -202,6 +202,8 @@ def test_the_commands_index_list_map_and_remove(shop: Shop) -> None:
     assert listed["indices"][0]["name"] == "z"
     shown = runner.invoke(app, ["zoo", "map", "z", "-m", market])
     assert "mean functional similarity" in shown.stdout
+    steady = runner.invoke(app, ["zoo", "map", "z", "--steady", "-m", market, "--json"])
+    assert 2 <= json.loads(steady.stdout)["k"] <= 6
     assert runner.invoke(app, ["zoo", "rm", "z", "-m", market]).exit_code == 0
     assert runner.invoke(app, ["zoo", "map", "z", "-m", market]).exit_code == 1
 

@@ -100,6 +100,9 @@ def show_map(
     blocks: Annotated[
         int | None, typer.Option("--blocks", "-k", min=2, max=64, help="Blocks of each model; else up to 4.")
     ] = None,
+    steady: Annotated[
+        bool, typer.Option("--steady", help="As many blocks, 2 to 6, as change least with the probe images.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="An .svg or .png file for the picture.")
     ] = None,
@@ -111,10 +114,12 @@ def show_map(
     with told(as_json=as_json, debug=debug):
         together(lambda: check_place("--out", out))
         from sarto.pipeline import Market
-        from sarto.pipeline.reassembling import indices, similarity_map
+        from sarto.pipeline.reassembling import indices, similarity_map, steadiest_blocks
 
         with Market.open(market) as opened:
-            found = similarity_map(opened.store, indices(opened.store).get(name), blocks)
+            held = indices(opened.store).get(name)
+            chosen = steadiest_blocks(opened.store, held) if steady else blocks
+            found = similarity_map(opened.store, held, chosen)
         if out is not None:
             from sarto.pipeline.zoo_map import draw_map
 

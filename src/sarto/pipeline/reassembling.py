@@ -239,12 +239,15 @@ def parting_of(zoo: Zoo, k: int | None = None, *, slack: float | None = SLACK, s
     raise InfeasibleError("no model of this zoo can be parted into two blocks: none has two cut points")
 
 
-def steadiest(zoo: Zoo, index: ProbeIndex, ks: Sequence[int], *, seed: int = 0) -> int:
+def steadiest_blocks(
+    store: Store, index: ProbeIndex, ks: Sequence[int] = (2, 3, 4, 5, 6), *, seed: int = 0
+) -> int:
     """The number of blocks whose dissection changes least with the probe images.
 
     Raises:
-        RequestError: the index has fewer than two batches of probe images.
+        RequestError: the index has fewer than two batches of probe images, or fewer than two models are left.
     """
+    zoo, _ = zoo_of(store, index)
     size = index.about.batch * (index.about.batch - 1) // 2
     cuts = replace(zoo.cuts(), vectors=np.asarray(index.signatures()))
     return choose_k(cuts, Limits(2, SLACK), ks, size=size, seed=seed)[0]
