@@ -123,6 +123,15 @@ def test_indexing_again_adds_only_what_is_new(indexed: Shop) -> None:
         index_zoo(store, "zoo", probes=_images(40))
 
 
+def test_a_changed_index_is_found_by_verifying_the_market(indexed: Shop) -> None:
+    assert indexed.market.verify() == []
+    path = indexed.market.path / "indices" / "zoo" / "signatures.f32"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(bytes(data))
+    assert any("were changed" in text for text in indexed.market.verify())
+
+
 def test_a_removed_donor_is_left_out_and_one_model_is_no_zoo(indexed: Shop) -> None:
     store = indexed.market.store
     names = list(indexed.donors)

@@ -18,6 +18,7 @@ from sarto.pipeline.editing import edit
 from sarto.pipeline.make import make
 from sarto.pipeline.order import check_order
 from sarto.pipeline.progress import Progress, silent
+from sarto.pipeline.reassembling import indices
 from sarto.pipeline.sources import InputSpec
 from sarto.pipeline.stock import stock
 from sarto.pipeline.stocking import (
@@ -241,7 +242,8 @@ class Market:
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the market's files; empty where nothing is."""
-        return self.store.verify()
+        zoos = indices(self.store)
+        return self.store.verify() + [text for name in zoos.names() for text in zoos.get(name).verify()]
 
     def plan(self, request: Request) -> Plans | TaskPlans:
         """Every plan for an order, from manifests alone; nothing is built.
