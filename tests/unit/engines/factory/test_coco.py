@@ -66,6 +66,17 @@ def test_boxes_and_colours_of_a_small_coco(tmp_path: Path) -> None:
     assert {round(float(box[1]), 1) for box in flips if box[0]} == {3.2, 41.6}
 
 
+def test_without_outlines_the_middle_of_the_box_counts(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "instances_val.json"
+    data = json.loads(path.read_text())
+    for found in data["annotations"]:
+        del found["segmentation"]
+    path.write_text(json.dumps(data))
+    first, second = coco(str(tmp_path), 64).pictures["test"]
+    assert (first.objects[0][:2], second.objects[0][:2]) == (("car", "crimson"), ("person", "white"))
+
+
 def test_tasks_without_images_and_missing_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError, match=r"neither annotations/instances_train2017.json nor instances_train"

@@ -50,7 +50,8 @@ class Coco:
 
     Reference:
         NN-Factory, arXiv 2308.15003, section 5.1.
-        Differs: colours are counted under the masks, where the paper asks a question-answering model.
+        Differs: colours are counted under the masks (without masks, in the middle of the boxes), where the paper asks a
+        question-answering model.
     """
 
     def __init__(self, pictures: dict[Split, list[Picture]], side: int) -> None:
@@ -161,7 +162,7 @@ def _read(data: dict[str, Any], images: Path, prefix: str) -> list[Picture]:
         if (
             found["category_id"] in names
             and not found.get("iscrowd")
-            and isinstance(found["segmentation"], list)
+            and isinstance(found.get("segmentation", []), list)
         ):
             held.setdefault(found["image_id"], []).append(found)
     pictures = []
@@ -193,7 +194,10 @@ def _object(
         return None
     mask = Image.new("1", (width, height))
     pen = ImageDraw.Draw(mask)
-    for part in found["segmentation"]:
+    # Where there is no outline, the middle of the box is most likely the object.
+    middle = [left + wide / 4, top + high / 4, left + 3 * wide / 4, top + 3 * high / 4]
+    corners = [middle[0], middle[1], middle[2], middle[1], middle[2], middle[3], middle[0], middle[3]]
+    for part in found.get("segmentation") or [corners]:
         points = [(x * across, y * down) for x, y in zip(part[::2], part[1::2], strict=True)]
         if len(points) >= 3:
             pen.polygon(points, fill=1)
