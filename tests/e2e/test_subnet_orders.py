@@ -207,6 +207,8 @@ def test_a_detector_is_made_for_objects_of_some_colours(tmp_path: Path) -> None:
     assert found is not None and found.seen is False and len(found.nearest) == 3
     maps = artifact.graph(torch.rand(2, 3, 32, 32))
     assert isinstance(maps, torch.Tensor) and maps.shape == (2, 5, 4, 4)
+    with pytest.raises(RequestError, match="this model finds objects"):
+        sarto.load(tmp_path / "out")(np.zeros((32, 32, 3), np.uint8))
     assert artifact.classes == ("object",) and supernet.space.kind == "detection"
 
 
@@ -236,3 +238,42 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(tmp_path: Pa
         ):
             train_factory(FactoryConfig.parse(config), market.store, tmp_path / "steps")
         assert list(market.store.supernets) == []
+
+
+@pytest.mark.slow
+def test_a_profile_of_the_backbone_bounds_the_latency(
+    stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sarto.devices.profiling.blocks import blocks
+    from sarto.pipeline import profiles
+    from sarto.types import Device
+
+    few = tuple(block for block in blocks() if block.name in ("convolution-32x16x6", "linear-64x8"))
+    monkeypatch.setattr(profiles, "blocks", lambda: few)
+    with Market.open(stocked) as market:
+        _, supernet = open_supernet(market.store, "few")
+        profile = profiles.measure_profile(
+            "desk",
+            Device(runtime="torch"),
+            backbones={"few": supernet.graph},
+            n_subnets=8,
+            few_blocks=True,
+            memory=False,
+            seconds=0.01,
+        )
+        profile.write(tmp_path / "desk.json")
+        device = {"profile": str(tmp_path / "desk.json")}
+        plans = market.plan(order("has", "odd", device=device))
+        whole = max(plan.predicted.latency_high_ms or 0 for plan in plans.feasible if plan.predicted)
+        assert whole > 0
+        budget = {"latency_ms": 4 * whole}
+        artifact = market.make(order("has", "odd", device=device, budget=budget), tmp_path / "out")
+        with pytest.raises(InfeasibleError, match="Raise latency_ms to"):
+            market.plan(order("has", "odd", device=device, budget={"latency_ms": 1e-6}))
+    found = artifact.report.certificate
+    assert found is not None and found.predicted is not None and found.measured is not None
+    low, middle, high = (
+        getattr(found.predicted, name) for name in ("latency_low_ms", "latency_ms", "latency_high_ms")
+    )
+    assert 0 < low <= middle <= high <= 4 * whole
+    assert found.floor["latency_ms"] <= high and found.ratio > 0.9

@@ -236,7 +236,9 @@ def graph_of(
     elif _is_learnware(source):
         with Market.open(market) as opened:
             try:
-                graph = opened.store.graph(source)
+                supernets = opened.store.supernets
+                known = {name for found in supernets for name in (found.name, found.id)}
+                graph = supernets.graph(source) if source in known else opened.store.graph(source)
             except StoreError as error:
                 raise StoreError(f"{error}. A model from elsewhere is {KINDS}") from error
     else:

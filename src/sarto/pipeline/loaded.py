@@ -81,6 +81,11 @@ class Model:
             logits, read = run_with_features(self.graph, inputs)
             scores = self.novelty.scores(read)
             novelties, known = scores.tolist(), (scores <= self.novelty.threshold).tolist()
+        if logits.ndim != 2:
+            raise RequestError(
+                "this model finds objects: its graph gives maps, and `boxes_of(model.graph(images), side)` of "
+                "sarto.engines.factory.spaces.detection reads the boxes from them"
+            )
         found = []
         for row, novelty, told in zip(torch.softmax(logits, 1).tolist(), novelties, known, strict=True):
             best = max(range(len(row)), key=row.__getitem__)

@@ -56,6 +56,11 @@ def test_a_trained_supernet_is_listed_and_shown(trained: Path) -> None:
     assert "<svg" in (trained / "market.few.training" / "accuracy.svg").read_text()
 
 
+def test_a_supernet_is_a_model_to_inspect_and_to_measure(trained: Path) -> None:
+    shown = run("inspect", "few", "-m", trained / "market")
+    assert shown.exit_code == 0 and "layer1.0.conv1" in shown.output, shown.output
+
+
 def test_the_curve_of_a_task_rises_in_cost(trained: Path, tmp_path: Path) -> None:
     found = told("factory", "curve", "few", "has+digit_7", "-m", trained / "market")
     sizes = [point["size_bytes"] for point in found["points"]]
