@@ -48,7 +48,8 @@ def budgets(
     """For each budget the plan whose bound fills it most, built with random units of each group, measured.
 
     Which units are kept changes no latency, so nothing is chosen or repaired here. Orders are of two to four classes;
-    budgets are uniform between the quickest and the slowest stocked pack.
+    budgets are uniform between the quickest and the slowest stocked pack. Numbers that end in `_corrected` are at the
+    machine's speed when the profile was measured, by the reference that both were measured beside.
 
     Args:
         backbone: the donor, of `benchmarks.predictor`.
@@ -83,9 +84,13 @@ def budgets(
         market.store.profiles.put(profile)
         builder = Builder(market.store, {})
         made = [_ordered(builder, device, rng) for _ in range(n_budgets)]
-        times = _measured([graph for *_, graph in made], graph, device, measured_seconds)
-    rows = [_row(plans, plan, limit, ms) for (plans, plan, limit, _), ms in zip(made, times, strict=True)]
-    return {**_numbers(rows, profile), "rows": rows}
+        times, level = _measured([graph for *_, graph in made], graph, device, measured_seconds)
+    before = {row.chunk: row.reference_ms for row in profile.rows if row.what == "subnet"}
+    drift = level / statistics.median(before.values())
+    rows = [
+        _row(plans, plan, limit, ms, drift) for (plans, plan, limit, _), ms in zip(made, times, strict=True)
+    ]
+    return {**_numbers(rows, profile), "drift_ratio": drift, "rows": rows}
 
 
 def _images(n: int) -> Samples:
@@ -123,7 +128,10 @@ def _twin(builder: Builder, order: Order, plan: Plan) -> ModelGraph:
     return builder.build(plan.replace(nodes=nodes)).graph
 
 
-def _measured(models: Sequence[ModelGraph], whole: ModelGraph, device: Device, seconds: float) -> list[float]:
+def _measured(
+    models: Sequence[ModelGraph], whole: ModelGraph, device: Device, seconds: float
+) -> tuple[list[float], float]:
+    """Milliseconds of each model, and those of the reference that they took turns with."""
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         write = None if device.runtime == "torch" else write_for
         opener = open_in(worker, device, write=write, folder=Path(folder))
@@ -132,14 +140,15 @@ def _measured(models: Sequence[ModelGraph], whole: ModelGraph, device: Device, s
             for place, graph in enumerate(models)
         ]
         rows = measure_all(wanted, opener, Backbone("donor", whole).half(), seconds=seconds)
-    return [row.latency_ms for row in rows]
+    level = statistics.median({row.chunk: row.reference_ms for row in rows}.values())
+    return [row.latency_ms for row in rows], level
 
 
 def _itself(graph: ModelGraph) -> ModelGraph:
     return graph
 
 
-def _row(plans: Plans, plan: Plan, limit: float, measured: float) -> dict[str, Any]:
+def _row(plans: Plans, plan: Plan, limit: float, measured: float, drift: float) -> dict[str, Any]:
     cost = plan.predicted
     stocked = [
         other.predicted.latency_high_ms
@@ -153,10 +162,13 @@ def _row(plans: Plans, plan: Plan, limit: float, measured: float) -> dict[str, A
         "predicted_ms": cost.latency_ms if cost is not None else None,
         "predicted_high_ms": cost.latency_high_ms if cost is not None else None,
         "measured_ms": measured,
+        "measured_ms_corrected": measured / drift,
         "unused_share": 1 - measured / limit,
         "unused_share_of_bound": 1 - ((cost.latency_high_ms if cost is not None else None) or 0.0) / limit,
         "unused_share_of_bound_stocked": 1 - max(stocked, default=0.0) / limit,
+        "unused_share_corrected": 1 - measured / drift / limit,
         "over": measured > limit,
+        "over_corrected": measured / drift > limit,
         "plan": plan.note,
     }
 
@@ -167,13 +179,18 @@ def _numbers(rows: Sequence[dict[str, Any]], profile: DeviceProfile) -> dict[str
         "n_budgets": len(rows),
         "over_budget_share": statistics.fmean(row["over"] for row in rows),
         "over_budget_ratio_worst": max(row["measured_ms"] / row["budget_ms"] for row in rows),
+        "over_budget_share_corrected": statistics.fmean(row["over_corrected"] for row in rows),
         "unused_share_mean": statistics.fmean(unused),
+        "unused_share_mean_corrected": statistics.fmean(row["unused_share_corrected"] for row in rows),
         "unused_share_of_bound_mean": statistics.fmean(row["unused_share_of_bound"] for row in rows),
         "unused_share_of_bound_mean_stocked": statistics.fmean(
             row["unused_share_of_bound_stocked"] for row in rows
         ),
         "error_ratio_mean": statistics.fmean(
             abs(row["predicted_ms"] / row["measured_ms"] - 1) for row in rows
+        ),
+        "error_ratio_mean_corrected": statistics.fmean(
+            abs(row["predicted_ms"] / row["measured_ms_corrected"] - 1) for row in rows
         ),
         "repeat_noise_ratio": profile.noise.repeat_share if profile.noise is not None else 0.0,
         "unit_step_count": profile.unit_step,
