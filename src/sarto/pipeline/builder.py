@@ -185,8 +185,8 @@ class Builder:
         probes = self.samples.get(node.samples) or probes_of(self.store, node.samples)
         if probes is None:
             raise RequestError(
-                f"the chain is stitched on probe images {node.samples}, which no index of the market holds: index the zoo "
-                "again, or plan anew"
+                f"the chain is stitched on probe images {node.samples}, which no index of the market holds: index the "
+                "zoo again, or plan anew"
             )
         intake = self.intake(plan, name)
         donors = [(keys[of], adapt(self._graph(plan, of, keys), self.intake(plan, of), intake)) for of in node.of]
