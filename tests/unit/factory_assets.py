@@ -45,7 +45,7 @@ def described(folder: Path, **changes: Any) -> dict[str, Any]:
             "arguments": {"in_channels": 1, "depths": [1, 1], "width": 8, "stem": "cifar"},
         },
         "preprocessing": {"size": [12, 12], "channels": 1, "mean": [0.5], "std": [0.5]},
-        "assembler": {"hidden": 8, "gaters": 2, "limit_dims": 8},
+        "assembler": {"hidden": 8, "gaters": 2, "limit_dims": 8, "most": 1.0},
         "joint": {"steps": 8, "batch": 12, "save_every": 4, "lr": 0.01},
         "judging": {"limits": [0.2, 0.5, 1.0], "samples": 20},
         "licence": "CC0-1.0",

@@ -68,6 +68,8 @@ class AssemblerSettings(Value):
         start: bias that opens all gates at the start, so that training begins with the whole network (our reading).
         temperature: how steep the soft gate around a nested order's threshold is.
         least: units that each gated group keeps at any limit.
+        most: in the nested order, share of the units that open at most, whatever the limit: which units are open is all
+            that a network knows of the task, and with all of them open it would know nothing.
 
     Reference:
         NN-Factory, arXiv 2308.15003, section 3.2 and 4.
@@ -84,6 +86,7 @@ class AssemblerSettings(Value):
     start: AtLeastZero = 1.0
     temperature: AboveZero = 0.5
     least: Positive = 1
+    most: Ratio = 0.5
 
 
 class JointSettings(Value):

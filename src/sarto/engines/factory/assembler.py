@@ -13,6 +13,7 @@ from sarto.engines.factory.gates import (
     cut_to_limit,
     hard_gate,
     limit_loss,
+    lowest_limit,
     mixed_gates,
     nested_gates,
 )
@@ -122,8 +123,15 @@ class Assembler(nn.Module):
         if self.settings.order == "paper":
             return cut_to_limit(weights, limits, self.layout, least=least)
         return nested_gates(
-            weights, limits, self.layout, least=least, temperature=self.settings.temperature
+            weights, self.held(limits), self.layout, least=least, temperature=self.settings.temperature
         ).round()
+
+    def held(self, limits: Tensor) -> Tensor:
+        """Limits as they count: in the nested order never above `most`, but enough for the units that groups keep."""
+        if self.settings.order == "paper":
+            return limits
+        most = max(self.settings.most, min(1.0, lowest_limit(self.layout, self.settings.least) * (1 + 1e-6)))
+        return limits.clamp(max=most)
 
     def training_gates(
         self, codes: Tensor, limits: Tensor, *, hard: Tensor, clipped: Tensor, noise: Tensor | None = None
@@ -140,7 +148,11 @@ class Assembler(nn.Module):
             weights = weights + noise
         if self.settings.order == "nested":
             gates = nested_gates(
-                weights, limits, self.layout, least=self.settings.least, temperature=self.settings.temperature
+                weights,
+                self.held(limits),
+                self.layout,
+                least=self.settings.least,
+                temperature=self.settings.temperature,
             )
             return gates, torch.zeros_like(limits)
         gates = mixed_gates(weights, hard)

@@ -86,7 +86,8 @@ def search(
     best = int(sizes.argmax())
     gates, filled = opened[best].clone(), 0
     if fill:
-        gates, filled = _filled(gates, order, budget, table, supernet.layout)
+        most = int(most_open(supernet.assembler.held(torch.ones(1)), supernet.assembler.units))
+        gates, filled = _filled(gates, order, budget, table, supernet.layout, most)
     return Found(gates, float(gates.mean()), float(limits[best]), filled)
 
 
@@ -194,6 +195,7 @@ def _chain(supernet: Supernet, tasks: Sequence[frozenset[str]]) -> tuple[Tensor,
     floor = lowest_limit(supernet.layout, assembler.settings.least)
     steps = torch.arange(1, STEPS + 1) / STEPS
     limits = torch.cat([torch.tensor([floor * (1 + 1e-6)]).clamp(max=1), steps[steps > floor * (1 + 1e-6)]])
+    limits = torch.unique(assembler.held(limits))
     codes = torch.tensor([supernet.space.code(task) for task in tasks], dtype=torch.float32)
     if assembler.settings.order == "nested":
         with torch.no_grad():
@@ -210,9 +212,9 @@ def _chain(supernet: Supernet, tasks: Sequence[frozenset[str]]) -> tuple[Tensor,
 
 
 def _filled(
-    gates: Tensor, order: Tensor, budget: Budget, table: CostTable, layout: Layout
+    gates: Tensor, order: Tensor, budget: Budget, table: CostTable, layout: Layout, most: int
 ) -> tuple[Tensor, int]:
-    """Gates with as many more units as the budget holds, tried in order; and how many these are.
+    """Gates with as many more units as the budget holds, tried in order, `most` in all; and how many these are.
 
     Units are opened in order up to the first that does not fit; then groups of which not one more unit fits are given
     up, and the others go on. No cost falls when a unit is added, so what is given up would not fit later either.
@@ -226,11 +228,12 @@ def _filled(
     left = unit_order[~opened[unit_order]]
     added: list[int] = []
     one_more = np.eye(len(layout), dtype=np.int64)
-    while len(left):
+    while len(left) and int(counts.sum()) < most:
         groups = np.unique(columns[left])
         fitting = groups[table.fits(counts[None] + one_more[groups], budget)]
         left = left[np.isin(columns[left], fitting)]
-        taken = _longest(columns[left], counts, budget, table)
+        room = most - int(counts.sum())
+        taken = _longest(columns[left[:room]], counts, budget, table)
         added += left[:taken].tolist()
         counts = counts + np.bincount(columns[left[:taken]], minlength=len(layout))
         left = left[taken:]

@@ -34,7 +34,7 @@ def supernet(request: pytest.FixtureRequest) -> Supernet:
     net = zoo.resnet(2, 1, (1, 1), 8, False, "cifar").eval()
     graph = capture(net, torch.rand(2, 1, 12, 12), prove=False)
     groups = placed(graph, "wide")
-    shape = AssemblerSettings(order=request.param, hidden=16, gaters=2, limit_dims=8)
+    shape = AssemblerSettings(order=request.param, hidden=16, gaters=2, limit_dims=8, most=1.0)
     made = Assembler(len(SPACE.properties), gate_layout(graph, groups), shape).eval()
     return Supernet(graph, SPACE, groups, made)
 
@@ -181,3 +181,21 @@ def test_counts_without_slicing_are_those_of_sliced_models(name: str) -> None:
         exact = count(slice(graph, Selection(kept)))
         for limit, values in found.items():
             assert values[row] == getattr(exact, limit), (limit, given)
+
+
+def test_a_generous_budget_does_not_open_what_tells_tasks_apart(supernet: Supernet) -> None:
+    if supernet.assembler.settings.order == "paper":
+        pytest.skip("its gates follow the weights, whatever the limit")
+    settings = supernet.assembler.settings.replace(most=0.4)
+    capped = Assembler(len(SPACE.properties), supernet.layout, settings).eval()
+    capped.load_state_dict(supernet.assembler.state_dict())
+    net = Supernet(supernet.graph, SPACE, supernet.groups, capped)
+    table = CostTable(net.graph, net.groups)
+    generous = Budget(size_bytes=10 * count(net.graph).size_bytes)
+    found = {task: search(net, [task], generous, table).gates for task in (TASK, OTHER)}
+    for gates in found.values():
+        assert 0.4 - 1 / capped.units < float(gates.mean()) <= 0.4
+    assert not torch.equal(found[TASK], found[OTHER])
+    points = curve(net, TASK, table, profiled=False)
+    assert points[-1].ratio <= 0.4 and [p.ratio for p in points] == sorted(p.ratio for p in points)
+    assert float(capped.gates(torch.tensor([SPACE.code(TASK)]).float(), torch.ones(1)).mean()) <= 0.4

@@ -65,7 +65,7 @@ def supernet(graph: ModelGraph, order: str = "nested", placement: str = "paper")
     groups = placed(graph, placement)  # type: ignore[arg-type]
     graph = as_placed(graph, placement)  # type: ignore[arg-type]
     torch.manual_seed(1)
-    shape = AssemblerSettings(order=order, hidden=16, gaters=2, limit_dims=8)  # type: ignore[arg-type]
+    shape = AssemblerSettings(order=order, hidden=16, gaters=2, limit_dims=8, most=1.0)  # type: ignore[arg-type]
     made = Assembler(len(SPACE.properties), gate_layout(graph, groups), shape)
     return Supernet(graph, SPACE, groups, made.eval())
 
