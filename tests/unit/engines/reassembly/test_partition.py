@@ -168,9 +168,9 @@ def test_limits_and_zoos_that_mean_nothing_are_refused() -> None:
         Cuts.of(np.eye(3), [])
 
 
-def test_a_thousand_models_take_seconds() -> None:
-    cuts = _zoo(1000, (20, 20), width=256, seed=5)
+def test_hundreds_of_models_take_a_second() -> None:
+    cuts = _zoo(300, (20, 20), width=128, seed=5)
     begun = time.process_time()
     found = dissect_zoo(cuts, Limits(4, 0.8), restarts=1)
-    assert time.process_time() - begun < 10.0
-    assert found.bounds.shape == (1000, 4, 2)
+    assert time.process_time() - begun < 5.0
+    assert found.bounds.shape == (300, 4, 2)
