@@ -60,7 +60,9 @@ class Task(Value):
         extra = [name for name in ("also", "space", "supernet") if getattr(self, name)]
         if self.classes and not self.properties and extra:
             problems.append(f".{extra[0]}: goes with properties, not with classes")
-        problems += [f".also[{i}]: a task has properties; give some" for i, t in enumerate(self.also) if not t]
+        problems += [
+            f".also[{i}]: a task has properties; give some" for i, t in enumerate(self.also) if not t
+        ]
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self
@@ -124,7 +126,9 @@ class Request(Value):
                 "sizes by itself"
             )
         if self.recalibrate and self.samples is None:
-            problems.append(".recalibrate: takes statistics from the order's samples; give their path under .samples")
+            problems.append(
+                ".recalibrate: takes statistics from the order's samples; give their path under .samples"
+            )
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self

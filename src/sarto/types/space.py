@@ -67,7 +67,9 @@ class TaskSpace(Value):
     def _check_space(self) -> TaskSpace:
         if sorted(self.order) != sorted(self.groups):
             told = ", ".join(self.groups)
-            raise RequestError(f".order: names each group once ({told}), got {', '.join(self.order) or 'none'}")
+            raise RequestError(
+                f".order: names each group once ({told}), got {', '.join(self.order) or 'none'}"
+            )
         problems = [
             f".groups: property {name!r} is named twice; name it once" for name in twice(self.properties)
         ]

@@ -96,7 +96,9 @@ def test_a_whole_number_may_be_written_with_an_exponent() -> None:
 
 
 def test_values_made_in_python_are_checked_the_same_way() -> None:
-    with pytest.raises(RequestError, match=r"task\.classes: name the classes to tell apart, or under \.properties"):
+    with pytest.raises(
+        RequestError, match=r"task\.classes: name the classes to tell apart, or under \.properties"
+    ):
         Request(task={"classes": []})  # type: ignore[arg-type]
 
 
