@@ -215,7 +215,9 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["task"] = {"classes": names(flags["classes"])}
     if flags["task"]:
         first, *others = ([name.strip() for name in text.split("+")] for text in flags["task"])
-        known = {key: value for key, value in (given.get("task") or {}).items() if key in ("space", "supernet")}
+        known = {
+            key: value for key, value in (given.get("task") or {}).items() if key in ("space", "supernet")
+        }
         given["task"] = {**known, "properties": first, "also": others}
     if not given.get("task"):
         raise RequestError("no order: give a request file, --classes a,b,c, or --task exactly_2+digit_7")

@@ -231,7 +231,9 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
 def chains_to_build(plans: Plans) -> tuple[Plan, ...]:
     """The chains of blocks that are built: the best two under a donor's own classifier, and with a new head."""
     chains = [plan for plan in plans.feasible if plan.engine == CHAINS]
-    own = [plan for plan in chains if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())]
+    own = [
+        plan for plan in chains if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())
+    ]
     fitted = [plan for plan in chains if plan not in own]
     return (*own[:2], *fitted[:2])
 

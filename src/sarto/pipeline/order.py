@@ -120,7 +120,9 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
     predictor = PlanPredictor(profile, store) if profile is not None else None
     subnets = Subnets(store, profile)
-    return Order(requirement, samples, donor_samples, learnwares, intakes, intake, predictor, subnets, Chains(store))
+    return Order(
+        requirement, samples, donor_samples, learnwares, intakes, intake, predictor, subnets, Chains(store)
+    )
 
 
 def _profile(request: Request, store: Store, problems: list[str]) -> DeviceProfile | None:
