@@ -95,5 +95,5 @@ def _graph(name: str) -> ModelGraph:
     if name in BACKBONES:
         return graph_of(name)
     torch.manual_seed(0)
-    widths = [8, "M", 12, "M"] if name == "vgg-tiny" else list(VGG16)
+    widths: list[int | str] = [8, "M", 12, "M"] if name == "vgg-tiny" else list(VGG16)
     return capture(vgg(10, widths).eval(), torch.rand(2, 3, 32, 32), prove=False)

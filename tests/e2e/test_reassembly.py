@@ -18,8 +18,10 @@ from sarto.graph import read_graph
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import propose
+from sarto.pipeline.indexed_zoo import zoo_of
+from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.order import check_order
-from sarto.pipeline.reassembling import index_zoo, indices, similarity_map, zoo_of
+from sarto.pipeline.similarities import similarity_map
 from sarto.pipeline.zoo_map import draw_map
 from sarto.types import Plan
 from tests.e2e.conftest import Shop

@@ -39,7 +39,7 @@ def index(
         from sarto.errors import RequestError
         from sarto.market import Samples, read_samples
         from sarto.pipeline import Market
-        from sarto.pipeline.reassembling import index_zoo
+        from sarto.pipeline.indexing import index_zoo
 
         held = read_samples(Path(probes)) if probes is not None else None
         if held is not None and not isinstance(held, Samples):
@@ -68,7 +68,7 @@ def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False
     """List the indexed zoos."""
     with told(as_json=as_json, debug=debug):
         from sarto.pipeline import Market
-        from sarto.pipeline.reassembling import indices
+        from sarto.pipeline.indexing import indices
 
         with Market.open(market) as opened:
             found = indices(opened.store)
@@ -114,7 +114,9 @@ def show_map(
     with told(as_json=as_json, debug=debug):
         together(lambda: check_place("--out", out))
         from sarto.pipeline import Market
-        from sarto.pipeline.reassembling import indices, similarity_map, steadiest_blocks
+        from sarto.pipeline.indexed_zoo import steadiest_blocks
+        from sarto.pipeline.indexing import indices
+        from sarto.pipeline.similarities import similarity_map
 
         with Market.open(market) as opened:
             held = indices(opened.store).get(name)
@@ -144,7 +146,7 @@ def rm(name: Name, market: MarketPath = DEFAULT, as_json: Json = False, debug: D
     """Take an index out; the models stay."""
     with told(as_json=as_json, debug=debug):
         from sarto.pipeline import Market
-        from sarto.pipeline.reassembling import indices
+        from sarto.pipeline.indexing import indices
 
         with Market.open(market) as opened:
             found = indices(opened.store)

@@ -18,10 +18,11 @@ from sarto.graph import (
 )
 from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.adapting import adapt
+from sarto.pipeline.chaining import chain_graph, chain_parts
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
+from sarto.pipeline.indexing import probes_of
 from sarto.pipeline.intakes import Giver, intake_of, joint_intake, sources
 from sarto.pipeline.progress import Progress, silent
-from sarto.pipeline.reassembling import chain_graph, chain_parts, probes_of
 from sarto.pipeline.slicing import Cut, Slicer
 from sarto.pipeline.subnets import Subnets
 from sarto.training import FittedHead
@@ -189,7 +190,9 @@ class Builder:
                 "zoo again, or plan anew"
             )
         intake = self.intake(plan, name)
-        donors = [(keys[of], adapt(self._graph(plan, of, keys), self.intake(plan, of), intake)) for of in node.of]
+        donors = [
+            (keys[of], adapt(self._graph(plan, of, keys), self.intake(plan, of), intake)) for of in node.of
+        ]
         return chain_graph(donors, node, intake.tensor(probes))
 
     def _giver(self, id_: str) -> Giver:
@@ -205,7 +208,9 @@ class Builder:
         """What a slice of a plan is cut from; keys are those of the plan's nodes."""
         source = self._source_below(plan, node)
         if not isinstance(source, Learnware):
-            raise GraphError("a subnet is as small as it was asked for; ask for another limit in place of a slice")
+            raise GraphError(
+                "a subnet is as small as it was asked for; ask for another limit in place of a slice"
+            )
         samples = self._samples_of(node.samples, f"slice of {source.name!r}")
         whole = self._graph(plan, node.of, keys)
         return Cut(source, whole, keys[node.of], samples, self.intake(plan, node.of).tensor)

@@ -15,10 +15,10 @@ from sarto.market import Removed, Samples, Store, TextSamples, Vocabulary, read_
 from sarto.pipeline.artifact import Artifact
 from sarto.pipeline.choose import Plans, infeasible, propose
 from sarto.pipeline.editing import edit
+from sarto.pipeline.indexing import indices
 from sarto.pipeline.make import make
 from sarto.pipeline.order import check_order
 from sarto.pipeline.progress import Progress, silent
-from sarto.pipeline.reassembling import indices
 from sarto.pipeline.sources import InputSpec
 from sarto.pipeline.stock import stock
 from sarto.pipeline.stocking import (

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from sarto.errors import RequestError
-from sarto.pipeline.reassembling import ZooMap
+from sarto.pipeline.similarities import ZooMap
 
 #: Colours of sets, told apart by most people who see few colours.
 PALETTE = "tab10"

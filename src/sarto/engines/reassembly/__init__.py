@@ -18,7 +18,8 @@ from sarto.engines.reassembly.proxies import PROXIES
 from sarto.engines.reassembly.ranking import Ranked, cascade, final_features, kendall
 from sarto.engines.reassembly.signatures import Similarity, Sketcher, cka, signature, similarity
 from sarto.engines.reassembly.stability import Steadiness, adjusted_rand, choose_k
-from sarto.engines.reassembly.stitches import Fit, Stitch, fit_stitch, random_stitch
+from sarto.engines.reassembly.stitch import Stitch
+from sarto.engines.reassembly.stitches import Fit, fit_stitch, random_stitch
 from sarto.engines.reassembly.tuning import Tuning, tune_chain
 
 __all__ = [

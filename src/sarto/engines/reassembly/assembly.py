@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sarto.devices import count
 from sarto.engines.reassembly.places import Anatomy, Place
-from sarto.engines.reassembly.stitches import Fit, Stitch, blank_stitch, fit_stitch, joinable, random_stitch
+from sarto.engines.reassembly.stitch import Stitch
+from sarto.engines.reassembly.stitches import Fit, blank_stitch, fit_stitch, joinable, random_stitch
 from sarto.errors import GraphError, RequestError
 from sarto.graph import ModelGraph, Node, Ref, TensorRef, block, chain, evaluate
 from sarto.graph.model import leaves, rename_refs

@@ -1,0 +1,70 @@
+"""The model of a chain of blocks, and which part of it came from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sarto.engines.reassembly import Assembler, Donor, Fit, Making, Piece, anatomy
+from sarto.errors import GraphError
+from sarto.graph import ModelGraph
+from sarto.types import ChainNode, Learnware
+
+
+def chain_graph(donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, inputs: Tensor) -> ModelGraph:
+    """The model of a chain node.
+
+    Args:
+        donors: key and graph of each model that the node reads, all on one input.
+        inputs: the probe images as all of them read them.
+
+    Raises:
+        GraphError: a joint names a value that is no cut point of its donor.
+    """
+    keys = list(dict.fromkeys(key for key, _ in donors))
+    graphs = dict(donors)
+    made = [Donor(key, graphs[key], anatomy(graphs[key]), inputs) for key in keys]
+    pieces, start = list[Piece](), None
+    for i, (key, _) in enumerate(donors):
+        place = keys.index(key)
+        end = _number(made[place], node.joints[i][0]) if i < len(node.joints) else None
+        pieces.append(Piece(place, start, end))
+        if i < len(node.joints):
+            start = _number(made[keys.index(donors[i + 1][0])], node.joints[i][1])
+    said = node.stitch
+    making = Making(
+        Fit(said.lam, said.rank, said.bias, said.kernel, said.match),
+        sequential=said.sequential,
+        random=said.random,
+    )
+    return Assembler(made, making).graph(pieces, keep_cuts=True)
+
+
+def chain_parts(
+    graph: ModelGraph, donors: Sequence[Learnware], n_joints: int
+) -> list[tuple[str, str | None, int]]:
+    """(name, learnware id, parameters) of each block and stitch of a built chain, in order; then of what is left."""
+    sizes: dict[str, int] = {}
+    for name in graph.parameters:
+        sizes[name.partition(".")[0]] = sizes.get(name.partition(".")[0], 0) + graph.tensors[name].numel()
+    parts: list[tuple[str, str | None, int]] = []
+    for i, donor in enumerate(donors):
+        if i and sizes.get(f"s{i}"):
+            parts.append((f"stitch {i}", None, sizes[f"s{i}"]))
+        parts.append((f"{donor.name}: block {i + 1} of {n_joints + 1}", donor.id, sizes.get(f"b{i}", 0)))
+    rest = sum(size for prefix, size in sizes.items() if not _is_part(prefix))
+    return [*parts, ("head", None, rest)] if rest else parts
+
+
+def _is_part(prefix: str) -> bool:
+    return prefix[:1] in ("b", "s") and prefix[1:].isdigit()
+
+
+def _number(donor: Donor, value: str) -> int:
+    found = donor.anatomy.number.get(value)
+    if found is None:
+        raise GraphError(
+            f"{value!r} is no cut point where a stitch can stand; sarto inspect lists them", where=value
+        )
+    return found

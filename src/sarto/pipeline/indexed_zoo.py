@@ -1,0 +1,117 @@
+"""An indexed zoo as the solver sees it, and its joint dissection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sarto.engines.reassembly import (
+    Anatomy,
+    Entry,
+    Limits,
+    Partition,
+    Place,
+    Zoo,
+    choose_k,
+    dissect,
+)
+from sarto.errors import InfeasibleError, RequestError
+from sarto.market import Store
+from sarto.market.indices import ProbeIndex
+from sarto.pipeline.indexing import ready_graph
+from sarto.types import Learnware
+from sarto.types.reassembly import IndexedModel
+
+#: Blocks that models are parted into where nobody says how many.
+BLOCKS = 4
+#: From so many cut points on, a zoo is dissected by sketches instead of whole signatures.
+SKETCHED_FROM = 4_000
+#: Share of its model's parameters, in units of an equal share, that a block may have more.
+SLACK = 0.8
+
+
+def zoo_of(
+    store: Store, index: ProbeIndex, classes: Sequence[str] = (), only: Sequence[str] | None = None
+) -> tuple[Zoo, tuple[Learnware, ...]]:
+    """The zoo of an index as the solver sees it, and the learnware of each entry.
+
+    A donor that was removed from the market is left out; so is one whose file is another now.
+
+    Args:
+        classes: a model's own classifier may end a chain where it knows all of these.
+        only: ids of the learnwares that may be used; None: all.
+
+    Raises:
+        RequestError: fewer than two models are left.
+    """
+    by_hash = {(item.graph_hash, item.weights_hash): item for item in reversed(store.learnwares())}
+    models = index.models()
+    rows = sum(len(model.places) for model in models)
+    vectors = np.asarray(index.signatures() if rows < SKETCHED_FROM else index.sketches())
+    entries, learnwares = list[Entry](), list[Learnware]()
+    for model in models:
+        held = by_hash.get((model.graph_hash, model.weights_hash))
+        if held is None or (only is not None and held.id not in only):
+            continue
+        table = anatomy_of(model)
+        numbers = np.arange(model.first_row, model.first_row + len(model.places))
+        entries.append(
+            Entry(
+                held.id,
+                table,
+                numbers,
+                model.skill or 0.0,
+                ready_graph(store, held),
+                set(classes) <= set(held.classes),
+            )
+        )
+        learnwares.append(held)
+    if len(entries) < 2:
+        gone = len(models) - len(entries)
+        raise RequestError(
+            f"index {index.name!r} has {len(entries)} models that can be used"
+            + (f" ({gone} were removed from the market, or read something else)" if gone else "")
+            + ": a reassembly needs two; index more with sarto zoo index"
+        )
+    return Zoo(tuple(entries), vectors), tuple(learnwares)
+
+
+def anatomy_of(model: IndexedModel) -> Anatomy:
+    """The places and costs that an index wrote down."""
+    places = tuple(
+        Place(p.value, p.layout, p.channels, (p.rows, p.columns), p.prefix, p.channels_last, p.dtype)
+        for p in model.places
+    )
+    return Anatomy(places, model.params, model.flops, model.peaks, model.sizes)
+
+
+def parting_of(zoo: Zoo, k: int | None = None, *, slack: float | None = SLACK, seed: int = 0) -> Partition:
+    """The joint dissection of a zoo: into k blocks, or as many of `BLOCKS` as all models have cut points for.
+
+    Raises:
+        InfeasibleError: k blocks are too many for a model.
+    """
+    if k is not None:
+        return dissect(zoo, Limits(k, slack), seed=seed)
+    for tried in range(BLOCKS, 1, -1):
+        try:
+            return dissect(zoo, Limits(tried, slack), seed=seed)
+        except InfeasibleError:
+            continue
+    raise InfeasibleError("no model of this zoo can be parted into two blocks: none has two cut points")
+
+
+def steadiest_blocks(
+    store: Store, index: ProbeIndex, ks: Sequence[int] = (2, 3, 4, 5, 6), *, seed: int = 0
+) -> int:
+    """The number of blocks whose dissection changes least with the probe images.
+
+    Raises:
+        RequestError: the index has fewer than two batches of probe images, or fewer than two models are left.
+    """
+    zoo, _ = zoo_of(store, index)
+    size = index.about.batch * (index.about.batch - 1) // 2
+    cuts = replace(zoo.cuts(), vectors=np.asarray(index.signatures()))
+    return choose_k(cuts, Limits(2, SLACK), ks, size=size, seed=seed)[0]

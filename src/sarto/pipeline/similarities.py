@@ -1,0 +1,70 @@
+"""Which parts of a zoo are interchangeable: the sets of its dissection, and the similarity of all places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sarto.market import Store
+from sarto.market.indices import ProbeIndex
+from sarto.pipeline.indexed_zoo import parting_of, zoo_of
+
+
+@dataclass(frozen=True)
+class MappedModel:
+    """A model of a map: its places, the set of each piece between them (-1: none), and where blocks begin and end."""
+
+    name: str
+    places: tuple[str, ...]
+    params: tuple[int, ...]
+    sets: tuple[int, ...]
+    bounds: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ZooMap:
+    """Which parts of a zoo are interchangeable.
+
+    Attributes:
+        mean_similarity: of a block to its set, between -2 and 2.
+        widened: models that can't keep the size limit, and the slack that each was given.
+        cka: between all places of all models, in their order.
+    """
+
+    index: str
+    k: int
+    mean_similarity: float
+    widened: tuple[tuple[str, float], ...]
+    models: tuple[MappedModel, ...]
+    cka: tuple[tuple[float, ...], ...]
+
+
+def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> ZooMap:
+    """The dissection of an index and the CKA between all its places.
+
+    Raises:
+        RequestError: fewer than two models are left.
+        InfeasibleError: k blocks are too many for a model.
+    """
+    zoo, learnwares = zoo_of(store, index)
+    parting = parting_of(zoo, k)
+    chosen = np.asarray(zoo.vectors[np.concatenate([entry.rows for entry in zoo.entries])])
+    models = tuple(
+        MappedModel(
+            learnware.name,
+            tuple(place.value for place in entry.anatomy.places),
+            entry.anatomy.params,
+            tuple(parting.pieces(i, len(entry.anatomy.places)).tolist()),
+            tuple((int(a), int(b)) for a, b in parting.bounds[i]),
+        )
+        for i, (entry, learnware) in enumerate(zip(zoo.entries, learnwares, strict=True))
+    )
+    return ZooMap(
+        index.name,
+        parting.k,
+        parting.value / (len(models) * parting.k),
+        tuple((learnwares[i].name, slack) for i, slack in parting.fixed),
+        models,
+        tuple(tuple(row) for row in np.round(chosen @ chosen.T, 4).tolist()),
+    )
