@@ -36,14 +36,11 @@ def index(
     """Make an index of the market's models, or add to it what it misses."""
     with told(as_json=as_json, debug=debug):
         check_there("--probes", probes)
-        from sarto.errors import RequestError
-        from sarto.market import Samples, read_samples
+        from sarto.market import read_unlabelled
         from sarto.pipeline import Market
         from sarto.pipeline.indexing import index_zoo
 
-        held = read_samples(Path(probes)) if probes is not None else None
-        if held is not None and not isinstance(held, Samples):
-            raise RequestError(f"--probes {probes}: holds texts; zoos are indexed with images")
+        held = read_unlabelled(Path(probes)) if probes is not None else None
         with Market.open(market) as opened, progress(quiet=as_json) as tell:
             done = index_zoo(
                 opened.store,

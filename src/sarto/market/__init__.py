@@ -8,7 +8,7 @@ from sarto.market.intake import LUMA, Intake, with_channels
 from sarto.market.labelled import Labelled
 from sarto.market.manifest import IDENTITY, content_id, id_of
 from sarto.market.preprocess import to_tensor
-from sarto.market.reading import read_images, read_samples
+from sarto.market.reading import read_images, read_samples, read_unlabelled
 from sarto.market.rows import Fragment
 from sarto.market.samples import Samples, encode_samples
 from sarto.market.store import Removed, Store
@@ -37,6 +37,7 @@ __all__ = [
     "joint_vocabulary",
     "read_images",
     "read_samples",
+    "read_unlabelled",
     "read_vocabulary",
     "reading_text_problems",
     "sample_problems",

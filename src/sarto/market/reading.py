@@ -152,6 +152,22 @@ def read_encoded(path: Path) -> Samples | TextSamples:
     return _samples(path, images, labels, _names(about.get("classes"), path))
 
 
+def read_unlabelled(place: Path) -> Samples:
+    """Images whose labels nobody reads: a folder of image files, or anything that `read_samples` reads.
+
+    Raises:
+        RequestError: a file is no image, the sizes differ, or these are texts.
+    """
+    flat = place.is_dir() and not (place / "sheet.json").exists()
+    if flat and (files := _listed(place)) and not any(file.is_dir() for file in files):
+        pictures = _read_pictures(place, [("", file) for file in files])
+        return _samples(place, pictures, np.zeros(len(pictures), np.int64), ["unlabelled"])
+    held = read_samples(place)
+    if not isinstance(held, Samples):
+        raise RequestError(f"{str(place)!r} holds texts; images are asked for", where=str(place))
+    return held
+
+
 def _read_table(place: Path) -> TextSamples:
     try:
         return read_texts(place)
@@ -178,21 +194,34 @@ def _read_folder(place: Path) -> Samples | TextSamples:
     listed = [_listed(folder) for folder in folders]
     if not problems and any(file.suffix.lower() == ".txt" for files in listed for file in files):
         return read_text_folder(place, folders, listed)
-    pictures: list[NDArray[np.uint8]] = []
+    named: list[tuple[str, Path]] = []
     labels: list[int] = []
-    size_bytes = 0
     for label, (folder, files) in enumerate(zip(folders, listed, strict=True)):
         if not files:
             problems.append(f"{folder.name}: no image in this class folder")
-        for file in files:
-            try:
-                pictures.append(_read_image(file))
-            except RequestError as error:
-                problems.append(f"{folder.name}/{error}")
-                continue
-            labels.append(label)
-            size_bytes += pictures[-1].nbytes
-            _check_bytes(place, size_bytes)
+        named += [(f"{folder.name}/", file) for file in files]
+        labels += [label] * len(files)
+    pictures = _read_pictures(place, named, problems)
+    return _samples(place, pictures, np.array(labels), [folder.name for folder in folders])
+
+
+def _read_pictures(
+    place: Path, named: Sequence[tuple[str, Path]], found_before: Sequence[str] = ()
+) -> NDArray[np.uint8]:
+    """Images of one size, shape (n, height, width, channels); all problems at once, with those found before.
+
+    Args:
+        named: what a message says before the file's name, and the file.
+    """
+    problems, pictures, size_bytes = list(found_before), list[NDArray[np.uint8]](), 0
+    for before, file in named:
+        try:
+            pictures.append(_read_image(file))
+        except RequestError as error:
+            problems.append(f"{before}{error}")
+            continue
+        size_bytes += pictures[-1].nbytes
+        _check_bytes(place, size_bytes)
     sizes = Counter(picture.shape[:2] for picture in pictures)
     if len(sizes) > 1:
         found = ", ".join(f"{count} of {w}x{h}" for (h, w), count in sizes.most_common(5))
@@ -203,9 +232,7 @@ def _read_folder(place: Path) -> Samples | TextSamples:
             f"resize them all, for example to {w}x{h}"
         )
     _raise(place, problems)
-    return _samples(
-        place, np.stack(_same_channels(pictures)), np.array(labels), [folder.name for folder in folders]
-    )
+    return np.stack(_same_channels(pictures))
 
 
 def _read_sheets(place: Path) -> Samples:

@@ -174,13 +174,14 @@ def train_factory(
         StoreError: the name is taken, or the folder holds checkpoints of another training.
     """
     rank, device = _joined(device)
-    if any(found.name == config.name and found.joint != config.joint for found in store.supernets):
+    space = read_space(config.space, config.data)
+    named = [found for found in store.supernets if found.name == config.name]
+    if any(found.joint != config.joint or found.space != space for found in named):
         raise RequestError(
             f"the market holds a supernet {config.name!r} of another training; choose another name, or remove it "
             f"(`sarto factory rm {config.name}`)",
             where="name",
         )
-    space = read_space(config.space, config.data)
     data = data_of(space)
     example = check_data(space, data)
     graph, origin = backbone_graph(config.backbone, space, example, store)

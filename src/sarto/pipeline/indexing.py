@@ -71,7 +71,8 @@ def index_zoo(
     learnwares = [store.get(item) for item in which] if which else list(store.learnwares())
     images = [item for item in learnwares if isinstance(item.preprocessing, Preprocessing)]
     found = indices(store)
-    if name in found.names():
+    is_new = name not in found.names()
+    if not is_new:
         index = found.get(name)
         if probes is not None and probes.digest != index.about.probe_hash:
             raise StoreError(
@@ -105,6 +106,8 @@ def index_zoo(
         known.add((item.graph_hash, item.weights_hash))
     progress("indexing", len(images), len(images))
     if not added and not there:
+        if is_new:
+            found.remove(name)
         told = (
             "; ".join(f"{item}: {why}" for item, why in skipped)
             or "the market holds no learnware that reads images"
@@ -185,7 +188,7 @@ def _check_probes(held: Samples, batch: int) -> None:
     if len(held) < batch:
         raise RequestError(
             f"an index with batches of {batch} needs at least {batch} probe images, got {len(held)}: give more with "
-            "--probes, or smaller batches with --batch"
+            "--probes, draw more with --n-probes, or take smaller batches with --batch"
         )
 
 

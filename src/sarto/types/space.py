@@ -151,6 +151,11 @@ class TaskSpace(Value):
                 found.append(
                     f"{' and '.join(mine)} contradict each other: a task has at most {most} of {group!r}"
                 )
+        if not found and len(self.answers) > 1 and len(self.outputs(asked)) == 1:
+            (only,) = self.outputs(asked)
+            found.append(
+                f"{self.named(asked)!r} has one answer, {self.answers[only]!r}: nothing is told apart"
+            )
         return found
 
     def task(self, text: str | Iterable[str]) -> frozenset[str]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sarto.errors import RequestError
-from sarto.market import Samples, encode_samples, read_samples, reading
+from sarto.market import Samples, encode_samples, read_samples, read_unlabelled, reading
 from sarto.testing.store_contract import pixels
 
 
@@ -284,3 +284,22 @@ def test_paths_without_samples_say_what_is_needed(tmp_path: Path) -> None:
     (tmp_path / "x.xls").write_text("1,2")
     with pytest.raises(RequestError, match=r".xls is not a kind of samples that is read; give a folder"):
         read_samples(tmp_path / "x.xls")
+
+
+def test_images_whose_labels_nobody_reads_may_lie_side_by_side(tmp_path: Path) -> None:
+    samples = pixels(seed=4)
+    folder = write_folder(samples, tmp_path / "classes")
+    assert read_unlabelled(folder).digest == read_samples(folder).digest, "folders of classes will do too"
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, image in enumerate(samples.images):
+        Image.fromarray(image.squeeze()).save(flat / f"{number:03}.png")
+    assert (read_unlabelled(flat).images == samples.images).all()
+    (flat / "note.txt").write_text("no image")
+    Image.fromarray(np.zeros((3, 5, 3), np.uint8)).save(flat / "wide.png")
+    with pytest.raises(RequestError) as caught:
+        read_unlabelled(flat)
+    assert "note.txt" in str(caught.value) and "2 sizes" in str(caught.value), "all at once"
+    (tmp_path / "texts.csv").write_text("text,label\na word,x\nanother,y\n")
+    with pytest.raises(RequestError, match="holds texts; images are asked for"):
+        read_unlabelled(tmp_path / "texts.csv")

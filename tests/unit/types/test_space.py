@@ -53,6 +53,16 @@ def test_outputs_outside_a_task_are_cut_off() -> None:
     assert space.outputs({"one", "dog"}) == (0, 1, 2)
 
 
+def test_a_task_of_one_answer_tells_nothing_apart() -> None:
+    known = {"cat": ["a"], "dog": ["b"], "cow": ["a", "b"]}
+    space = TaskSpace.parse(
+        {**SMALL, "answers": ["a", "b"], "outputs_of": known, "tasks": [["one", "cow"]], "unseen": []}
+    )
+    assert space.task("two+cow")
+    with pytest.raises(RequestError, match=r"'one\+cat' has one answer, 'a': nothing is told apart"):
+        space.task("one+cat")
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [

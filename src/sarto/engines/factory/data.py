@@ -121,6 +121,24 @@ def check_data(space: TaskSpace, data: TaskData, seed: int = 0) -> Tensor:
         except RequestError as error:
             problems.append(f"task {space.named(task)!r}: {error.detail}")
             continue
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            told = f"{type(error).__name__}: {error}"
+            problems.append(
+                f"task {space.named(task)!r}: {type(data).__name__}.draw of the space's data failed: {told}"
+            )
+            continue
+        wrong = _wrong_kind(inputs, answers, judged=isinstance(data, Judge))
+        if wrong:
+            problems.append(f"task {space.named(task)!r}: {type(data).__name__}.draw gave {wrong}")
+            continue
         if len(inputs) != LOOKED_AT or len(answers) != LOOKED_AT:
             raise ShapeError(
                 f"task {space.named(task)!r}: {LOOKED_AT} samples were asked for, {len(inputs)} inputs and "
@@ -145,5 +163,19 @@ def check_data(space: TaskSpace, data: TaskData, seed: int = 0) -> Tensor:
                 )
     if problems or example is None:
         shown = problems or ["the space has no task that is trained"]
-        raise RequestError(f"{len(shown)} tasks can't be trained: {shown[0]}", problems=shown)
+        raise RequestError(f"{len(shown)} tasks can't be trained", problems=shown)
     return example
+
+
+def _wrong_kind(inputs: object, answers: object, *, judged: bool) -> str:
+    """What is not as training reads it: samples along the first axis, and for a classification whole numbers."""
+    for name, value in (("inputs", inputs), ("answers", answers)):
+        if not isinstance(value, Tensor) or not value.ndim:
+            kind = type(value).__name__
+            return f"{name} of type {kind}; give a tensor with the samples along its first axis"
+    if not judged and isinstance(answers, Tensor) and (answers.is_floating_point() or answers.ndim != 1):
+        return (
+            f"answers of type {str(answers.dtype).removeprefix('torch.')} and shape {tuple(answers.shape)}; give the "
+            "number of each sample's answer, int64 of shape (n,)"
+        )
+    return ""

@@ -164,13 +164,16 @@ def expected(
     weighed = [
         (1 - far, _between(rows[space.named(other)], ratio))
         for other, far in nearest(task, trained, NEIGHBOURS).items()
+        if far < 1  # one that shares nothing says nothing
     ]
     total = sum(weight for weight, _ in weighed)
     if not total:
         return Expected(None, "no task near to this one was judged", near)
     return Expected(
         sum(weight * quality for weight, quality in weighed) / total,
-        f"mean of the {len(weighed)} nearest judged tasks, weighed by what they share",
+        f"mean of the {len(weighed)} nearest judged tasks, weighed by what they share"
+        if len(weighed) > 1
+        else "that of the one judged task that shares anything",
         near,
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +131,31 @@ def test_data_that_teach_nothing_are_refused() -> None:
     with pytest.raises(RequestError, match="answers 5, which it does not have"):
         check_data(space(), Stubborn(5))
     assert check_data(space(), digits_data()).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (KeyError("boom"), r"'has\+digit_7': Mistaken\.draw of the space's data failed: KeyError: 'boom'"),
+        (
+            (torch.zeros(8, 1, 8, 8), torch.zeros(8)),
+            r"answers of type float32 and shape \(8,\); give the number",
+        ),
+        (([1, 2], torch.zeros(8)), "inputs of type list; give a tensor"),
+        ((torch.zeros(8, 1, 8, 8), torch.zeros(8, 2, dtype=torch.int64)), r"shape \(8, 2\); give the number"),
+    ],
+)
+def test_mistakes_of_ones_own_function_are_told_with_the_task(gives: Any, said: str) -> None:
+    class Mistaken:
+        def draw(self, tasks: Any, split: str, generator: Any) -> Any:
+            if isinstance(gives, Exception):
+                raise gives
+            return gives
+
+    with pytest.raises(RequestError) as caught:
+        check_data(space(), Mistaken())
+    assert len(caught.value.problems) == len(space().seen)
+    assert re.search(said, str(caught.value))
 
 
 @pytest.mark.parametrize(
