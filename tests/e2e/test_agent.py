@@ -183,7 +183,7 @@ def test_profiles_and_memory_come_from_there(strict: str, model: Path) -> None:
 
 
 def test_without_the_token_nothing_is_said(strict: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="send the agent's token"):
+    with pytest.raises(RequestError, match="the token is not the agent's: set SARTO_AGENT_TOKEN"):
         open_runtime(Device(agent=strict), token="another-token-of-some-length")
     monkeypatch.delenv("SARTO_AGENT_TOKEN")
     with pytest.raises(RequestError, match="set SARTO_AGENT_TOKEN to what"):

@@ -203,3 +203,13 @@ def test_a_profile_may_be_a_file(shop: Any) -> None:
         shop.order(*CLASSES, device={"profile": str(path)}, engines=ENGINES), shop.market.store
     )
     assert found.predictor is not None and found.predictor.profile.name == "paper"
+
+
+def test_a_damaged_profile_is_told_with_its_file(shop: Any) -> None:
+    (shop.folder / "empty.json").write_text("{}")
+    with pytest.raises(RequestError) as caught:
+        check_order(
+            shop.order(*CLASSES, device={"profile": str(shop.folder / "empty.json")}), shop.market.store
+        )
+    assert len(caught.value.problems) > 1
+    assert all(text.startswith("device.profile: empty.json: ") for text in caught.value.problems)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from sarto.cli.given import check_there, together
-from sarto.cli.output import Debug, Json, emit, told
+from sarto.cli.output import Debug, Json, emit, progress, told
 from sarto.errors import RequestError, suggest
 from sarto.types import Precision
 
@@ -34,7 +34,12 @@ def export(
         int, typer.Option(help="Samples of one call, where the format can't leave the batch free.", min=1)
     ] = 1,
     out: Annotated[
-        str, typer.Option("--out", "-o", help="File to write; the folder's own name by default.")
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write; else the folder's own name, with the precision where it is not float32.",
+        ),
     ] = "",
     as_json: Json = False,
     debug: Debug = False,
@@ -51,18 +56,20 @@ def export(
         from sarto.pipeline.exporting import export_artifact, place_for
 
         artifact = Artifact.read(folder)
-        target = Path(out) if out else place_for(Path(folder), to)  # type: ignore[arg-type]
+        target = Path(out) if out else place_for(Path(folder), to, precision)  # type: ignore[arg-type]
         if target.is_dir() or not target.parent.is_dir():
             raise RequestError(f"can't write {target}: give a file in a folder that exists", where="--out")
-        found = export_artifact(
-            artifact,
-            target,
-            to=to,  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
-            samples=Path(samples) if samples is not None else None,
-            calibration=Path(calibration) if calibration is not None else None,
-            batch=batch,
-        )
+        with progress(quiet=as_json) as tell:
+            tell(f"writing {to} ({precision}), running it there, comparing with eager", 0, 1)
+            found = export_artifact(
+                artifact,
+                target,
+                to=to,  # type: ignore[arg-type]
+                precision=precision,  # type: ignore[arg-type]
+                samples=Path(samples) if samples is not None else None,
+                calibration=Path(calibration) if calibration is not None else None,
+                batch=batch,
+            )
         if as_json:
             emit(found.to_plain())
         else:

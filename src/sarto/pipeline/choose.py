@@ -198,9 +198,9 @@ def infeasible(plans: Plans) -> InfeasibleError:
 
 
 def least(cost: Cost, name: str) -> float:
-    """The smallest value that a predicted cost can turn out to have."""
+    """The smallest limit that keeps a plan of this predicted cost: what it should be, or the least that it can be."""
     if name == "latency_ms":
-        value = cost.latency_low_ms if cost.latency_low_ms is not None else cost.latency_ms
+        value = cost.latency_ms if cost.latency_ms is not None else cost.latency_low_ms
         return 0.0 if value is None else float(value)
     return float(getattr(cost, name))
 

@@ -85,6 +85,7 @@ def read_for(artifact: Artifact, path: Path) -> tuple[Tensor, Tensor | None]:
     return inputs[order], places[torch.tensor(own.labels)][order]
 
 
-def place_for(folder: Path, to: TargetName) -> Path:
+def place_for(folder: Path, to: TargetName, precision: Precision = "float32") -> Path:
     """The file beside a finished model's folder to which it is exported where no other one is named."""
-    return folder.with_name(f"{folder.resolve().name}{TARGETS[to].suffix}")
+    told = "" if precision == "float32" else f".{precision}"
+    return folder.with_name(f"{folder.resolve().name}{told}{TARGETS[to].suffix}")

@@ -57,6 +57,9 @@ def profile_of(device: Device, store: Store) -> DeviceProfile | None:
         raise RequestError(
             f"device.profile: {error}; it is no file either", where="device.profile"
         ) from error
+    except RequestError as error:
+        problems = [f"device.profile: {path.name}: {text}" for text in error.problems or (error.detail,)]
+        raise RequestError(problems[0], problems=problems, where="device.profile") from error
     known = found.device
     problems = [
         f"device.profile: {device.profile!r} was measured with {name} {getattr(known, name)}, the order's device has "

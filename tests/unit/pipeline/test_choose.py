@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, least, over, ranked, show, to_build
+from sarto.pipeline.choose import Plans, infeasible, least, over, over_middle, ranked, show, to_build
 from sarto.pipeline.contest import Score
 from sarto.pipeline.order import Order
 from sarto.pipeline.verify import after_overrun
@@ -36,6 +36,17 @@ def test_a_predicted_latency_refuses_only_below_its_floor() -> None:
     assert over(None, budget) == ()
     assert least(cost(1, latency_low_ms=1.5), "latency_ms") == 1.5
     assert least(cost(3), "params") == 3.0
+
+
+def test_an_infeasible_latency_names_a_limit_that_is_kept() -> None:
+    """Of an interval the middle decides last: a limit between its ends must still be told to be raised."""
+    plan = pack(0.5, 10, 100)
+    assert plan.predicted is not None
+    said = plan.predicted.replace(latency_low_ms=0.02, latency_ms=0.5, latency_high_ms=4.0)
+    order = plans(Budget(latency_ms=0.05)).order
+    error = infeasible(Plans(order, (), ((plan.replace(predicted=said), ("latency_ms",)),)))
+    assert "Floor: latency_ms 0.5" in str(error) and "Raise latency_ms to 0.5" in str(error)
+    assert over_middle(said, Budget(latency_ms=error.nearest["latency_ms"])) == ()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 
 from sarto.devices.probe import probe, probe_onnx
 from sarto.devices.runtimes import is_available
-from sarto.pipeline.verify import _latency
+from sarto.pipeline.exporting import place_for
+from sarto.pipeline.verify import latency_on
 from sarto.types import Device, Precision, RuntimeName
 
 GRAPH = probe(2, 8, 8)
@@ -36,6 +37,11 @@ def test_latency_is_that_of_the_orders_runtime(
         pytest.skip(f"extra not installed: {runtime}")
     onnx = tmp_path / "model.onnx"
     onnx.write_bytes(probe_onnx(2, 8, 8))
-    found = _latency(GRAPH, Device(runtime=runtime, precision=precision, batch=2), onnx, SAMPLES)
+    found = latency_on(GRAPH, Device(runtime=runtime, precision=precision, batch=2), onnx, SAMPLES)
     assert (found.runtime, found.precision, found.batch, found.threads) == (runtime, precision, 2, 1)
     assert 0 < found.low_ms <= found.median_ms <= found.high_ms
+
+
+def test_files_of_different_precisions_have_different_names() -> None:
+    assert place_for(Path("out/small"), "onnx") == Path("out/small.onnx")
+    assert place_for(Path("out/small"), "onnx", "int8") == Path("out/small.int8.onnx")

@@ -53,7 +53,12 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         if not self._knows(headers.get(b"authorization", b"")):
-            detail = "send the agent's token in a header, Authorization: Bearer TOKEN"
+            sent = b"authorization" in headers
+            detail = (
+                "the token is not the agent's: set SARTO_AGENT_TOKEN to what `sarto agent` showed at its start"
+                if sent
+                else "send the agent's token in a header, Authorization: Bearer TOKEN"
+            )
             await _answer(send, 401, detail, [(b"www-authenticate", b"Bearer")])
         elif self._active >= self.limits.connections:
             await _answer(send, 503, "too many requests at once; try again", [(b"retry-after", b"5")])
