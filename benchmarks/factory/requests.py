@@ -62,7 +62,7 @@ def requests(
     for place in range(-1, n_requests):
         task = tasks[int(torch.randint(len(tasks), (), generator=generator))]
         share = float(torch.rand((), generator=generator))
-        budget = Budget(size_bytes=int(floor + 0.02 * whole + share * 0.5 * (whole - floor)))
+        budget = Budget(size_bytes=int(floor + 0.02 * whole + share * 0.2 * (whole - floor)))
         begun = _clocks()
         found = search(supernet, [task], budget, table)
         model = cut(supernet, found.gates)
