@@ -96,6 +96,7 @@ class Analysis:
         value_axes: node or input -> expressions of the axes of each output.
         rewrites: integer arguments that follow a size.
         unruled: operators met that have no rule, with the nodes that use them.
+        follows_statistics: units go through operators that take statistics over them; else these pin.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -104,6 +105,7 @@ class Analysis:
     rewrites: tuple[Rewrite, ...]
     consumptions: tuple[Consumption, ...]
     unruled: Mapping[str, tuple[str, ...]]
+    follows_statistics: bool = False
 
     @cached_property
     def places(self) -> Places:
@@ -295,6 +297,7 @@ class _Compiler:
             tuple(Rewrite(raw.node, raw.arg, raw.index, self._expr(raw.atoms)) for raw in context.rewrites),
             tuple(self._consumption(raw) for raw in context.consumptions),
             unruled,
+            context.follow_statistics,
         )
 
     def _named(self, axis: Axis) -> set[str]:

@@ -70,7 +70,8 @@ def gateable(graph: ModelGraph, group: ChannelGroup) -> str | None:
     if group.pinned:
         return f"it can't be sliced: {'; '.join(group.pinned)}"
     found = [_obstacle(graph, consumption) for consumption in group.consumptions]
-    found += [_statistic(graph, node, group) for node in graph.nodes]
+    if graph.analysis.follows_statistics:
+        found += [_statistic(graph, node, group) for node in graph.nodes]
     return next((why for why in found if why is not None), None)
 
 

@@ -55,19 +55,18 @@ def test_answers_follow_the_names_whatever_the_order_of_the_file(tmp_path: Path)
 def test_splits_that_differ_and_empty_tasks_are_refused() -> None:
     with pytest.raises(RequestError, match="same classes"):
         ClassTasks(held(), held(("a", "b", "c", "d")))
-    space = TaskSpace.parse(
-        {
-            "name": "s",
-            "groups": {"class": [*CLASSES, "eel"]},
-            "choose": {"class": 2},
-            "tasks": [["ray", "shark"], ["eel"], ["oak"]],
-            "function": "m:f",
-            "answers": list(CLASSES),
-            "outputs_of": {name: [name] for name in CLASSES},
-        }
-    )
+    described = {
+        "name": "s",
+        "groups": {"class": [*CLASSES, "eel"]},
+        "choose": {"class": 2},
+        "tasks": [["ray", "shark"], ["eel"], ["oak"]],
+        "function": "m:f",
+        "answers": list(CLASSES),
+    }
+    with pytest.raises(RequestError, match="'oak' has one answer, 'oak': nothing is told apart"):
+        TaskSpace.parse({**described, "outputs_of": {name: [name] for name in CLASSES}})
     with pytest.raises(RequestError) as caught:
-        check_data(space, ClassTasks(held(), held()))
+        check_data(TaskSpace.parse(described), ClassTasks(held(), held()))
     told = "\n".join(caught.value.problems)
     assert "task 'eel': none of its classes has images" in told
     assert "task 'oak': all of 64 samples answer 'oak'" in told and len(caught.value.problems) == 2

@@ -18,6 +18,7 @@ from sarto.engines.slicepack.paper.task import Front, Progress, fronts, make_tas
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, Selection, slice
 from sarto.graph.expressions import units_in
+from sarto.training import give_back_memory
 from sarto.types import PaperSettings
 
 
@@ -86,6 +87,7 @@ def paper_fragment(
     if first is None:
         raise RequestError("the donor has no layers")
     trained = combine(task, adapted, first, progress)
+    give_back_memory()
     return fuse(donor, trained)
 
 

@@ -15,7 +15,6 @@ from sarto.engines.slicepack.paper.network import Values, advance, can_cache, ru
 from sarto.errors import RequestError
 from sarto.graph.model import TensorRef
 from sarto.graph.run import check_inputs
-from sarto.training import give_back_memory
 from sarto.types import PaperSettings
 
 #: Called with a step's name, how much of it is done, and how much there is.
@@ -198,7 +197,6 @@ def descend(
                         tensor.grad.mul_(mask)
             optimiser.step()
             progress(what, step + 1, steps)
-    give_back_memory()
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
