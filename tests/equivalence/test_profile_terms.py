@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sarto.devices import count, flops_by_node, peak_bytes
+from sarto.devices.flops import RULES
 from sarto.devices.profiling import ByteCounter
 from sarto.devices.profiling.blocks import blocks
-from sarto.devices.profiling.features import terms_of
+from sarto.devices.profiling.features import PRODUCTS, terms_of
 from sarto.graph import capture, slice
 from sarto.graph.selection import leading
 from sarto.testing.random_nets import MOVES, random_net
+
+
+def test_every_operator_that_counts_flops_has_a_term() -> None:
+    assert set(PRODUCTS) == set(RULES)
 
 
 @settings(max_examples=12)

@@ -102,7 +102,8 @@ def train_loop(
     schedule = [rate_at(step, settings) for step in range(settings.steps)]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     # The state before the first step is a checkpoint too: there is always something good to return to.
-    saved = begun if begun or folder is None else _save(folder, parts, optimiser, 0, identity_hash, first)
+    if folder is not None and not begun:
+        _save(folder, parts, optimiser, 0, identity_hash, first)
     for step in range(begun, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * schedule[step]
@@ -128,8 +129,8 @@ def train_loop(
         if told is not None:
             told(step + 1, value)
         if folder is not None and ((step + 1) % settings.save_every == 0 or step + 1 == settings.steps):
-            saved = _save(folder, parts, optimiser, step + 1, identity_hash, first)
-    return LoopResult(max(saved, settings.steps), None, begun)
+            _save(folder, parts, optimiser, step + 1, identity_hash, first)
+    return LoopResult(settings.steps, None, begun)
 
 
 def rate_at(step: int, settings: LoopSettings) -> float:
@@ -194,17 +195,17 @@ def _save(
     step: int,
     identity: str,
     first: bool,
-) -> int:
-    if first:
-        path = folder / f"step-{step:09d}.safetensors"
-        temporary = path.with_suffix(".new")
-        save_file(_named(parts, optimiser), temporary, metadata={"step": str(step), "identity": identity})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        for old in checkpoints(folder)[:-KEPT]:
-            old.unlink(missing_ok=True)
-    return step
+) -> None:
+    if not first:
+        return  # of several processes that train together one writes
+    path = folder / f"step-{step:09d}.safetensors"
+    temporary = path.with_suffix(".new")
+    save_file(_named(parts, optimiser), temporary, metadata={"step": str(step), "identity": identity})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -69,7 +69,7 @@ def train_supernet(
         made = Assembler(len(space.properties), gate_layout(graph, groups), shape)
         model = Joint(graph, groups, made)
     model.to(device)
-    if settings.precision == "bfloat16" and graph.inputs[0].shape[1:] and len(graph.inputs[0].shape) == 4:
+    if settings.precision == "bfloat16" and len(graph.inputs[0].shape) == 4:
         model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(model) if settings.compile else model
     tasks = space.seen
