@@ -13,7 +13,7 @@ from torch import nn
 
 from sarto import Samples
 from sarto.devices import count
-from sarto.errors import GraphError, RequestError, StoreError
+from sarto.errors import GraphError, InfeasibleError, RequestError, StoreError
 from sarto.graph import read_graph
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.builder import Builder
@@ -178,6 +178,16 @@ def test_a_joint_that_is_no_cut_point_is_refused(indexed: Shop) -> None:
     nodes["chain"]["joints"][0][1] = "nowhere"
     with pytest.raises(GraphError, match="'nowhere' is no cut point"):
         _builder(indexed, *RED).build(Plan.parse({"nodes": nodes, "out": "head"}))
+
+
+def test_too_many_blocks_name_the_models_that_have_too_few_cut_points(indexed: Shop) -> None:
+    store = indexed.market.store
+    index = indices(store).get("zoo")
+    with pytest.raises(InfeasibleError, match="60 blocks are too many") as caught:
+        similarity_map(store, index, 60)
+    assert all(name in str(caught.value) for name in indexed.donors)
+    floor = caught.value.floor["k"]
+    assert similarity_map(store, index, floor).k == floor
 
 
 def test_a_map_names_every_piece_and_draws_it(indexed: Shop, tmp_path: Path) -> None:

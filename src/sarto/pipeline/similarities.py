@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sarto.errors import InfeasibleError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
 from sarto.pipeline.indexed_zoo import parting_of, zoo_of
@@ -48,6 +49,15 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
         InfeasibleError: k blocks are too many for a model.
     """
     zoo, learnwares = zoo_of(store, index)
+    most = {
+        held.name: len(entry.anatomy.places) - 1 for entry, held in zip(zoo.entries, learnwares, strict=True)
+    }
+    short = [f"{name} at most {n}" for name, n in most.items() if k is not None and n < k]
+    if short:
+        raise InfeasibleError(
+            f"{k} blocks are too many: by their cut points {', '.join(short)}; take {min(most.values())}",
+            floor={"k": min(most.values())},
+        )
     parting = parting_of(zoo, k)
     chosen = np.asarray(zoo.vectors[np.concatenate([entry.rows for entry in zoo.entries])])
     models = tuple(
