@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.slicepack.convolving import quicken
 from benchmarks.slicepack.images import Images, read, to_unit, train_and_pool
 from benchmarks.slicepack.tasks import NAMES, Task, task
 from sarto import zoo
@@ -81,7 +82,7 @@ def train(
         checkpoint: written after every epoch; where it exists, training goes on from it.
     """
     torch.manual_seed(seed)
-    model = recipe.build(n_classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = quicken(recipe.build(n_classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     padded = F.pad(images, (MARGIN,) * 4)
     steps = len(labels) // BATCH
     optimiser: torch.optim.Optimizer = torch.optim.SGD(
