@@ -21,8 +21,8 @@ from sarto.pipeline.choose import propose
 from sarto.pipeline.indexed_zoo import zoo_of
 from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.order import check_order
-from sarto.pipeline.similarities import similarity_map
-from sarto.pipeline.zoo_map import draw_map
+from sarto.pipeline.zoo_map import similarity_map
+from sarto.pipeline.zoo_picture import draw_map
 from sarto.types import Plan
 from tests.e2e.conftest import Shop
 

@@ -113,14 +113,14 @@ def show_map(
         from sarto.pipeline import Market
         from sarto.pipeline.indexed_zoo import steadiest_blocks
         from sarto.pipeline.indexing import indices
-        from sarto.pipeline.similarities import similarity_map
+        from sarto.pipeline.zoo_map import similarity_map
 
         with Market.open(market) as opened:
             held = indices(opened.store).get(name)
             chosen = steadiest_blocks(opened.store, held) if steady else blocks
             found = similarity_map(opened.store, held, chosen)
         if out is not None:
-            from sarto.pipeline.zoo_map import draw_map
+            from sarto.pipeline.zoo_picture import draw_map
 
             draw_map(found, Path(out))
         if as_json:

@@ -1,52 +1,80 @@
-"""The picture of a dissected zoo: similarities of all places, and the sets by colour along every model."""
+"""Which parts of a zoo are interchangeable: the sets of its dissection, and the similarity of all places."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
+import numpy as np
 
-from sarto.errors import RequestError
-from sarto.pipeline.similarities import ZooMap
-
-#: Colours of sets, told apart by most people who see few colours.
-PALETTE = "tab10"
+from sarto.errors import InfeasibleError
+from sarto.market import Store
+from sarto.market.indices import ProbeIndex
+from sarto.pipeline.indexed_zoo import parting_of, zoo_of
 
 
-def draw_map(found: ZooMap, path: Path) -> None:
-    """Write the picture as .svg or .png.
+@dataclass(frozen=True)
+class MappedModel:
+    """A model of a map: its places, the set of each piece between them (-1: none), and where blocks begin and end."""
+
+    name: str
+    places: tuple[str, ...]
+    params: tuple[int, ...]
+    sets: tuple[int, ...]
+    bounds: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ZooMap:
+    """Which parts of a zoo are interchangeable.
+
+    Attributes:
+        mean_similarity: of a block to its set, between -2 and 2.
+        widened: models that can't keep the size limit, and the slack that each was given.
+        cka: between all places of all models, in their order.
+    """
+
+    index: str
+    k: int
+    mean_similarity: float
+    widened: tuple[tuple[str, float], ...]
+    models: tuple[MappedModel, ...]
+    cka: tuple[tuple[float, ...], ...]
+
+
+def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> ZooMap:
+    """The dissection of an index and the CKA between all its places.
 
     Raises:
-        RequestError: another kind of file.
+        RequestError: fewer than two models are left.
+        InfeasibleError: k blocks are too many for a model.
     """
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise RequestError(f"a picture is an .svg or .png file, got {path.name!r}", where=str(path))
-    n, total = len(found.models), len(found.cka)
-    figure = Figure(figsize=(6.5, 5.2 + 0.35 * n), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=[5, 0.8 + 0.35 * n])
-    image = upper.imshow(found.cka, vmin=0.0, vmax=1.0, cmap="viridis", interpolation="nearest")
-    figure.colorbar(image, ax=upper, label="unbiased CKA")
-    edge, middles = 0, []
-    for model in found.models:
-        middles.append(edge + (len(model.places) - 1) / 2)
-        edge += len(model.places)
-        if edge < total:
-            upper.axhline(edge - 0.5, color="white", linewidth=0.8)
-            upper.axvline(edge - 0.5, color="white", linewidth=0.8)
-    names = [model.name for model in found.models]
-    upper.set_yticks(middles, names, fontsize=8)
-    upper.set_xticks(middles, names, fontsize=8, rotation=45, ha="right")
-    colours = colormaps[PALETTE]
-    for row, model in enumerate(found.models):
-        for piece, label in enumerate(model.sets):
-            colour = colours(label % 10) if label >= 0 else (0.9, 0.9, 0.9, 1.0)
-            width = 1.0 / max(len(model.sets), 1)
-            lower.barh(
-                row, width, left=piece * width, height=0.7, color=colour, edgecolor="white", linewidth=0.5
-            )
-    lower.set_yticks(range(n), names, fontsize=8)
-    lower.invert_yaxis()
-    lower.set_xlim(0, 1)
-    lower.set_xlabel("from stem to classifier; one colour a set")
-    figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    zoo, learnwares = zoo_of(store, index)
+    most = {
+        held.name: len(entry.anatomy.places) - 1 for entry, held in zip(zoo.entries, learnwares, strict=True)
+    }
+    short = [f"{name} at most {n}" for name, n in most.items() if k is not None and n < k]
+    if short:
+        raise InfeasibleError(
+            f"{k} blocks are too many: by their cut points {', '.join(short)}; take {min(most.values())}",
+            floor={"k": min(most.values())},
+        )
+    parting = parting_of(zoo, k)
+    chosen = np.asarray(zoo.vectors[np.concatenate([entry.rows for entry in zoo.entries])])
+    models = tuple(
+        MappedModel(
+            learnware.name,
+            tuple(place.value for place in entry.anatomy.places),
+            entry.anatomy.params,
+            tuple(parting.pieces(i, len(entry.anatomy.places)).tolist()),
+            tuple((int(a), int(b)) for a, b in parting.bounds[i]),
+        )
+        for i, (entry, learnware) in enumerate(zip(zoo.entries, learnwares, strict=True))
+    )
+    return ZooMap(
+        index.name,
+        parting.k,
+        parting.value / (len(models) * parting.k),
+        tuple((learnwares[i].name, slack) for i, slack in parting.fixed),
+        models,
+        tuple(tuple(row) for row in np.round(chosen @ chosen.T, 4).tolist()),
+    )
