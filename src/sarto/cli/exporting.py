@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -13,7 +13,7 @@ from sarto.errors import RequestError, suggest
 from sarto.types import Precision
 
 if TYPE_CHECKING:
-    from sarto.export import Exported
+    from sarto.export import Exported, TargetName
 
 FORMATS = ("onnx", "pt2", "openvino", "executorch", "litert", "aotinductor")
 
@@ -55,8 +55,9 @@ def export(
         from sarto.pipeline import Artifact
         from sarto.pipeline.exporting import export_artifact, place_for
 
+        format_, exact = cast("TargetName", to), cast("Precision", precision)  # known, as was checked above
         artifact = Artifact.read(folder)
-        target = Path(out) if out else place_for(Path(folder), to, precision)  # type: ignore[arg-type]
+        target = Path(out) if out else place_for(Path(folder), format_, exact)
         if target.is_dir() or not target.parent.is_dir():
             raise RequestError(f"can't write {target}: give a file in a folder that exists", where="--out")
         with progress(quiet=as_json) as tell:
@@ -64,8 +65,8 @@ def export(
             found = export_artifact(
                 artifact,
                 target,
-                to=to,  # type: ignore[arg-type]
-                precision=precision,  # type: ignore[arg-type]
+                to=format_,
+                precision=exact,
                 samples=Path(samples) if samples is not None else None,
                 calibration=Path(calibration) if calibration is not None else None,
                 batch=batch,

@@ -65,7 +65,9 @@ def design(
     rng = np.random.default_rng(seed)
     sizes = np.array(list(terms.groups.values()), float)
     corners = np.stack([np.maximum(1, np.round(ratio * sizes)) for ratio in CORNERS])[:n]
-    corners = np.unique(_stepped(corners, sizes, step), axis=0)[::-1]
+    corners = _stepped(corners, sizes, step)
+    # Small groups are rounded up to equal corners; each stands once, in the order above.
+    corners = corners[np.sort(np.unique(corners, axis=0, return_index=True)[1])]
     drawn = random_counts(terms.groups, int(DRAWN * (n - len(corners))), rng, step=step)
     known = np.concatenate([corners, drawn])
     candidates = random_counts(terms.groups, pool, rng, step=step)
