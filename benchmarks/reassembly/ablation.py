@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reassembly.zero_gradient import PROXY_IMAGES, accuracy_of, zoo_of
-from benchmarks.reassembly.zoo import SHIPPED, donor, probes, ready, tests
+from benchmarks.reassembly.zoo import donor, probes, tests, usable
 from sarto.engines.reassembly import (
     Assembler,
     Limits,
@@ -64,7 +64,7 @@ def ablation(
     random cuts.
     """
     images, labels = tests(data, n_tested)
-    chosen = [name for name in (ready(data) if data == SHIPPED else members) if name in ready(data)]
+    chosen = usable(data, members)
     rows: list[dict[str, Any]] = []
     for run in range(n_seeds):
         inputs, _ = probes(data, n_probes, seed + run)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.reassembly.zoo import SHIPPED, donor, probes, ready, tests
+from benchmarks.reassembly.zoo import donor, probes, tests, usable
 from sarto.devices import count
 from sarto.engines.reassembly import (
     Assembler,
@@ -72,14 +72,14 @@ def same_depth(
     """Chains of blocks of different donors, dissected jointly, stitched in closed form; nothing is trained.
 
     Chains are random choices of donors for the stages of the joint dissection, at least three donors each (two where
-    the zoo has no more); the share of the tail donor's accuracy that they keep is averaged over chains.
+    the zoo has no more); the share of the tail donor's accuracy that they keep is averaged over chains. The solver
+    knows the donors' skills from the labels of the probe images; test images choose nothing.
     """
-    inputs, _ = probes(data, n_probes, seed)
+    inputs, truth = probes(data, n_probes, seed)
     images, labels = tests(data, n_tested)
-    chosen = [name for name in (ready(data) if data == SHIPPED else members) if name in ready(data)]
-    donors = [donor(data, name, inputs) for name in chosen]
+    donors = [donor(data, name, inputs) for name in usable(data, members)]
     own = [accuracy_of(one.graph, images, labels) for one in donors]
-    zoo = zoo_of(donors, own, min(64, n_probes))
+    zoo = zoo_of(donors, [accuracy_of(one.graph, inputs, truth) for one in donors], min(64, n_probes))
     parting = dissect(zoo, Limits(n_blocks, 0.8), seed=seed)
     found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors), n_blocks))))
     paths = [choice.path for choice in random_chains(found.problem, n_chains, seed=seed)]
@@ -147,8 +147,7 @@ def ranking(
     """How the steps of the cascade order a list of chains: Kendall's tau with their measured accuracy."""
     inputs, truth = probes(data, n_probes, seed)
     images, labels = tests(data, n_tested)
-    chosen = [name for name in (ready(data) if data == SHIPPED else members) if name in ready(data)]
-    donors = [donor(data, name, inputs) for name in chosen]
+    donors = [donor(data, name, inputs) for name in usable(data, members)]
     own = [accuracy_of(one.graph, inputs, truth) for one in donors]
     zoo = zoo_of(donors, own, min(64, n_probes))
     found = layout(zoo, dissect(zoo, Limits(n_blocks, 0.8), seed=seed), Wish(sides=Sides(least_donors=2)))

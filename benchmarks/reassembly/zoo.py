@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,6 +119,12 @@ def donor(data: str, name: str, inputs: Tensor) -> Donor:
     """A member with the probe images."""
     graph = graph_of(data, name)
     return Donor(name, graph, anatomy(graph), inputs)
+
+
+def usable(data: str, members: Sequence[str]) -> list[str]:
+    """Of the given members those that can be used now; every member of the zoo of small runs."""
+    there = ready(data)
+    return [name for name in (there if data == SHIPPED else members) if name in there]
 
 
 def probes(data: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
