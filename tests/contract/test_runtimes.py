@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from sarto.devices import measure_memory, measure_models
 from sarto.devices.runtimes import Worker, is_available
 from sarto.errors import GraphError, RequestError, VerifyError
 from sarto.export import LIMITS, TARGETS, Exported, TargetName, export, write_for
+from sarto.export.comparing import Compared, compare
 from sarto.graph import ModelGraph, capture, read_pt2
 from sarto.types import PRECISIONS, Device, Precision, RuntimeName
 
@@ -134,6 +135,21 @@ def test_every_runtime_that_reads_files_has_a_format_and_every_precision_of_it()
     for target in TARGETS.values():
         assert target.precisions == PRECISIONS[target.runtime]
     assert {target.runtime for target in TARGETS.values()} | {"compile"} == set(get_args(RuntimeName))
+
+
+def test_until_a_file_is_proven_nothing_lies_where_it_goes(
+    graph: ModelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Path]] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Compared:
+        seen.append(sorted(tmp_path.rglob("*")))
+        return compare(*args, **kwargs)
+
+    monkeypatch.setattr("sarto.export.exporting.compare", watched)
+    found = export(graph, tmp_path / "model.onnx", to="onnx")
+    assert seen == [[]]
+    assert sorted(tmp_path.iterdir()) == [found.path, found.sidecar]
 
 
 class Broken(nn.Module):

@@ -52,14 +52,18 @@ def export(
             lambda: check_there("--samples", samples),
             lambda: check_there("--calibration", calibration),
         )
+        from sarto.export import check_target
         from sarto.pipeline import Artifact
         from sarto.pipeline.exporting import export_artifact, place_for
 
         format_, exact = cast("TargetName", to), cast("Precision", precision)  # known, as was checked above
-        artifact = Artifact.read(folder)
         target = Path(out) if out else place_for(Path(folder), format_, exact)
-        if target.is_dir() or not target.parent.is_dir():
-            raise RequestError(f"can't write {target}: give a file in a folder that exists", where="--out")
+        given = samples is not None or calibration is not None
+        together(
+            lambda: check_target(to, precision, target.name, calibrated=given),
+            lambda: _writable(target),
+        )
+        artifact = Artifact.read(folder)
         with progress(quiet=as_json) as tell:
             tell(f"writing {to} ({precision}), running it there, comparing with eager", 0, 1)
             found = export_artifact(
@@ -76,6 +80,11 @@ def export(
         else:
             for line in lines(found):
                 typer.echo(line)
+
+
+def _writable(target: Path) -> None:
+    if target.is_dir() or not target.parent.is_dir():
+        raise RequestError(f"can't write {target}: give a file in a folder that exists", where="--out")
 
 
 def lines(found: Exported) -> list[str]:

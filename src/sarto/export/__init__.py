@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sarto.devices import OnnxModel, load_onnx
 from sarto.export.comparing import LEAST_AGREEMENT, LIMITS, MOST_ERROR
-from sarto.export.exporting import Exported, export, write_for
+from sarto.export.exporting import Exported, check_target, export, write_for
 from sarto.export.onnx import OnnxExport, export_onnx, to_onnx
 from sarto.export.sidecar import sidecar_of
 from sarto.export.targets import FORMATS, TARGETS, TargetName
@@ -19,6 +19,7 @@ __all__ = [
     "OnnxExport",
     "OnnxModel",
     "TargetName",
+    "check_target",
     "export",
     "export_onnx",
     "load_onnx",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sarto.devices.runtimes.place import interpreter
 from sarto.errors import GraphError, RequestError, VerifyError, suggest
 from sarto.export.comparing import Compared, check, compare
 from sarto.export.onnx import random_inputs
@@ -81,6 +82,8 @@ def export(
 ) -> Exported:
     """Write a graph for a runtime and prove it there; the file and its sidecar appear whole, or nothing does.
 
+    Until then they lie in the system's folder for temporary files: an export that is killed leaves nothing beside them.
+
     Single precision may differ from eager by 1e-4 (relative to the largest output), float16 by 2e-2, bfloat16 by 8e-2.
     An int8 file must decide like eager on 80 % of the samples; where outputs are no decisions, the root mean square of
     its error must stay below 30 % of that of the outputs.
@@ -105,8 +108,8 @@ def export(
     kind = TARGETS[to]
     arrays = tuple(tensor[:CALIBRATION].numpy() for tensor in calibrating) if precision == "int8" else ()
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
+        draft = Path(folder)
         made = draft / target.name
         free, found = _written(graph, made, kind, precision, batch, arrays, metadata or {}, (real, labels))
         files = sorted(path for path in draft.iterdir() if path.is_file())
@@ -126,10 +129,52 @@ def export(
         write_sidecar(draft, made, exported.to_plain(), graph, kind, metadata or {}, files)
         # What belongs to the file first: a reader never sees the file alone.
         for path in sorted(draft.iterdir(), key=lambda path: path.name == target.name):
-            os.replace(path, target.parent / path.name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            _put(path, target.parent / path.name)
     return exported
+
+
+def check_target(to: str, precision: str, name: str, *, calibrated: bool) -> None:
+    """Refuse what no model can be exported to, before one is read.
+
+    Args:
+        name: of the file.
+        calibrated: whether there are samples that int8 can be calibrated on.
+
+    Raises:
+        RequestError: an unknown format, a precision or a name of a file that it has not, a runtime that is not
+            installed; all problems at once.
+    """
+    problems = _target_problems(to, precision, name, calibrated)
+    if problems:
+        raise RequestError(problems[0], problems=problems)
+
+
+def _target_problems(to: str, precision: str, name: str, calibrated: bool) -> list[str]:
+    kind = next((target for known, target in TARGETS.items() if known == to), None)
+    if kind is None:
+        return [f"no format {to!r}{suggest(to, TARGETS)}"]
+    problems = []
+    if precision not in kind.precisions:
+        problems.append(f"{to} has no {precision}; it has {', '.join(kind.precisions)}")
+    if not name.endswith(kind.suffix):
+        problems.append(f"{name}: the name of a file for {to} ends in {kind.suffix}")
+    if precision == "int8" and not calibrated:
+        problems.append("int8 needs samples to calibrate on: give calibration, or samples")
+    try:
+        interpreter(kind.runtime, converting=True)
+    except RequestError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _put(made: Path, place: Path) -> None:
+    """Move a file to its place, which may be on another disk; the place never holds half of it."""
+    near = place.with_name(f".{place.name}.part")
+    try:
+        shutil.move(made, near)
+        os.replace(near, place)
+    finally:
+        near.unlink(missing_ok=True)
 
 
 def write_for(graph: ModelGraph, device: Device, folder: Path) -> Path:
@@ -203,21 +248,13 @@ def _check_request(
     calibrating: tuple[Tensor, ...],
     batch: int,
 ) -> None:
-    if to not in TARGETS:
-        raise RequestError(f"no format {to!r}{suggest(to, TARGETS)}", where="to")
-    kind, problems = TARGETS[to], []
-    if precision not in kind.precisions:
-        problems.append(f"{to} has no {precision}; it has {', '.join(kind.precisions)}")
-    if not path.name.endswith(kind.suffix):
-        problems.append(f"{path.name}: the name of a file for {to} ends in {kind.suffix}")
+    problems = _target_problems(to, precision, path.name, bool(calibrating))
     strange = sorted({e.dtype for e in graph.inputs if is_floating(e.dtype) and e.dtype != "float32"})
     if strange or graph.floating_dtype != "float32":
         problems.append(f"the graph is in {graph.floating_dtype}; export graph.to(torch.float32)")
     if batch < 1:
         problems.append(f"batch must be at least 1, got {batch}")
-    if precision == "int8" and not calibrating:
-        problems.append("int8 needs samples to calibrate on: give calibration, or samples")
-    elif precision == "int8" and len(calibrating[0]) < batch:
+    if precision == "int8" and calibrating and len(calibrating[0]) < batch:
         problems.append(f"int8 needs at least {batch} samples to calibrate on, got {len(calibrating[0])}")
     if labels is not None and (not real or len(labels) != len(real[0])):
         problems.append(f"{len(labels)} labels were given for {len(real[0]) if real else 0} samples")

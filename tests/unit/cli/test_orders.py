@@ -70,6 +70,31 @@ def test_a_model_is_verified_inspected_and_exported(made: tuple[Path, str], tmp_
     assert "int8 needs samples to calibrate on" in run("export", out, "--precision", "int8").stderr
 
 
+def test_what_no_model_can_be_exported_to_is_refused_before_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SARTO_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "sarto.devices.runtimes.place._is_here", lambda name: name in ("torch", "onnxruntime")
+    )
+    nowhere = tmp_path / "nowhere"
+    found = run(
+        "export", nowhere, "--to", "litert", "--precision", "bfloat16", "-o", tmp_path / "no" / "x.onnx"
+    )
+    assert found.exit_code == 2
+    for words in (
+        "litert has no bfloat16; it has float32, float16, int8",
+        "x.onnx: the name of a file for litert ends in .tflite",
+        "runtime 'litert' is not installed here: pip install 'sarto[litert]'",
+        "give a file in a folder that exists",
+    ):
+        assert words in found.stderr
+    assert "nowhere" not in found.stderr
+    missing = run("export", nowhere, "--to", "openvino")
+    assert missing.exit_code == 2 and "sarto device setup openvino" in missing.stderr
+    assert "nowhere" in run("export", nowhere).stderr, "what fits goes on to the model"
+
+
 def test_an_export_is_compared_on_real_samples_and_carries_classes_and_preprocessing(
     made: tuple[Path, str], tmp_path: Path
 ) -> None:
