@@ -31,7 +31,7 @@ class SmallMaps(torch.autograd.Function):
         return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of maps (bfloat16) and weight (float32)."""
         (gradient,) = gradients
         patches, filters = ctx.saved_tensors
@@ -66,7 +66,7 @@ class Convolution(nn.Conv2d):
     def forward(self, maps: Tensor) -> Tensor:
         """See ``torch.nn.Conv2d``."""
         if self.training and torch.is_autocast_enabled("cpu") and max(maps.shape[2:]) <= SMALL:
-            out: Tensor = SmallMaps.apply(maps, self.weight)  # type: ignore[no-untyped-call]
+            out: Tensor = SmallMaps.apply(maps, self.weight)
             return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
         return super().forward(maps)
 

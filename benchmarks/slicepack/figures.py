@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.slicepack.donors import reading, setting
 from benchmarks.slicepack.heads import fitted
-from benchmarks.slicepack.methods import CUTS, cut_fragment
+from benchmarks.slicepack.methods import CUTS, cut_fragments
 from benchmarks.slicepack.tables import Features
 from benchmarks.slicepack.tasks import orders
 from sarto.engines.slicepack import choose_units, rate_widths
@@ -86,10 +86,8 @@ def expansion(
         samples = {cls: pictures.samples(cls, k, 0) for donor in donors for cls in donor.classes}
         readings = {donor.name: reading(donor, samples) for donor in donors}
         wanted = sorted({cls for order in chosen for cls in order})
-        graphs = {
-            cls: cut_fragment(CUTS[method], owner[cls], readings[owner[cls].name], cls, seed).graph
-            for cls in wanted
-        }
+        made = cut_fragments(CUTS[method], owner, readings, wanted, seed)
+        graphs = {cls: one.graph for cls, one in made.items()}
         scores = []
         for order in chosen:
             parts = [graphs[cls] for cls in order]
@@ -126,10 +124,7 @@ def seconds(*, architecture: str, methods: list[str], k: int, seed: int) -> dict
     shared = (time.perf_counter() - begun) / len(classes)
     cache, rows, numbers = Features(pictures, k, 0, 1), [], dict[str, Any]()
     for method in methods:
-        made = {
-            cls: cut_fragment(CUTS[method], owner[cls], readings[owner[cls].name], cls, seed)
-            for cls in classes
-        }
+        made = cut_fragments(CUTS[method], owner, readings, classes, seed)
         for n in range(2, len(classes) + 1):
             order = tuple(classes[:n])
             parts = [made[cls].graph for cls in order]

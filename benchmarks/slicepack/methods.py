@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks.slicepack.donors import Donor
@@ -76,14 +77,44 @@ class Fragment:
     seconds: float
 
 
-def cut_fragment(cut: Cut, donor: Donor, readings: Readings, cls: str, seed: int) -> Fragment:
-    """The fragment of one class."""
+def cut_fragments(
+    cut: Cut, owner: Mapping[str, Donor], readings: Mapping[str, Readings], classes: Iterable[str], seed: int
+) -> dict[str, Fragment]:
+    """The fragment of each class; widths are solved once for a donor, and all of its classes share these seconds."""
+    solved: dict[str, tuple[dict[str, int], float]] = {}
+    made: dict[str, Fragment] = {}
+    for cls in classes:
+        donor = owner[cls]
+        if donor.name not in solved:
+            begun = time.perf_counter()
+            keep = widths(cut, donor, readings[donor.name])
+            solved[donor.name] = keep, (time.perf_counter() - begun) / len(donor.classes)
+        keep, shared = solved[donor.name]
+        one = cut_fragment(cut, donor, readings[donor.name], cls, seed, keep)
+        made[cls] = replace(one, seconds=one.seconds + shared)
+    return made
+
+
+def widths(cut: Cut, donor: Donor, readings: Readings) -> dict[str, int]:
+    """Units of every group that fragments of this donor keep."""
+    if cut.allocated:
+        return dict(allocate(readings, (cut.share,))[cut.share])
+    return dict(rate_widths(donor.graph, cut.share**0.5))
+
+
+def cut_fragment(
+    cut: Cut, donor: Donor, readings: Readings, cls: str, seed: int, keep: Mapping[str, int] | None = None
+) -> Fragment:
+    """The fragment of one class.
+
+    Args:
+        keep: units of every group, where they are known.
+    """
     begun = time.perf_counter()
-    whole = cut.share
-    keep = allocate(readings, (whole,))[whole] if cut.allocated else rate_widths(donor.graph, whole**0.5)
+    kept = widths(cut, donor, readings) if keep is None else dict(keep)
     classes = [] if cut.agnostic else [donor.classes.index(cls)]
     repair = RepairSettings(wpos=cut.wpos, sequential=cut.sequential) if cut.repair else None
     graph, _ = make_fragment(
-        readings, classes, keep, criterion=cut.criterion, repair=repair, wpos=cut.wpos, seed=seed
+        readings, classes, kept, criterion=cut.criterion, repair=repair, wpos=cut.wpos, seed=seed
     )
     return Fragment(block(graph, end=features(graph).value), time.perf_counter() - begun)

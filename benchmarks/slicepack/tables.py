@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.slicepack.donors import Donor, Pictures, reading, setting
 from benchmarks.slicepack.heads import fitted
-from benchmarks.slicepack.methods import CUTS, cut_fragment
+from benchmarks.slicepack.methods import CUTS, cut_fragments
 from benchmarks.slicepack.tasks import orders
 from sarto.devices import count
 from sarto.graph import ModelGraph, branch, with_head
@@ -148,12 +148,10 @@ def _one_draw(
         if method == "ensemble":
             body: Callable[[str], ModelGraph] = lambda cls: owner[cls].extractor  # noqa: E731
         else:
-            fragments: dict[str, ModelGraph] = {}
-            for cls in sorted({cls for order in chosen for cls in order}):
-                donor = owner[cls]
-                made = cut_fragment(CUTS[method], donor, readings[donor.name], cls, seed + cache.draw)
-                fragments[cls] = made.graph
-                seconds.append(shared + made.seconds)
+            wanted = sorted({cls for order in chosen for cls in order})
+            made = cut_fragments(CUTS[method], owner, readings, wanted, seed + cache.draw)
+            fragments = {cls: one.graph for cls, one in made.items()}
+            seconds = [shared + one.seconds for one in made.values()]
             body = fragments.__getitem__
         rows.append(_row(cache, method, chosen, body, statistics.median(seconds) if seconds else None))
     return rows
