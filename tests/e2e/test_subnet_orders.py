@@ -69,6 +69,30 @@ def test_a_task_becomes_a_model_with_a_certificate(stocked: Path, tmp_path: Path
     assert said.label in ("no", "yes") and abs(sum(said.probabilities.values()) - 1) < 1e-5
 
 
+def test_a_budget_under_the_smallest_with_every_block_skips_some(stocked: Path, tmp_path: Path) -> None:
+    changes = {"assembler": {"hidden": 8, "gaters": 2, "most": 1.0, "skips": True}}
+    with Market.create(tmp_path / "market") as market:
+        done = train_factory(
+            FactoryConfig.parse(described(tmp_path, **changes)), market.store, tmp_path / "steps"
+        )
+        with Market.open(stocked) as other:
+            whole = other.store.supernets.get("few").floor
+        floor = done.manifest.floor
+        assert floor.params < whole.params and floor.flops < whole.flops
+        artifact = market.make(
+            order("exactly_2", "digit_7", budget={"params": whole.params - 1}), tmp_path / "out"
+        )
+        again = market.make(
+            order("exactly_2", "digit_7", budget={"params": whole.params - 1}), tmp_path / "out"
+        )
+    assert again.plan == artifact.plan and artifact.damage() == []
+    (node,) = [node for node in artifact.plan.nodes.values() if isinstance(node, SubnetNode)]
+    assert () in node.keep.values()
+    assert artifact.report.measured.params <= whole.params - 1
+    found = artifact.report.certificate
+    assert found is not None and found.difference <= 1e-5 and found.floor["params"] < whole.params
+
+
 def test_an_unseen_task_names_its_nearest_and_several_tasks_share_a_model(
     stocked: Path, tmp_path: Path
 ) -> None:

@@ -18,10 +18,11 @@ from sarto import zoo
 from sarto.devices import count
 from sarto.engines.factory.data import TaskData, check_data, open_data
 from sarto.engines.factory.gates import lowest_limit
-from sarto.engines.factory.supernet import Supernet, as_placed, placed, revived
+from sarto.engines.factory.subnets import gates_of
+from sarto.engines.factory.supernet import Supernet, as_placed, assembler_for, placed, revived
 from sarto.engines.factory.training import qualities, train_supernet
 from sarto.errors import RequestError, ShapeError, suggest
-from sarto.graph import ModelGraph, block, capture, features, gate_layout, leading, slice, with_head
+from sarto.graph import ModelGraph, block, capture, features, with_head
 from sarto.graph.model import size_at
 from sarto.market import Store
 from sarto.pipeline.curves import draw_looks
@@ -189,7 +190,8 @@ def train_factory(
     if problems:
         raise RequestError(problems[0], problems=problems)
     graph, groups = as_placed(graph, config.placement), placed(graph, config.placement)
-    floor = lowest_limit(gate_layout(graph, groups), config.assembler.least)
+    shape = assembler_for(graph, groups, space, config.assembler)
+    floor = lowest_limit(shape.layout, shape.least)
     limits = tuple(limit for limit in config.judging.limits if limit >= floor)
     if not limits:
         raise RequestError(
@@ -329,10 +331,10 @@ def stock_supernet(
     Raises:
         StoreError: the name is taken by another one, or writing failed.
     """
-    graph, layout = supernet.graph, supernet.layout
-    least = {
-        group: min(supernet.assembler.settings.least, stop - start) for group, (start, stop) in layout.items()
-    }
+    graph = supernet.graph
+    smallest = gates_of(
+        {group: range(n_least) for group, n_least in supernet.assembler.least.items()}, supernet.layout
+    )
     sketch = graph.sketch()
     manifest = StockedSupernet(
         id=_UNKNOWN,
@@ -350,7 +352,7 @@ def stock_supernet(
         input_shape=size_at(graph.inputs[0].shape[1:], 1),
         units=supernet.assembler.units,
         cost=count(sketch),
-        floor=count(slice(sketch, leading(least), analysis=graph.analysis)),
+        floor=count(supernet.subnet(smallest)),
         qualities=tuple(found),
         licence=config.licence,
         notes=config.notes,

@@ -116,7 +116,7 @@ class ReadySupernet:
 
     @property
     def _floor(self) -> float:
-        least = lowest_limit(self.supernet.layout, self.supernet.assembler.settings.least)
+        least = lowest_limit(self.supernet.layout, self.supernet.assembler.least)
         return min(1.0, least * (1 + 1e-6))
 
     def _at(self, tasks: Tasks, limit: float) -> Found:

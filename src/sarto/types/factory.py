@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -49,6 +50,8 @@ SUPERNET_IDENTITY = (
     "assembler_hash",
     "licence",
 )
+#: What came later: left out of the id where it is what every supernet had before.
+LATER: Mapping[str, Mapping[str, Any]] = {"assembler": {"skips": False}, "space": {"extra": []}}
 
 
 class AssemblerSettings(Value):
@@ -68,6 +71,8 @@ class AssemblerSettings(Value):
         start: bias that opens all gates at the start, so that training begins with the whole network (our reading).
         temperature: how steep the soft gate around a nested order's threshold is.
         least: units that each gated group keeps at any limit.
+        skips: whether a group inside a branch that ends in a sum may close to the last unit: its block is then skipped,
+            and a subnet does not have it. Whole blocks so need no gates of their own.
         most: in the nested order, share of the units that open at most, whatever the limit: which units are open is all
             that a network knows of the task, and with all of them open it would know nothing.
 
@@ -86,6 +91,7 @@ class AssemblerSettings(Value):
     start: AtLeastZero = 1.0
     temperature: AboveZero = 0.5
     least: Positive = 1
+    skips: Flag = False
     most: Ratio = 0.5
 
 
@@ -111,6 +117,7 @@ class JointSettings(Value):
         sandwich: samples of every step at limit 1 and at the lowest, as a share each.
         clip: largest norm of a step's gradient.
         precision: of the forward pass; weights stay float32.
+        extra_share: share of the samples whose task is one of the space's further combinations, where it has any.
         seed: of weights, batches, tasks and limits.
         save_every: steps between checkpoints.
     """
@@ -131,6 +138,7 @@ class JointSettings(Value):
     clip: AboveZero = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Flag = False
+    extra_share: Share = 0.5
     seed: Whole = 0
     save_every: Positive = 500
 
@@ -270,6 +278,12 @@ class StockedSupernet(Value):
     def content_id(self) -> str:
         """The id that belongs to the content; equal to `id` unless somebody changed the manifest."""
         plain = self.model_dump(mode="json", include=set(SUPERNET_IDENTITY))
+        for part, before in LATER.items():
+            plain[part] = {
+                name: value
+                for name, value in plain[part].items()
+                if name not in before or value != before[name]
+            }
         text = to_json_text({**plain, "format": "sarto.supernet/1"})
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -77,7 +77,8 @@ class Repair(Value):
     polish: Flag = False
 
 
-def _check_keep(value: Any) -> FrozenDict[str, Kept]:
+def _check_keep(value: Any, *, none: bool = False) -> FrozenDict[str, Kept]:
+    # `none`: a group may keep no unit.
     if not isinstance(value, Mapping):
         raise problem(f"must be a mapping of channel groups to what is kept of them, got {show(value)}")
     problems: list[str] = []
@@ -85,6 +86,9 @@ def _check_keep(value: Any) -> FrozenDict[str, Kept]:
     for group, amount in value.items():
         if not isinstance(group, str) or not 0 < len(group) <= 500 or not group.isprintable():
             problems.append(f"[{show(group)}]: must be the id of a channel group, or '*' for all others")
+            continue
+        if none and isinstance(amount, (list, tuple)) and not amount:
+            kept[group] = ()
             continue
         fault, tidy = _kept(amount, star=group == "*")
         kept[group] = tidy
@@ -131,6 +135,19 @@ Keep = Annotated[
 ]
 
 
+def _check_open(value: Any) -> FrozenDict[str, Kept]:
+    return _check_keep(value, none=True)
+
+
+#: As `Keep`, where a group may also keep no unit.
+Open = Annotated[
+    Mapping[str, Kept],
+    PlainValidator(_check_open),
+    PlainSerializer(_plain_keep, return_type=dict[str, Any]),
+    WithJsonSchema({"type": "object"}),
+]
+
+
 class SubnetNode(Value):
     """The units of a stocked supernet that its assembler opens for tasks, as a static model with all outputs.
 
@@ -138,7 +155,7 @@ class SubnetNode(Value):
         of: id of the supernet.
         tasks: what it is for, each the properties of one task; of several the union of their units.
         limit: share of units that the assembler may open for each task; None where `keep` names the units.
-        keep: group -> the units that stay; groups that are not named stay whole.
+        keep: group -> the units that stay; groups that are not named stay whole, one without units goes with its block.
         samples: content hash of samples, labels unread, whose batch norm statistics take the place of those of
             training; None leaves these.
     """
@@ -147,7 +164,7 @@ class SubnetNode(Value):
     of: Sha
     tasks: Annotated[Several[Names], Field(min_length=1, max_length=MAX_MEMBERS)]
     limit: Ratio | None = None
-    keep: Keep = Field(default_factory=dict, validate_default=True)
+    keep: Open = Field(default_factory=dict, validate_default=True)
     samples: Sha | None = None
 
     @model_validator(mode="after")

@@ -31,6 +31,8 @@ class TaskSpace(Value):
         optional: groups of which a task may have no property.
         tasks: the tasks, if not all combinations.
         unseen: tasks kept out of training, to be tried afterwards.
+        extra: further combinations of properties that are trained too, so that the assembler learns what a property
+            means and not each task by heart; nobody can order them. They need not keep `choose`.
         function: `package.module:name` of what draws inputs and answers of tasks.
         arguments: keyword arguments of that function.
         answers: what the model's outputs mean.
@@ -50,6 +52,7 @@ class TaskSpace(Value):
     optional: Names = ()
     tasks: Several[Names] = ()
     unseen: Several[Names] = ()
+    extra: Several[Names] = ()
     function: Name
     arguments: Frozen[Name, Any] = Field(default_factory=dict, validate_default=True)
     answers: Annotated[Names, Field(min_length=1)]
@@ -101,6 +104,8 @@ class TaskSpace(Value):
             for key in ("tasks", "unseen"):
                 for place, task in enumerate(getattr(self, key)):
                     problems += [f".{key}[{place}]: {why}" for why in self.problems(task)]
+        if not problems:
+            problems += self._extra_problems()
         if not problems and not self.tasks and self._n_combinations() > MAX_TASKS:
             problems.append(
                 f".groups: {self._n_combinations()} combinations, more than {MAX_TASKS}; list the tasks under .tasks"
@@ -127,6 +132,28 @@ class TaskSpace(Value):
     def kept_aside(self) -> tuple[frozenset[str], ...]:
         """The tasks that are not trained."""
         return tuple(dict.fromkeys(frozenset(task) for task in self.unseen))
+
+    @property
+    def combined(self) -> tuple[frozenset[str], ...]:
+        """The combinations that are trained beside the tasks."""
+        return tuple(dict.fromkeys(frozenset(task) for task in self.extra))
+
+    def _extra_problems(self) -> list[str]:
+        """What is wrong with the further combinations."""
+        found = []
+        unseen = set(self.kept_aside)
+        for place, named in enumerate(self.extra):
+            found += [
+                f".extra[{place}]: {name!r} is no property of {self.name!r}{suggest(name, self.properties)}"
+                for name in named
+                if name not in self.properties
+            ]
+            found += [f".extra[{place}]: {name!r} is named twice" for name in twice(named)]
+            if not named:
+                found.append(f".extra[{place}]: names no property; give some")
+            elif frozenset(named) in unseen:
+                found.append(f".extra[{place}]: {'+'.join(named)} is kept out of training under .unseen")
+        return found
 
     def problems(self, task: Iterable[str]) -> list[str]:
         """What keeps a set of properties from being a task of this space; nothing where it is one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +16,8 @@ from sarto.errors import RequestError, StoreError
 from sarto.graph import ModelGraph, capture
 from sarto.market import Store
 from sarto.types import AssemblerSettings, Cost, Preprocessing, StockedSupernet, TaskSpace
+from sarto.types.factory import SUPERNET_IDENTITY
+from sarto.types.text import to_json_text
 
 COST = Cost(params=2, flops=2, memory_bytes=2, size_bytes=2, basis="predicted")
 TENSORS = {"encode.weight": torch.arange(6.0).reshape(2, 3)}
@@ -70,6 +74,19 @@ def test_a_supernet_is_stocked_found_kept_and_removed(tmp_path: Path, graph: Mod
         assert list(store.supernets) == [] and store.clean() == ()
         with pytest.raises(StoreError, match="sarto factory train makes one"):
             store.supernets.get("one")
+
+
+def test_settings_that_came_later_change_an_id_only_where_they_are_used() -> None:
+    one = manifest()
+    plain = json.loads(one.to_json())
+    before = {name: plain[name] for name in SUPERNET_IDENTITY} | {"format": "sarto.supernet/1"}
+    del before["assembler"]["skips"], before["space"]["extra"]
+    assert one.content_id() == "sha256:" + hashlib.sha256(to_json_text(before).encode()).hexdigest()
+    for other in (
+        one.replace(assembler=one.assembler.replace(skips=True)),
+        one.replace(space=one.space.replace(extra=(("a", "b"),))),
+    ):
+        assert other.content_id() != one.content_id()
 
 
 def test_other_content_needs_another_name(tmp_path: Path, graph: ModelGraph) -> None:

@@ -47,6 +47,14 @@ def test_unseen_tasks_are_kept_aside() -> None:
     assert space.kept_aside == (frozenset(("two", "cow")),)
 
 
+def test_further_combinations_are_no_tasks() -> None:
+    space = TaskSpace.parse({**SMALL, "extra": [["one", "cat", "dog"], ["dog", "cat", "one"]]})
+    assert space.combined == (frozenset(("one", "cat", "dog")),)
+    assert space.seen == TaskSpace.parse(SMALL).seen
+    with pytest.raises(RequestError, match="contradict each other"):
+        space.task("one+cat+dog")
+
+
 def test_outputs_outside_a_task_are_cut_off() -> None:
     space = TaskSpace.parse({**SMALL, "answers": ["a", "b", "c"], "outputs_of": {"cat": ["a", "c"]}})
     assert space.outputs({"one", "cat"}) == (0, 2)
@@ -92,6 +100,10 @@ def test_what_is_no_task(task: str, said: str) -> None:
         ({"outputs_of": {"cow": ["maybe"]}}, "is no answer"),
         ({"groups": {"count": ["a+b"], "kind": ["c"]}}, "no '+'"),
         ({"answers": ["no", "no"]}, "named twice"),
+        ({"extra": [["one", "cta"]]}, "did you mean 'cat'"),
+        ({"extra": [["cat", "cat"]]}, "named twice"),
+        ({"extra": [[]]}, "names no property"),
+        ({"unseen": [["two", "cow"]], "extra": [["cow", "two"]]}, "kept out of training"),
         ({"groups": {f"g{i}": [f"{i}a", f"{i}b", f"{i}c"] for i in range(10)}}, "more than 20000"),
     ],
 )

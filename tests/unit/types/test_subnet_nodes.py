@@ -36,10 +36,12 @@ def test_the_key_tells_apart_what_gives_other_models_and_nothing_else() -> None:
         plan(keep={"g": [0, 2]}, of=OTHER),
         plan(keep={"g": [0, 2]}, tasks=[["a"]]),
         plan(keep={"g": [0, 2]}, samples=SAMPLES),
+        plan(keep={"g": [0, 2], "h": []}),
         plan(limit=0.5),
         plan(limit=0.25),
     ]
-    assert len({one.key(), *(other.key() for other in others)}) == 7
+    assert len({one.key(), *(other.key() for other in others)}) == 8
+    assert Plan.parse(others[4].to_json()) == others[4]
 
 
 @pytest.mark.parametrize(

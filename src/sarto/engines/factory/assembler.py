@@ -12,6 +12,7 @@ from sarto.engines.factory.gates import (
     check_room,
     cut_to_limit,
     hard_gate,
+    kept_least,
     limit_loss,
     lowest_limit,
     mixed_gates,
@@ -59,16 +60,31 @@ class Assembler(nn.Module):
     Args:
         properties: bits of a task code.
         layout: group -> its columns among the gates.
+        skips: groups that may close to the last unit, so that a block is skipped.
+
+    Attributes:
+        least: group -> units that it keeps at any limit.
 
     Reference:
         NN-Factory, arXiv 2308.15003, sections 3.2 and 4, equations (1)-(2).
         Differs: in the nested order the limit is no input; it says how many units open.
     """
 
-    def __init__(self, properties: int, layout: Layout, settings: AssemblerSettings) -> None:
+    def __init__(
+        self,
+        properties: int,
+        layout: Layout,
+        settings: AssemblerSettings,
+        skips: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.layout = dict(layout)
         self.settings = settings
+        self.skips = skips
+        self.least = {
+            group: 0 if group in skips else n_least
+            for group, n_least in kept_least(layout, settings.least).items()
+        }
         self.properties = properties
         given = properties + (settings.limit_dims if settings.order == "paper" else 0)
         self.encode = nn.Linear(given, settings.hidden)
@@ -117,9 +133,9 @@ class Assembler(nn.Module):
         Raises:
             RequestError: a limit leaves no room for the units that each group keeps.
         """
-        check_room(limits, self.layout, self.settings.least)
+        check_room(limits, self.layout, self.least)
         weights = self.weights(codes, limits)
-        least = self.settings.least
+        least = self.least
         if self.settings.order == "paper":
             return cut_to_limit(weights, limits, self.layout, least=least)
         return nested_gates(
@@ -130,7 +146,7 @@ class Assembler(nn.Module):
         """Limits as they count: in the nested order never above `most`, but enough for the units that groups keep."""
         if self.settings.order == "paper":
             return limits
-        most = max(self.settings.most, min(1.0, lowest_limit(self.layout, self.settings.least) * (1 + 1e-6)))
+        most = max(self.settings.most, min(1.0, lowest_limit(self.layout, self.least) * (1 + 1e-6)))
         return limits.clamp(max=most)
 
     def training_gates(
@@ -151,11 +167,11 @@ class Assembler(nn.Module):
                 weights,
                 self.held(limits),
                 self.layout,
-                least=self.settings.least,
+                least=self.least,
                 temperature=self.settings.temperature,
             )
             return gates, torch.zeros_like(limits)
         gates = mixed_gates(weights, hard)
-        cut = cut_to_limit(weights.detach(), limits, self.layout, least=self.settings.least)
+        cut = cut_to_limit(weights.detach(), limits, self.layout, least=self.least)
         gates = torch.where(clipped[:, None], hard_gate(weights) * cut, gates)
         return gates, limit_loss(hard_gate(weights), limits)

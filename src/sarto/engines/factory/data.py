@@ -114,7 +114,7 @@ def check_data(space: TaskSpace, data: TaskData, seed: int = 0) -> Tensor:
     """
     problems: list[str] = []
     example: Tensor | None = None
-    for place, task in enumerate(space.seen):
+    for place, task in enumerate((*space.seen, *space.combined)):
         generator = torch.Generator().manual_seed(seed + place)
         try:
             inputs, answers = data.draw([task] * LOOKED_AT, "train", generator)

@@ -10,6 +10,16 @@ from torch import Tensor
 from sarto.errors import RequestError
 
 Layout = Mapping[str, tuple[int, int]]
+#: Units that each group keeps at any limit: one number for all, or group -> number.
+Least = int | Mapping[str, int]
+
+
+def kept_least(layout: Layout, least: Least) -> dict[str, int]:
+    """Group -> units that it keeps at any limit; never more than it has."""
+    return {
+        group: min(least if isinstance(least, int) else least[group], stop - start)
+        for group, (start, stop) in layout.items()
+    }
 
 
 def soft_gate(weights: Tensor) -> Tensor:
@@ -55,10 +65,10 @@ def most_open(limits: Tensor, units: int) -> Tensor:
     return torch.floor(limits.double() * units * (1 + 1e-12) + 1e-9).long().clamp(min=1, max=units)
 
 
-def ranked(scores: Tensor, layout: Layout, least: int) -> Tensor:
+def ranked(scores: Tensor, layout: Layout, least: Least) -> Tensor:
     """Place (n, units) of each unit in the order in which units open: 0 opens first.
 
-    The `least` best units of every group come before all others, so that no group is ever empty.
+    The `least` best units of every group come before all others, so that no group has fewer.
 
     Args:
         scores: (n, units); larger opens earlier.
@@ -67,15 +77,18 @@ def ranked(scores: Tensor, layout: Layout, least: int) -> Tensor:
     boosted = scores.detach().double()
     top = boosted.amax(1, keepdim=True) - boosted.amin(1, keepdim=True) + 1
     first = torch.zeros_like(boosted, dtype=torch.bool)
-    for start, stop in layout.values():
-        best = boosted[:, start:stop].topk(min(least, stop - start), 1).indices
+    for group, n_least in kept_least(layout, least).items():
+        start, stop = layout[group]
+        best = boosted[:, start:stop].topk(n_least, 1).indices
         first[:, start:stop].scatter_(1, best, True)
     order = torch.argsort(boosted + top * first, dim=1, descending=True, stable=True)
     places = torch.empty_like(order)
     return places.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
 
-def nested_gates(scores: Tensor, limits: Tensor, layout: Layout, *, least: int, temperature: float) -> Tensor:
+def nested_gates(
+    scores: Tensor, limits: Tensor, layout: Layout, *, least: Least, temperature: float
+) -> Tensor:
     """Hard gates (n, units) of the units that open first, as many as the limit allows; soft gradient at the threshold.
 
     The gradient is that of sigmoid((score - threshold) / temperature), where the threshold lies between the last open
@@ -92,7 +105,7 @@ def nested_gates(scores: Tensor, limits: Tensor, layout: Layout, *, least: int, 
     return opened + soft - soft.detach()
 
 
-def cut_to_limit(weights: Tensor, limits: Tensor, layout: Layout, *, least: int) -> Tensor:
+def cut_to_limit(weights: Tensor, limits: Tensor, layout: Layout, *, least: Least) -> Tensor:
     """Gates (n, units) as the weights open them, but at most as many as the limit allows: those of the largest weights.
 
     At least `least` units of each group are open.
@@ -103,19 +116,19 @@ def cut_to_limit(weights: Tensor, limits: Tensor, layout: Layout, *, least: int)
     """
     check_room(limits, layout, least)
     places = ranked(weights, layout, least)
-    first = sum(min(least, stop - start) for start, stop in layout.values())
+    first = sum(kept_least(layout, least).values())
     wanted = torch.maximum((weights > 0).sum(1), torch.tensor(first, device=weights.device))
     n_open = torch.minimum(most_open(limits, weights.shape[1]), wanted)
     return (places < n_open[:, None]).to(weights.dtype)
 
 
-def lowest_limit(layout: Layout, least: int) -> float:
-    """Smallest limit at which every group keeps its `least` units."""
-    sizes = [stop - start for start, stop in layout.values()]
-    return sum(min(least, size) for size in sizes) / sum(sizes)
+def lowest_limit(layout: Layout, least: Least) -> float:
+    """Smallest limit at which every group keeps its `least` units, and at least one unit is open."""
+    units = sum(stop - start for start, stop in layout.values())
+    return max(1, sum(kept_least(layout, least).values())) / units
 
 
-def check_room(limits: Tensor, layout: Layout, least: int) -> None:
+def check_room(limits: Tensor, layout: Layout, least: Least) -> None:
     """Refuse limits that leave no room for the units that every group keeps.
 
     Raises:
@@ -126,6 +139,6 @@ def check_room(limits: Tensor, layout: Layout, least: int) -> None:
     lowest = float(limits.min())
     if int(most_open(limits.min()[None], units)) < round(floor * units):
         raise RequestError(
-            f"at a limit of {lowest:g} there are {int(lowest * units)} of {units} units, fewer than the {least} that "
-            f"each of {len(layout)} groups keeps; the smallest limit is {floor:.4g}"
+            f"at a limit of {lowest:g} there are {int(lowest * units)} of {units} units, fewer than the "
+            f"{round(floor * units)} that {len(layout)} groups keep; the smallest limit is {floor:.4g}"
         )

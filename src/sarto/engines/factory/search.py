@@ -192,7 +192,7 @@ def _chain(supernet: Supernet, tasks: Sequence[frozenset[str]]) -> tuple[Tensor,
     if problems:
         raise RequestError(f"no task: {problems[0]}", problems=problems)
     assembler = supernet.assembler
-    floor = lowest_limit(supernet.layout, assembler.settings.least)
+    floor = lowest_limit(supernet.layout, assembler.least)
     steps = torch.arange(1, STEPS + 1) / STEPS
     limits = torch.cat([torch.tensor([floor * (1 + 1e-6)]).clamp(max=1), steps[steps > floor * (1 + 1e-6)]])
     limits = torch.unique(assembler.held(limits))
@@ -200,7 +200,7 @@ def _chain(supernet: Supernet, tasks: Sequence[frozenset[str]]) -> tuple[Tensor,
     if assembler.settings.order == "nested":
         with torch.no_grad():
             scores = assembler.weights(codes, torch.ones(len(tasks)))
-        places = ranked(scores, supernet.layout, assembler.settings.least)
+        places = ranked(scores, supernet.layout, assembler.least)
         n_open = most_open(limits, assembler.units)
         opened = (places[:, None] < n_open[None, :, None]).any(0).float()
         return places.amin(0).argsort(stable=True), limits, opened

@@ -73,14 +73,16 @@ def together(supernet: Supernet, gates: Tensor) -> tuple[ModelGraph, Tensor]:
     """
     union = gates.amax(0)
     small = supernet.subnet(union)
-    known = {group.id for group in small.analysis.sliceable}
-    if not set(supernet.groups) <= known:
+    if supernet.graph.analysis.follows_statistics:
         small = through_norms(small)
+    left = [
+        group for group in supernet.groups if group in small.analysis.groups
+    ]  # others' blocks are skipped
     columns = []
-    for group in gate_layout(small, supernet.groups):
+    for group in gate_layout(small, left):
         start, stop = supernet.layout[group]
         columns.append(gates[:, start:stop][:, union[start:stop] > 0.5])
-    return gate(small, supernet.groups), torch.cat(columns, 1)
+    return gate(small, left), torch.cat(columns, 1)
 
 
 def task_outputs(space: TaskSpace, tasks: Sequence[frozenset[str]]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.gates import Layout
+from sarto.engines.factory.skips import skippable, without_constants
 from sarto.errors import GraphError, StoreError
 from sarto.graph import INSIDE_HEADS, ModelGraph, Selection, gate, gate_layout, gateable, slice, through_norms
-from sarto.types import StockedSupernet, TaskSpace
+from sarto.types import AssemblerSettings, StockedSupernet, TaskSpace
 from sarto.types.factory import Placement
 
 #: Kinds of channel groups with gates. The paper's are what a block makes for itself: filters inside residual blocks and
@@ -51,13 +52,15 @@ class Supernet:
         """The units that gates (units,) open.
 
         Raises:
-            GraphError: a group has no open gate.
+            GraphError: a group that must have an open gate has none.
         """
-        return selection(gates, self.layout)
+        return selection(gates, self.layout, self.assembler.skips)
 
     def subnet(self, gates: Tensor) -> ModelGraph:
         """The static model of gates (units,): the backbone's open units alone, all outputs."""
-        return slice(self.graph, self.selection(gates))
+        kept = self.selection(gates)
+        made = slice(self.graph, kept)
+        return made if all(kept.kept.values()) else without_constants(made)
 
 
 def as_placed(graph: ModelGraph, placement: Placement) -> ModelGraph:
@@ -98,6 +101,15 @@ def placed(graph: ModelGraph, placement: Placement = "paper") -> tuple[str, ...]
     return found
 
 
+def assembler_for(
+    graph: ModelGraph, groups: Iterable[str], space: TaskSpace, settings: AssemblerSettings
+) -> Assembler:
+    """An assembler with fresh weights for the gates of a backbone, read as its placement does."""
+    named = tuple(groups)
+    skips = skippable(graph, named) if settings.skips else frozenset()
+    return Assembler(len(space.properties), gate_layout(graph, named), settings, skips)
+
+
 def revived(manifest: StockedSupernet, graph: ModelGraph, tensors: Mapping[str, Tensor]) -> Supernet:
     """The supernet of a manifest, from its backbone and the tensors of its assembler.
 
@@ -105,9 +117,7 @@ def revived(manifest: StockedSupernet, graph: ModelGraph, tensors: Mapping[str, 
         StoreError: the tensors are not those of an assembler for this space and these groups.
     """
     graph = as_placed(graph, manifest.placement)
-    assembler = Assembler(
-        len(manifest.space.properties), gate_layout(graph, manifest.groups), manifest.assembler
-    )
+    assembler = assembler_for(graph, manifest.groups, manifest.space, manifest.assembler)
     try:
         assembler.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -118,16 +128,19 @@ def revived(manifest: StockedSupernet, graph: ModelGraph, tensors: Mapping[str, 
     return Supernet(graph, manifest.space, manifest.groups, assembler.eval())
 
 
-def selection(gates: Tensor, layout: Layout) -> Selection:
+def selection(gates: Tensor, layout: Layout, skips: Collection[str] = ()) -> Selection:
     """The units that gates (units,) of zeros and ones open.
 
+    Args:
+        skips: groups that may have none.
+
     Raises:
-        GraphError: a group has no open gate.
+        GraphError: another group has no open gate.
     """
     kept = {}
     for group, (start, stop) in layout.items():
         units = torch.nonzero(gates[start:stop] > 0.5).flatten().tolist()
-        if not units:
+        if not units and group not in skips:
             raise GraphError(
                 f"group {group!r} has no open gate; a group keeps at least one unit", where=group
             )

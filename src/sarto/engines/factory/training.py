@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.data import TaskData, allowed_outputs, losses, score
 from sarto.engines.factory.gates import lowest_limit
-from sarto.engines.factory.supernet import Joint, Supernet, with_tensors
-from sarto.graph import ModelGraph, gate_layout
+from sarto.engines.factory.supernet import Joint, Supernet, assembler_for, with_tensors
+from sarto.graph import ModelGraph
 from sarto.graph.file import graph_hash
 from sarto.training import LoopResult, LoopSettings, draws, train_loop
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
@@ -66,23 +65,27 @@ def train_supernet(
     rank = torch.distributed.get_rank() if _together() else 0
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        made = Assembler(len(space.properties), gate_layout(graph, groups), shape)
+        made = assembler_for(graph, groups, space, shape)
         model = Joint(graph, groups, made)
     model.to(device)
     if settings.precision == "bfloat16" and len(graph.inputs[0].shape) == 4:
         model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(model) if settings.compile else model
-    tasks = space.seen
+    n_seen, tasks = len(space.seen), (*space.seen, *space.combined)
     codes = torch.tensor([space.code(task) for task in tasks], dtype=torch.float32)
     allowed = allowed_outputs(space, tasks)
-    floor = lowest_limit(made.layout, shape.least)
+    floor = lowest_limit(made.layout, made.least)
 
     def loss_of(step: int) -> Tensor:
         generator = draws(settings.seed, step, stream=_OWN * rank)
         torch.manual_seed(
             draws(settings.seed, step, stream=_OWN * rank + 2).initial_seed()
         )  # what the backbone drops
-        chosen = torch.randint(len(tasks), (settings.batch,), generator=generator)
+        chosen = torch.randint(n_seen, (settings.batch,), generator=generator)
+        if len(tasks) > n_seen:
+            others = torch.randint(n_seen, len(tasks), (settings.batch,), generator=generator)
+            extra = torch.rand(settings.batch, generator=generator) < settings.extra_share
+            chosen = torch.where(extra, others, chosen)
         inputs, answers = data.draw([tasks[i] for i in chosen], "train", generator)
         progress = step / settings.steps
         limits = draw_limits(settings, progress, floor, generator)

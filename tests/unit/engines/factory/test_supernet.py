@@ -207,6 +207,23 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None
         assert torch.equal(tensor, again.supernet.assembler.state_dict()[name]), name
 
 
+def test_further_combinations_are_drawn_as_often_as_asked() -> None:
+    class Told(NumVqa):
+        def draw(self, tasks, split, generator):  # type: ignore[no-untyped-def]
+            drawn.extend(tasks)
+            return super().draw(tasks, split, generator)
+
+    graph, plain = backbone("basic"), digits()
+    told = Told(plain.images, {split: np.repeat(np.arange(10), 4) for split in plain.images})
+    space = SPACE.replace(extra=(("has", "digit_7", "digit_1"), ("exactly_2", "digit_7", "odd")))
+    for share, low, high in ((0.5, 0.3, 0.7), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)):
+        drawn: list[frozenset[str]] = []
+        joint = QUICK.replace(steps=10, extra_share=share)
+        train_supernet(graph, placed(graph), space, told, assembler=SMALL, joint=joint)
+        assert low <= sum(task in space.combined for task in drawn) / len(drawn) <= high
+        assert not set(drawn) & set(space.kept_aside)
+
+
 def test_limits_come_down_while_tasks_begin_to_be_learnt() -> None:
     plan = JointSettings(batch=400, open_until=0.1, ramp_until=0.5, lowest=0.05)
     generator = torch.Generator().manual_seed(0)

@@ -105,29 +105,28 @@ def numvqa(folder: str) -> NumVqa:
 
 def holds(task: frozenset[str], digits: np.ndarray) -> np.ndarray:
     """Whether the answer of a question about digits (..., 4) is yes."""
-    lowest, highest, members = _parts(task)
-    count = np.isin(digits, members).sum(-1)
-    return (count >= lowest) & (count <= highest)
+    right, members = _parts(task)
+    return np.isin(np.isin(digits, members).sum(-1), right)
 
 
 def draw_digits(task: frozenset[str], answer: bool, rng: np.random.Generator) -> np.ndarray:
     """Four digits whose answer is as asked; half of the negatives are near misses."""
-    lowest, highest, members = _parts(task)
+    right, members = _parts(task)
     others = [digit for digit in range(10) if digit not in members]
     if answer:
-        weights = [_chance(count, len(members)) for count in range(lowest, highest + 1)]
-        count = lowest + int(rng.choice(len(weights), p=np.array(weights) / sum(weights)))
+        weights = [_chance(count, len(members)) for count in right]
+        count = right[int(rng.choice(len(right), p=np.array(weights) / sum(weights)))]
         return _with_count(count, members, others, rng)
-    wrong = [count for count in range(DIGITS + 1) if not lowest <= count <= highest]
+    wrong = [count for count in range(DIGITS + 1) if count not in right]
     if rng.random() >= NEAR_MISS:
         weights = [_chance(count, len(members)) for count in wrong]
         count = wrong[int(rng.choice(len(wrong), p=np.array(weights) / sum(weights)))]
         return _with_count(count, members, others, rng)
-    near = [count for count in wrong if count in (lowest - 1, highest + 1)]
+    near = [count for count in wrong if count - 1 in right or count + 1 in right]
     if len(members) == 1 and 0 in wrong and rng.random() < 0.5:
         # The right number of another digit.
         digits = np.full(DIGITS, -1)
-        n = lowest if lowest == highest else int(rng.integers(lowest, highest + 1))
+        n = right[0] if len(right) == 1 else right[int(rng.integers(len(right)))]
         digits[:n] = rng.choice(others)
         left = [digit for digit in others if digit != digits[0]]
         digits[n:] = rng.choice(left, DIGITS - n)
@@ -135,22 +134,23 @@ def draw_digits(task: frozenset[str], answer: bool, rng: np.random.Generator) ->
     return _with_count(int(rng.choice(near)), members, others, rng)
 
 
-def _parts(task: frozenset[str]) -> tuple[int, int, list[int]]:
-    """Fewest and most of these digits that make the answer yes."""
-    lowest, highest, members = 0, DIGITS, list(range(10))
+def _parts(task: frozenset[str]) -> tuple[list[int], list[int]]:
+    """Counts that make the answer yes, and the digits that count; of several quantifiers or predicates their union."""
+    right: set[int] = set()
+    members: set[int] = set()
     for name in task:
         kind, _, number = name.partition("_")
         if name == "has":
-            lowest = 1
+            right |= set(range(1, DIGITS + 1))
         elif kind == "exactly":
-            lowest = highest = int(number)
+            right.add(int(number))
         elif kind == "digit":
-            members = [int(number)]
+            members.add(int(number))
         elif name in ("even", "odd"):
-            members = [digit for digit in range(10) if (digit in EVEN) == (name == "even")]
+            members |= {digit for digit in range(10) if (digit in EVEN) == (name == "even")}
         else:
             raise RequestError(f"{name!r} is no property of a question about digits")
-    return lowest, highest, members
+    return sorted(right) or list(range(DIGITS + 1)), sorted(members) or list(range(10))
 
 
 def _chance(count: int, members: int) -> float:
