@@ -21,9 +21,10 @@ from sarto.pipeline.choose import propose
 from sarto.pipeline.indexed_zoo import zoo_of
 from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.order import check_order
+from sarto.pipeline.zoo_front import draw_front, zoo_front
 from sarto.pipeline.zoo_map import similarity_map
 from sarto.pipeline.zoo_picture import draw_map
-from sarto.types import Plan
+from sarto.types import ChainNode, Plan, SourceNode
 from tests.e2e.conftest import Shop
 
 RED = ("red disc", "green disc")
@@ -82,6 +83,22 @@ def test_a_chain_is_delivered_like_any_other_model(indexed: Shop) -> None:
     assert all(check.ok for check in artifact.report.checks)
     assert {row.role for row in artifact.report.rows} >= {"pick", "donor"}
     assert set(plan.learnwares) <= {donor.learnware for donor in artifact.report.lineage}
+    blocks = [part for part in artifact.report.where_params if part.span is not None]
+    assert [part.learnware for part in blocks] == _donors(plan)
+    spans = [part.span for part in blocks if part.span is not None]
+    assert spans[0][0] == 0.0 and spans[-1][1] == 1.0
+    assert all(start < end for start, end in spans)
+    page = (artifact.folder / "report.html").read_text(encoding="utf-8")
+    drawn = page.partition("Which block of which donor")[2].partition("</section>")[0]
+    assert drawn.count('class="bar"') == len(set(_donors(plan)))
+    assert drawn.count('title="not used"') == 2
+
+
+def _donors(plan: Plan) -> list[str]:
+    """The donor of each block of a chain."""
+    (chain,) = [node for node in plan.nodes.values() if isinstance(node, ChainNode)]
+    sources = [plan.nodes[name] for name in chain.of]
+    return [source.of for source in sources if isinstance(source, SourceNode)]
 
 
 def test_chains_stand_beside_their_controls_in_a_report(indexed: Shop) -> None:
@@ -91,6 +108,19 @@ def test_chains_stand_beside_their_controls_in_a_report(indexed: Shop) -> None:
     assert any(name.startswith("chain ") for name in named)
     assert named.get("random stitches, same blocks") == "control"
     assert any("stitched to itself" in name and role == "baseline" for name, role in named.items())
+    assert named.get("chain of blocks drawn at random, fitted stitches") == "control"
+    assert any(text.startswith("The best single donor within the budget") for text in report.sentences)
+    ranked = [
+        (-row.accuracy_loto, row.cost.params)
+        for row in report.rows
+        if row.role in ("pick", "plan", "donor", "probe", "ensemble")
+        and row.accuracy_loto is not None
+        and row.cost
+    ]
+    # The same samples rank donors and chains; of equals the smaller is delivered.
+    assert report.pick.accuracy_loto is not None and report.pick.cost is not None
+    assert (-report.pick.accuracy_loto, report.pick.cost.params) == min(ranked)
+    assert {row.role for row in report.rows} >= {"donor", "plan"}
 
 
 def test_a_chain_can_be_sliced_and_a_slice_can_be_a_donor(indexed: Shop) -> None:
@@ -203,6 +233,25 @@ def test_a_map_names_every_piece_and_draws_it(indexed: Shop, tmp_path: Path) -> 
         draw_map(found, tmp_path / "map.txt")
 
 
+def test_the_front_of_a_zoo_has_chains_and_donors_that_nothing_beats(indexed: Shop, tmp_path: Path) -> None:
+    store = indexed.market.store
+    found = zoo_front(store, indices(store).get("zoo"))
+    front = [point for point in found.points if point.on_front]
+    assert [p.cost for p in front] == sorted({p.cost for p in front})
+    assert [p.value for p in front] == sorted({p.value for p in front})
+    whole = {point.donors[0]: point for point in found.points if len(point.donors) == 1}
+    assert set(whole) == set(indexed.donors)
+    for name, point in whole.items():
+        assert point.cost == indexed.market.get(name).cost.params
+        assert point.on_front or any(p.cost <= point.cost and p.value >= point.value for p in front)
+    told = zoo_front(store, indices(store).get("zoo"), "flops", classes=RED)
+    assert {point.donors[-1] for point in told.points} == {"discs"}
+    draw_front(found, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 1_000
+    with pytest.raises(RequestError, match=r"\.svg or \.png"):
+        draw_front(found, tmp_path / "front.txt")
+
+
 def _images(n: int) -> Samples:
     pixels = np.random.default_rng(5).integers(0, 255, (n, 16, 16, 3)).astype(np.uint8)
     return Samples(pixels, np.zeros(n, np.int64), ("probe",))
@@ -225,6 +274,13 @@ def test_the_commands_index_list_map_and_remove(shop: Shop) -> None:
     assert "mean functional similarity" in shown.stdout
     steady = runner.invoke(app, ["zoo", "map", "z", "--steady", "-m", market, "--json"])
     assert 2 <= json.loads(steady.stdout)["k"] <= 6
+    front = json.loads(
+        runner.invoke(app, ["zoo", "front", "z", "--by", "flops", "-m", market, "--json"]).stdout
+    )
+    assert front["resource"] == "flops" and any(point["on_front"] for point in front["points"])
+    assert "donor as it is" in runner.invoke(app, ["zoo", "front", "z", "-m", market]).stdout
+    wrong = runner.invoke(app, ["zoo", "front", "z", "--by", "flop", "-m", market, "--json"])
+    assert wrong.exit_code != 0 and "did you mean" in wrong.output + wrong.stderr
     assert runner.invoke(app, ["zoo", "rm", "z", "-m", market]).exit_code == 0
     assert runner.invoke(app, ["zoo", "map", "z", "-m", market]).exit_code == 1
 

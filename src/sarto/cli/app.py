@@ -54,6 +54,7 @@ app.command("inspect")(inspecting.inspect)
 app.command("plan")(orders.plan)
 app.command("make")(orders.make)
 app.command("build")(orders.build)
+app.command("rebuild")(orders.rebuild)
 app.command("export")(exporting.export)
 app.command("agent")(agent.agent)
 
@@ -91,6 +92,7 @@ zoo_app = typer.Typer(
 zoo_app.command("index")(zoo.index)
 zoo_app.command("ls")(zoo.ls)
 zoo_app.command("map")(zoo.show_map)
+zoo_app.command("front")(zoo.front)
 zoo_app.command("rm")(zoo.rm)
 app.add_typer(zoo_app, name="zoo")
 

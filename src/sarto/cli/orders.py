@@ -63,6 +63,29 @@ Baselines = Annotated[
 ]
 Method = Annotated[str | None, typer.Option(help="How fragments are made: closed_form or paper.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything that is drawn.")]
+MustUse = Annotated[
+    str | None, typer.Option("--must-use", help="Learnwares that parts must come from, with commas.")
+]
+MustAvoid = Annotated[
+    str | None, typer.Option("--must-avoid", help="Learnwares that no part may come from, with commas.")
+]
+MinDonors = Annotated[
+    int | None, typer.Option("--min-donors", min=1, help="Fewest learnwares that parts come from.")
+]
+MaxDonors = Annotated[
+    int | None, typer.Option("--max-donors", min=1, help="Most learnwares that parts come from.")
+]
+AllowLicences = Annotated[
+    str | None, typer.Option("--allow-licences", help="The only licences of learnwares allowed, with commas.")
+]
+DenyLicences = Annotated[
+    str | None,
+    typer.Option("--deny-licences", help="Licences of learnwares that are not allowed, with commas."),
+]
+Differ = Annotated[
+    int | None,
+    typer.Option("--differ", min=1, help="Blocks in which each proposed chain differs from those before."),
+]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder of the finished model.")]
 
 
@@ -87,6 +110,13 @@ def plan(
     baselines: Baselines = None,
     method: Method = None,
     seed: Seed = None,
+    must_use: MustUse = None,
+    must_avoid: MustAvoid = None,
+    min_donors: MinDonors = None,
+    max_donors: MaxDonors = None,
+    allow_licences: AllowLicences = None,
+    deny_licences: DenyLicences = None,
+    differ: Differ = None,
     market: MarketPath = DEFAULT,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Write one plan to this file, for `sarto build`.")
@@ -172,6 +202,13 @@ def make(
     baselines: Baselines = None,
     method: Method = None,
     seed: Seed = None,
+    must_use: MustUse = None,
+    must_avoid: MustAvoid = None,
+    min_donors: MinDonors = None,
+    max_donors: MaxDonors = None,
+    allow_licences: AllowLicences = None,
+    deny_licences: DenyLicences = None,
+    differ: Differ = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
@@ -206,6 +243,28 @@ def build(
         delivered(artifact, as_json)
 
 
+def rebuild(
+    lock: Annotated[str, typer.Argument(help="Folder of a finished chain of blocks, or its lock.json.")],
+    out: Out = "",
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a chain of blocks again from its lock-file, and check that its tensors are the same, bit for bit."""
+    with told(as_json=as_json, debug=debug):
+        from sarto.pipeline import Market
+        from sarto.pipeline.locking import read_lock
+        from sarto.pipeline.rebuilding import rebuild as make_again
+
+        held, folder = read_lock(Path(lock)), out_of(out)
+        with Market.open(market) as opened, progress(quiet=as_json) as tell:
+            artifact = make_again(opened.store, held, folder, progress=tell)
+        if as_json:
+            emit({"out": str(artifact.folder), "same": True, "weights_hash": held.weights_hash})
+            return
+        typer.echo(f"{artifact.folder}: every tensor is that of the lock ({held.weights_hash[7:19]})")
+
+
 def _request(path: str | None, flags: dict[str, Any]) -> Request:
     """The order of a file, with the flags that were given on top."""
     from sarto.types import Request
@@ -234,7 +293,23 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["engines"] = names(flags["engines"])
     if flags["baselines"]:
         given["baselines"] = [] if flags["baselines"] == "none" else names(flags["baselines"])
+    donors = _donors(flags)
+    if donors:
+        given["donors"] = {**given.get("donors", {}), **donors}
     return Request.parse(given)
+
+
+def _donors(flags: dict[str, Any]) -> dict[str, Any]:
+    """What was asked of donors by options."""
+    listed = {
+        "must": flags["must_use"],
+        "avoid": flags["must_avoid"],
+        "allow_licences": flags["allow_licences"],
+        "deny_licences": flags["deny_licences"],
+    }
+    counts = {"least": flags["min_donors"], "most": flags["max_donors"], "differ": flags["differ"]}
+    said: dict[str, Any] = {key: names(text) for key, text in listed.items() if text}
+    return said | {key: number for key, number in counts.items() if number is not None}
 
 
 def limits(flags: dict[str, Any]) -> dict[str, float]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sarto.cli.given import check_place, check_there, together
-from sarto.cli.output import Debug, Json, MarketPath, console, emit, progress, told
+from sarto.cli.output import Debug, Json, MarketPath, console, emit, names, progress, told
+from sarto.errors import RequestError, suggest
+
+if TYPE_CHECKING:
+    from sarto.pipeline.zoo_front import Resource
 
 DEFAULT = "market"
+#: What a front can be drawn against.
+COSTS: tuple[Resource, ...] = ("params", "flops", "size_bytes")
 Name = Annotated[str, typer.Argument(help="Name of the index.")]
 
 
@@ -137,6 +143,65 @@ def show_map(
             f"mean functional similarity of a block to its set: {found.mean_similarity:.3f} (of at most 2)"
             + (f"; drawn in {out}" if out else "")
         )
+
+
+def front(
+    name: Name = "zoo",
+    by: Annotated[str, typer.Option("--by", help="The cost: params, flops or size_bytes.")] = "params",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Classes to tell apart, with commas; else those of whoever ends the chain."),
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", "-k", min=2, max=64, help="Blocks of each model; else up to 4.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, max=1_000, help="Points at most, the dearest ones.")] = 20,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="An .svg or .png file for the picture.")
+    ] = None,
+    market: MarketPath = DEFAULT,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The chains of blocks and the donors that nothing beats in value at no more of one cost; nothing is built."""
+    with told(as_json=as_json, debug=debug):
+        together(lambda: check_place("--out", out), lambda: _check_cost(by))
+        from sarto.pipeline import Market
+        from sarto.pipeline.indexing import indices
+        from sarto.pipeline.zoo_front import draw_front, zoo_front
+
+        with Market.open(market) as opened:
+            held = indices(opened.store).get(name)
+            wanted = names(classes)
+            found = zoo_front(opened.store, held, _cost(by), classes=wanted, k=blocks, most=most)
+        if out is not None:
+            draw_front(found, Path(out))
+        if as_json:
+            emit(asdict(found))
+            return
+        from rich.table import Table
+
+        table = Table(by, "value", "", "blocks of")
+        for point in found.points:
+            kind = "chain" if len(point.donors) > 1 else "donor as it is"
+            beaten = "" if point.on_front else ", beaten"
+            table.add_row(
+                f"{point.cost:,}", f"{point.value:.3f}", f"{kind}{beaten}", " -> ".join(point.donors)
+            )
+        console().print(table)
+        typer.echo(
+            "value: mean skill of the donors less what joints should lose; sarto make builds and measures"
+            + (f"; drawn in {out}" if out else "")
+        )
+
+
+def _check_cost(by: str) -> None:
+    if by not in COSTS:
+        raise RequestError(f"--by: {by!r} is no cost of a front{suggest(by, COSTS)}")
+
+
+def _cost(by: str) -> Resource:
+    return next(name for name in COSTS if name == by)
 
 
 def rm(name: Name, market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:

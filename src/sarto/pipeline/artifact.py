@@ -24,6 +24,7 @@ from sarto.types import (
     Requirement,
     TextPreprocessing,
     Value,
+    licences_of,
 )
 
 GRAPH = "graph"
@@ -41,6 +42,7 @@ class Manifest(Value):
 
     Attributes:
         artifact: version of the layout.
+        licences: of all donors, each once.
         files: path below the folder -> content hash, of every file but the manifest.
     """
 
@@ -49,6 +51,7 @@ class Manifest(Value):
     preprocessing: AnyPreprocessing
     plan_key: str
     lineage: tuple[Donor, ...] = ()
+    licences: tuple[str, ...] = ()
     files: dict[str, Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]]
 
     @model_validator(mode="after")
@@ -185,7 +188,12 @@ def write_manifest(
         if path.is_file() and ".job" not in path.parts and path.name != MANIFEST
     }
     manifest = Manifest(
-        classes=classes, preprocessing=preprocessing, plan_key=plan_key, lineage=lineage, files=files
+        classes=classes,
+        preprocessing=preprocessing,
+        plan_key=plan_key,
+        lineage=lineage,
+        licences=licences_of(lineage),
+        files=files,
     )
     manifest.write(folder / MANIFEST)
     return Artifact(folder, manifest)

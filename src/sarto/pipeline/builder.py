@@ -18,7 +18,7 @@ from sarto.graph import (
 )
 from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.adapting import adapt
-from sarto.pipeline.chaining import chain_graph, chain_parts
+from sarto.pipeline.chaining import chain_graph, chain_parts, chain_spans
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
 from sarto.pipeline.indexing import probes_of
 from sarto.pipeline.intakes import Giver, intake_of, joint_intake, sources
@@ -287,6 +287,14 @@ class Builder:
 
     def _member(self, plan: Plan, name: str, keys: Mapping[str, str]) -> ModelGraph:
         return adapt(self._graph(plan, name, keys), self.intake(plan, name), self.intake(plan))
+
+    def spans(self, plan: Plan) -> tuple[tuple[float, float], ...]:
+        """Of each block of a plan's chain, first to last: the shares of its donor's FLOPs before it begins and ends."""
+        chained = next((node for node in plan.nodes.values() if isinstance(node, ChainNode)), None)
+        if chained is None:
+            return ()
+        keys = plan.subkeys()
+        return chain_spans([self._graph(plan, of, keys) for of in chained.of], chained.joints)
 
     def members_of(self, plan: Plan) -> tuple[ModelGraph, ...]:
         """The extractors that a plan packs, each as it is alone behind what the plan reads."""

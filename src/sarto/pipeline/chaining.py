@@ -57,6 +57,24 @@ def chain_parts(
     return [*parts, ("head", None, rest)] if rest else parts
 
 
+def chain_spans(
+    donors: Sequence[ModelGraph], joints: Sequence[tuple[str, str]]
+) -> tuple[tuple[float, float], ...]:
+    """Of each block, first to last: the shares of its donor's FLOPs that lie before it begins and before it ends.
+
+    Args:
+        donors: the model that each block is of.
+    """
+    found = []
+    for i, graph in enumerate(donors):
+        table = anatomy(graph)
+        whole = max(table.flops[-1], 1)
+        start = 0 if i == 0 else table.flops[table.number[joints[i - 1][1]]]
+        end = table.flops[table.number[joints[i][0]]] if i < len(joints) else whole
+        found.append((start / whole, end / whole))
+    return tuple(found)
+
+
 def _is_part(prefix: str) -> bool:
     return prefix[:1] in ("b", "s") and prefix[1:].isdigit()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
+from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.filling import filled_plans
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
 from sarto.pipeline.reassembling import ENGINE as CHAINS
+from sarto.pipeline.reassembling import Offered
 from sarto.pipeline.subnets import ENGINE, class_plans
 from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
@@ -48,11 +51,18 @@ class Listed:
 
 @dataclass(frozen=True)
 class Plans(Listed):
-    """Every plan that the engines propose for an order: the dearest pack that fits first, then the baselines."""
+    """Every plan that the engines propose for an order: the dearest pack that fits first, then the baselines.
+
+    Attributes:
+        drawn: a chain of blocks drawn at random within the budget, a control that is never delivered.
+        without: why an engine that was asked has nothing, in words.
+    """
 
     order: Order
     feasible: tuple[Plan, ...]
     refused: tuple[tuple[Plan, tuple[str, ...]], ...]
+    drawn: Plan | None = None
+    without: tuple[str, ...] = ()
 
 
 def propose(order: Order) -> Plans:
@@ -72,38 +82,56 @@ def propose(order: Order) -> Plans:
         reads = order.intake.preprocessing
         if isinstance(reads, Preprocessing):
             found += class_plans(order.subnets, order.classes, order.request.budget, reads)
-    if CHAINS in order.request.engines and order.chains is not None:
-        found += order.chains.plans(
-            order.classes, order.samples.digest, order.request.budget, order.donors[0].input_shape
-        )
+    offered = _chains(order)
+    found += offered.plans
     found = [_with_intake(order, plan) for plan in found]
     if order.predictor is None:
         found = _with_latency_floor(order, found)
-        return _sorted_out(order, found, over)
+        return _sorted_out(order, found, over, offered)
     found = [order.predictor.predicted(plan) for plan in found]
     if "slicepack" in order.request.engines and order.request.method == "closed_form":
         filled = [
             _with_intake(order, plan) for plan in filled_plans(order, order.predictor, _kind, _kept(order))
         ]
         found = [*filled, *found]
-    plans = _sorted_out(order, found, over_bound)
-    return plans if plans.feasible else _sorted_out(order, found, over_middle)
+    plans = _sorted_out(order, found, over_bound, offered)
+    return plans if plans.feasible else _sorted_out(order, found, over_middle, offered)
+
+
+def _chains(order: Order) -> Offered:
+    """The chains of blocks that the market's indices have for an order that asks for them."""
+    request = order.request
+    if CHAINS not in request.engines or order.chains is None:
+        return Offered()
+    if order.intake.kind != "image":
+        return Offered(why_not=("chains are of models that read images",))
+    shape = order.donors[0].input_shape
+    return order.chains.offered(
+        order.classes, order.samples.digest, request.budget, shape, request.donors, request.seed
+    )
 
 
 def _sorted_out(
-    order: Order, found: Sequence[Plan], broken_by: Callable[[Cost | None, Budget], tuple[str, ...]]
+    order: Order,
+    found: Sequence[Plan],
+    broken_by: Callable[[Cost | None, Budget], tuple[str, ...]],
+    offered: Offered,
 ) -> Plans:
     feasible, refused, seen = list[Plan](), list[tuple[Plan, tuple[str, ...]]](), set[str]()
     for plan in found:
         if plan.key() in seen:
             continue
         seen.add(plan.key())
-        broken = broken_by(plan.predicted, order.request.budget)
+        broken = (
+            *broken_by(plan.predicted, order.request.budget),
+            *broken_rules(plan, order.request.donors, order.learnwares),
+        )
         if broken:
             refused.append((plan, broken))
         else:
             feasible.append(plan)
-    return Plans(order, tuple(feasible), tuple(refused))
+    without = tuple(f"{CHAINS}: {reason}" for reason in offered.why_not)
+    return Plans(order, tuple(feasible), tuple(refused), offered.drawn, without)
 
 
 def _kept(order: Order) -> Callable[[Plan], bool]:
@@ -169,14 +197,27 @@ def over_middle(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
 
 
 def infeasible(plans: Plans) -> InfeasibleError:
-    """The error for an order that no plan can keep: the floor of every limit, and the nearest budget that works."""
-    budget = plans.order.request.budget
-    limits = budget.limits()
-    known = [(plan, plan.predicted) for plan, _ in plans.refused if plan.predicted is not None]
+    """The error for an order that no plan can keep: the floor of every limit, and the nearest budget that works.
+
+    Where rules about donors are broken by every plan, or engines had reasons to propose nothing, these are told.
+    """
+    limits, rules = plans.order.request.budget.limits(), plans.order.request.donors
+    learnwares = plans.order.learnwares
+    known = [
+        (plan, plan.predicted)
+        for plan, _ in plans.refused
+        if plan.predicted is not None and not broken_rules(plan, rules, learnwares)
+    ]
     asked = ", ".join(f"{name} <= {show(name, value)}" for name, value in limits.items())
+    without = "".join(f" {reason.rstrip('.')}." for reason in plans.without)
+    if not known and plans.refused:
+        return InfeasibleError(
+            f"no plan keeps what is asked of donors.{_broken(plans)}{without}", where="donors"
+        )
     if not known:
         return InfeasibleError(
-            f"no plan for {', '.join(plans.order.classes)}: no engine proposes any; stock samples"
+            f"no plan for {', '.join(plans.order.classes)}: no engine proposes any"
+            + (f".{without}" if without else "; stock samples")
         )
     floor = {name: min(least(cost, name) for _, cost in known) for name in limits}
 
@@ -190,11 +231,18 @@ def infeasible(plans: Plans) -> InfeasibleError:
     )
     return InfeasibleError(
         f"no plan fits {asked}. Floor: {', '.join(f'{n} {show(n, v)}' for n, v in floor.items())}. "
-        f"Nearest: {plan.engine}, {plan.note}. Raise {raised}.",
+        f"Nearest: {plan.engine}, {plan.note}. Raise {raised}.{without}",
         floor=floor,
         nearest=needs,
         where="budget",
     )
+
+
+def _broken(plans: Plans) -> str:
+    """How many plans break each rule or limit, those of most plans first."""
+    counts = Counter(text for _, broken in plans.refused for text in broken)
+    told = ", ".join(f"{text}: {n}" for text, n in counts.most_common())
+    return f" Of {len(plans.refused)} plans so many break each: {told}."
 
 
 def least(cost: Cost, name: str) -> float:

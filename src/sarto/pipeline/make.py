@@ -15,7 +15,9 @@ from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, wr
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
+from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.job import Job
+from sarto.pipeline.locking import LOCK, lock_of
 from sarto.pipeline.order import Order, check_order, check_reads_samples
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
@@ -26,6 +28,8 @@ from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode
 
 #: Name of the row of a donor that is cut and stitched to itself.
 SELF_STITCHED = "last donor of the first chain, cut and stitched to itself"
+#: Name of the row of a chain that nobody chose.
+DRAWN_AT_RANDOM = "chain of blocks drawn at random, fitted stitches"
 
 
 def make(
@@ -56,6 +60,11 @@ def make(
             f"the given plan tells apart {told}; the order is for {', '.join(order.classes)}, in that order: plan "
             "anew, or order the plan's classes"
         )
+    broken = broken_rules(plan, request.donors, order.learnwares) if plan is not None else ()
+    if broken:
+        raise RequestError(
+            f"the given plan breaks what the order asks of donors: {', '.join(broken)}; plan anew"
+        )
     heldout = _heldout(order)
     plans = propose(order)
     if plan is None and not plans.feasible:
@@ -83,7 +92,7 @@ def make(
         rows = job.hop(
             "heldout", lambda: read_heldout(builder, rows, order.samples, heldout, whole), _plain, _scores
         )
-    return _deliver(job, builder, order, rows, verified, heldout)
+    return _deliver(job, builder, order, rows, verified, heldout, given=plan is not None)
 
 
 def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Progress = silent) -> list[Score]:
@@ -104,6 +113,8 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
             todo.append((_stitched_at_random(plan), "control", "random stitches, same blocks"))
         if not any(name == SELF_STITCHED for _, _, name in todo):
             todo.append((_stitched_to_itself(plan), "baseline", SELF_STITCHED))
+        if plans.drawn is not None and not any(name == DRAWN_AT_RANDOM for _, _, name in todo):
+            todo.append((plans.drawn, "control", DRAWN_AT_RANDOM))
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:
             todo.append((plan, _role(plan), plan.note))
@@ -157,6 +168,8 @@ def _deliver(
     rows: Sequence[Score],
     verified: Verified,
     heldout: Labelled | None,
+    *,
+    given: bool,
 ) -> Artifact:
     plan = verified.score.plan
     if plan is None:
@@ -181,6 +194,9 @@ def _deliver(
     order.requirement.write(job.out / REQUIREMENT)
     plan.write(job.out / "plan.json")
     report.write(job.out / "report.json")
+    lock = lock_of(builder.store, report, given=given)
+    if lock is not None:
+        lock.write(job.out / LOCK)
     write_text(job.out / "report.html", render_page(report))
     write_text(job.out / "README.md", render_card(report))
     return write_manifest(

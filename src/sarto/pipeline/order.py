@@ -9,12 +9,13 @@ from pathlib import Path
 from sarto.engines.baselines import NAMES
 from sarto.errors import RequestError, ShapeError, suggest
 from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
+from sarto.pipeline.donor_rules import allowed_donors, meant, why_not
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.pipeline.predicting import PlanPredictor, profile_of
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import Chains
 from sarto.pipeline.subnets import ENGINE, Subnets
-from sarto.types import ClassOffer, Learnware, Request, Requirement
+from sarto.types import ClassOffer, DonorRules, Learnware, Request, Requirement
 from sarto.types.profile import DeviceProfile
 
 
@@ -26,7 +27,7 @@ class Order:
         samples: of the wanted classes, in their order; every choice is made on them and on nothing else.
         donor_samples: learnware id -> the samples that its slices are fitted on: its own, of all its classes, or the
             order's where it came without.
-        learnwares: manifests of the market, by id.
+        learnwares: manifests of the market that the order may use, by id.
         intakes: learnware id -> what the donor reads.
         intake: what a model of all donors reads.
         predictor: of latency and memory on the order's device; None where it names no profile.
@@ -63,7 +64,8 @@ class Order:
 def check_order(request: Request, store: Store, taken: Mapping[str, str] | None = None) -> Order:
     """The order, complete and consistent.
 
-    A class that several learnwares know is taken from the one with the best measured skill on it.
+    A class that several learnwares know is taken from one that must be used, else from the one with the best measured
+    skill on it.
 
     Args:
         taken: class -> id of the learnware that it was taken from before, and is again; of others, as said above.
@@ -78,6 +80,9 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     others: list[ClassOffer] = []
     if not learnwares:
         raise RequestError("the market is empty; stock a model with `sarto add`", where=str(store.path))
+    every = learnwares
+    learnwares = allowed_donors(every, request.donors, problems)
+    musts = meant(learnwares.values(), request.donors.must)
     names = [cls for _, cls in request.task.wanted]
     problems += [
         f"task.classes: {name!r} is asked from two learnwares; one model tells each class apart once: order it plainly "
@@ -85,8 +90,10 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
     for place, (whose, cls) in enumerate(request.task.wanted):
-        found = _offers(cls, whose, learnwares, (taken or {}).get(cls))
+        first = (taken or {}).get(cls) or next((item.id for item in musts if cls in item.classes), None)
+        found = _offers(cls, whose, learnwares, first)
         if isinstance(found, str):
+            found = _refused(cls, whose, every, request.donors) or found
             problems.append(f"task.classes[{place}]: {found}")
             continue
         offers.append(found[0])
@@ -131,6 +138,18 @@ def _profile(request: Request, store: Store, problems: list[str]) -> DeviceProfi
     except RequestError as error:
         problems += error.problems or (str(error),)
         return None
+
+
+def _refused(
+    cls: str, whose: str | None, learnwares: Mapping[str, Learnware], rules: DonorRules
+) -> str | None:
+    """Why those that know a class may not be used; None where nobody who knows it is refused."""
+    why = [
+        f"{item.name!r} knows it, but {reason}"
+        for item in learnwares.values()
+        if cls in item.classes and whose in (None, item.name) and (reason := why_not(item, rules)) is not None
+    ]
+    return f"no donor that is allowed knows {cls!r}: {'; '.join(why)}" if why else None
 
 
 def _offers(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -13,15 +14,21 @@ from torch import Tensor
 from sarto.devices import count
 from sarto.engines.reassembly import (
     Assembler,
+    Choice,
     Donor,
     Entry,
+    Layout,
     Making,
     Partition,
     Piece,
+    Sides,
     Wish,
     Zoo,
+    best_by_milp,
     best_chains,
+    conflict,
     layout,
+    random_chains,
     tidy,
     with_r2,
 )
@@ -29,6 +36,7 @@ from sarto.errors import GraphError, InfeasibleError, RequestError
 from sarto.graph import block, features, restrict
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
+from sarto.pipeline.donor_rules import meant, why_not
 from sarto.pipeline.indexed_zoo import parting_of, zoo_of
 from sarto.pipeline.indexing import indices
 from sarto.types import (
@@ -36,6 +44,7 @@ from sarto.types import (
     Budget,
     ChainNode,
     Cost,
+    DonorRules,
     HeadNode,
     Learnware,
     Plan,
@@ -48,6 +57,8 @@ from sarto.types import (
 ENGINE = "reassembly"
 #: Chains that are proposed.
 PROPOSED = 6
+#: Chains that are drawn at random until one is none of those proposed.
+DRAWN = 16
 #: Zoos of at most so many models are also judged by directed stitch errors, not by CKA alone.
 DIRECTED_UP_TO = 40
 #: What donors have that are only counted.
@@ -56,35 +67,60 @@ _NO_INPUTS = Tensor()
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """What an order asks of chains: its classes, the samples that heads are fitted on, and its budget."""
+    """What an order asks of chains: its classes, the samples that heads are fitted on, its budget and its donors."""
 
     classes: tuple[str, ...]
     samples_digest: str
     wish: Wish
     ids: tuple[str, ...] | None = None
     seed: int = 0
+    rules: DonorRules = field(default_factory=DonorRules)
 
 
-def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> list[Plan]:
-    """Plans of the best chains of at least two donors that each index of the market offers, best first.
+@dataclass(frozen=True)
+class Offered:
+    """The chains that the indices of a market have for an order.
+
+    Attributes:
+        plans: best first for each index, those under a donor's own classifier before those under a new head.
+        drawn: a chain drawn at random out of all that keep the order's limits, the control of choosing.
+        why_not: for each index that offers nothing, in words.
+    """
+
+    plans: tuple[Plan, ...] = ()
+    drawn: Plan | None = None
+    why_not: tuple[str, ...] = ()
+
+
+def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
+    """The best chains of at least two donors that each index of the market offers.
 
     Chains end in the own classifier of a donor that knows all the classes, or in a ridge head on the features of the
     last donor, fitted on the order's samples. Reads shapes and signatures, no weights.
     """
-    found: list[Plan] = []
+    plans, drawn, refused = list[Plan](), None, list[str]()
     for name in indices(store).names():
         index = indices(store).get(name)
+        here, reasons = list[Plan](), list[str]()
         try:
             zoo, learnwares = zoo_of(store, index, wanted.classes, wanted.ids)
+            told = replace(wanted, wish=replace(wanted.wish, sides=_sides(learnwares, wanted)))
             parting = parting_of(zoo, seed=wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
-                zoo = with_r2(zoo, parting, _features(index))
+                zoo = with_r2(zoo, parting, features_of(index))
             for own in (True, False):
-                found += _chains(zoo, learnwares, parting, index, wanted, n, own=own)
-        except (RequestError, InfeasibleError):
-            # This index has nothing for the order; other engines may.
-            continue
-    return found
+                offer = _Offer(zoo, learnwares, parting, index, told, own)
+                try:
+                    here += offer.best(n)
+                    drawn = drawn or offer.drawn(here)
+                except InfeasibleError as error:
+                    reasons.append(str(error))
+        except (RequestError, InfeasibleError) as error:
+            reasons.append(str(error))
+        plans += here
+        if not here:
+            refused += [f"index {name}: {reason}" for reason in dict.fromkeys(reasons)]
+    return Offered(tuple(plans), drawn, tuple(refused))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,57 +129,127 @@ class Chains:
 
     store: Store
 
-    def plans(
-        self, classes: Sequence[str], samples_digest: str, budget: Budget, input_shape: Sequence[int]
-    ) -> list[Plan]:
-        """Plans for classes under a budget, of donors that read images of one shape; none without an index."""
+    def offered(
+        self,
+        classes: Sequence[str],
+        samples_digest: str,
+        budget: Budget,
+        input_shape: Sequence[int],
+        rules: DonorRules,
+        seed: int = 0,
+    ) -> Offered:
+        """Chains for classes under a budget, of donors that read images of one shape; none without an index."""
         if not indices(self.store).names():
-            return []
+            return Offered(why_not=("the market has no index; make one with sarto zoo index",))
         ids = tuple(
             item.id
             for item in self.store.learnwares()
             if isinstance(item.preprocessing, Preprocessing) and item.input_shape == tuple(input_shape)
         )
         # Milliseconds are predicted for whole plans; here they are no limit.
-        summed = budget.replace(latency_ms=None)
-        return propose_chains(self.store, Wanted(tuple(classes), samples_digest, Wish(budget=summed), ids))
+        wish = Wish(budget=budget.replace(latency_ms=None))
+        return propose_chains(self.store, Wanted(tuple(classes), samples_digest, wish, ids, seed, rules))
 
 
-def _chains(
-    zoo: Zoo,
-    learnwares: Sequence[Learnware],
-    parting: Partition,
-    index: ProbeIndex,
-    wanted: Wanted,
-    n: int,
-    *,
-    own: bool,
-) -> list[Plan]:
-    pairs = zip(zoo.entries, learnwares, strict=True)
-    kept = replace(
-        zoo, entries=tuple(_with_tail(entry, held, wanted.classes, own=own) for entry, held in pairs)
+def _sides(learnwares: Sequence[Learnware], wanted: Wanted) -> Sides:
+    """An order's rules about donors, by the number of each in a zoo; a chain has at least two.
+
+    Raises:
+        InfeasibleError: a donor that must be used is not in the zoo.
+    """
+    rules = wanted.rules
+    there = {*(item.name for item in learnwares), *(item.id for item in learnwares)}
+    missing = [name for name in rules.must if name not in there]
+    if missing:
+        raise InfeasibleError(
+            f"{', '.join(missing)} must be used, but is not among its models that can be: index it with sarto zoo index"
+        )
+    numbers = {item.id: i for i, item in enumerate(learnwares)}
+    return Sides(
+        most_donors=rules.most,
+        least_donors=max(2, rules.least),
+        must=frozenset(numbers[item.id] for item in meant(learnwares, rules.must)),
+        avoid=frozenset(numbers[item.id] for item in learnwares if why_not(item, rules) is not None),
     )
-    wish = replace(
-        wanted.wish, sides=replace(wanted.wish.sides, least_donors=max(2, wanted.wish.sides.least_donors))
-    )
-    try:
-        found = layout(kept, parting, wish)
-        choices = best_chains(found.problem, n).choices
-    except InfeasibleError:
-        return []
-    donors = [Donor(e.key, e.graph, e.anatomy, _NO_INPUTS) for e in kept.entries if e.graph is not None]
-    maker = Assembler(donors, Making(wish.fit, fold=wish.fold))
-    plans = []
-    for choice in choices:
-        pieces = tidy(found.chain(choice.path))
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """What one index has for an order.
+
+    Attributes:
+        own: chains under the own classifier of their last donor; else under a new head.
+    """
+
+    zoo: Zoo
+    learnwares: Sequence[Learnware]
+    parting: Partition
+    index: ProbeIndex
+    wanted: Wanted
+    own: bool
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The problem, under the heads that are wanted.
+
+        Raises:
+            InfeasibleError: no classifier may end the chain.
+        """
+        pairs = zip(self.zoo.entries, self.learnwares, strict=True)
+        entries = tuple(with_tail(entry, held, self.wanted.classes, own=self.own) for entry, held in pairs)
+        return layout(replace(self.zoo, entries=entries), self.parting, self.wanted.wish)
+
+    def best(self, n: int) -> list[Plan]:
+        """Plans of the best chains.
+
+        Raises:
+            InfeasibleError: no chain keeps the limits; says what conflicts.
+        """
+        problem, differ = self.layout.problem, self.wanted.rules.differ
         try:
-            plans.append(_plan(maker, pieces, learnwares, index, wanted, own=own))
-        except GraphError:
-            continue
-    return plans
+            if problem.sides.must or differ > 1:
+                found = best_by_milp(problem, n, differ=differ)
+            else:
+                found = best_chains(problem, n)
+        except InfeasibleError as error:
+            raise self._told(error) from None
+        return list(self._plans(found.choices))
+
+    def drawn(self, others: Sequence[Plan]) -> Plan | None:
+        """A chain drawn at random that is none of the others; None where chance finds none."""
+        listed = random_chains(self.layout.problem, DRAWN, seed=self.wanted.seed)
+        known = {plan.key() for plan in others}
+        return next((plan for plan in self._plans(listed) if plan.key() not in known), None)
+
+    def _told(self, error: InfeasibleError) -> InfeasibleError:
+        """The error with the constraints that conflict."""
+        names = [item.name for item in self.learnwares]
+        clash = conflict(self.layout.problem, names)
+        if not clash:
+            return error
+        told = f"No chain of {self.parting.k} blocks keeps {clash[0]}, whatever else is asked."
+        if len(clash) > 1:
+            told = f"These can't be kept together, any one fewer can: {', '.join(clash)}."
+        return InfeasibleError(
+            f"{error.detail.rstrip('.')}. {told}", floor=error.floor, nearest=error.nearest, where=error.where
+        )
+
+    def _plans(self, choices: Iterable[Choice]) -> Iterator[Plan]:
+        donors = [
+            Donor(e.key, e.graph, e.anatomy, _NO_INPUTS) for e in self.zoo.entries if e.graph is not None
+        ]
+        wish = self.wanted.wish
+        maker = Assembler(donors, Making(wish.fit, fold=wish.fold))
+        for choice in choices:
+            pieces = tidy(self.layout.chain(choice.path))
+            try:
+                plan = _plan(maker, pieces, self.learnwares, self.index, self.wanted, own=self.own)
+            except GraphError:
+                continue
+            yield plan
 
 
-def _features(index: ProbeIndex) -> dict[int, NDArray[np.float32]]:
+def features_of(index: ProbeIndex) -> dict[int, NDArray[np.float32]]:
     """Pooled features of every place of an index, by its row; memory-mapped."""
     found: dict[int, NDArray[np.float32]] = {}
     for model in index.models():
@@ -151,7 +257,7 @@ def _features(index: ProbeIndex) -> dict[int, NDArray[np.float32]]:
     return found
 
 
-def _with_tail(entry: Entry, held: Learnware, classes: Sequence[str], *, own: bool) -> Entry:
+def with_tail(entry: Entry, held: Learnware, classes: Sequence[str], *, own: bool) -> Entry:
     """The entry with what its head costs in place of its own: its own rows of the wanted classes, or a new head."""
     if entry.graph is None or (own and not entry.tail):
         return entry

@@ -29,6 +29,7 @@ from sarto.pipeline.verify import Verified
 from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
 from sarto.types import (
     Certificate,
+    ChainNode,
     Check,
     ClassScore,
     Comparison,
@@ -44,6 +45,7 @@ from sarto.types import (
     SliceNode,
     StockedSupernet,
     SubnetNode,
+    licences_of,
 )
 
 #: Largest relative difference that counts as equal in single and in double precision (design promise 1).
@@ -75,6 +77,7 @@ def make_report(
 ) -> Report:
     """The report of a model whose graph and ONNX file are in `out` already."""
     comparisons = _comparisons(order, delivered)
+    lineage = tuple(_lineage(order, delivered))
     certificate = _certificate(builder, order, delivered)
     checks = tuple(_checks(builder, order, delivered, out))
     predicted = delivered.plan.predicted or delivered.verified.cost.replace(
@@ -93,12 +96,10 @@ def make_report(
         per_class=tuple(_per_class(order, delivered)),
         confusion=_confusion(order, delivered),
         rejection=delivered.rejection,
-        where_params=tuple(
-            Part(name=name, learnware=learnware, classes=classes, params=params)
-            for name, learnware, classes, params in delivered.assembly.parts
-        ),
+        where_params=tuple(_where(builder, delivered)),
         checks=checks,
-        lineage=tuple(_lineage(order, delivered)),
+        lineage=lineage,
+        licences=licences_of(lineage),
         hashes={
             name: file_hash(out / name)
             for name in (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx")
@@ -107,6 +108,7 @@ def make_report(
         seconds=dict(seconds),
         sentences=(
             *_sentences(order, delivered, comparisons, checks),
+            f"Licences of what it is made of: {', '.join(licences_of(lineage))}.",
             *(certificate_sentences(certificate).values() if certificate is not None else ()),
         ),
         not_tried=tuple(_not_tried(order, delivered)),
@@ -336,6 +338,15 @@ def _certificate(builder: Builder, order: Order, delivered: Delivered) -> Certif
     )
 
 
+def _where(builder: Builder, delivered: Delivered) -> Iterator[Part]:
+    """The parts of the model; blocks of a chain with the part of their donor that they are."""
+    spans = iter(builder.spans(delivered.plan))
+    blocks = any(isinstance(node, ChainNode) for node in delivered.plan.nodes.values())
+    for name, learnware, classes, params in delivered.assembly.parts:
+        span = next(spans, None) if blocks and learnware is not None else None
+        yield Part(name=name, learnware=learnware, classes=classes, params=params, span=span)
+
+
 def _lineage(order: Order, delivered: Delivered) -> Iterator[Donor]:
     for id_ in delivered.plan.supernets:
         if order.subnets is not None:
@@ -382,11 +393,39 @@ def _sentences(
             yield f"Against {found.row}: {gap}; your samples cannot tell them apart{more}."
         else:
             yield f"Against {found.row}: {gap}, {found.verdict}."
+    yield from _best_donor(order, delivered)
     for tried in delivered.verified.tried:
         yield f"Verified before and over the budget: {tried}."
     failed = [check.name for check in checks if not check.ok]
     if failed:
         yield f"Checks that failed: {', '.join(failed)}."
+
+
+def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:
+    """Beside chains of blocks: what a single donor within the budget does."""
+    plans = [score.plan for score in delivered.rows if score.plan is not None]
+    if not any(isinstance(node, ChainNode) for plan in plans for node in plan.nodes.values()):
+        return
+    budget = order.request.budget
+    alone = [
+        score.row
+        for score in delivered.rows
+        if score.row.accuracy_loto is not None
+        and score.row.cost is not None
+        and score.plan is not None
+        and len(score.plan.learnwares) == 1
+        and not score.row.cost.over(budget)
+        and not any(isinstance(node, ChainNode | SliceNode) for node in score.plan.nodes.values())
+    ]
+    if not alone:
+        yield "No single donor, whole, keeps the budget."
+        return
+    best = max(alone, key=lambda row: (row.accuracy_loto or 0.0, -(row.cost.params if row.cost else 0)))
+    named = "the delivered model itself" if best is delivered.pick.row else best.name
+    yield (
+        f"The best single donor within the budget, whole: {named}, {best.accuracy_loto or 0.0:.1%} on your samples "
+        f"with {best.cost.params if best.cost else 0:,} parameters."
+    )
 
 
 def _foretold(order: Order, delivered: Delivered) -> Iterator[str]:

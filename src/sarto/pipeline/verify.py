@@ -18,6 +18,7 @@ from sarto.graph import ModelGraph
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, ranked, show
 from sarto.pipeline.contest import Score, score_plan
+from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
 from sarto.types import Cost, Device, Plan
@@ -87,7 +88,11 @@ def verify(
     if given is not None:
         queue = [score for score in built if score.plan is not None and score.plan.key() == given.key()]
     else:
-        queue = _in_rank([s for s in built if s.row.cost is not None and not s.row.cost.over(budget)])
+        order = plans.order
+        allowed = [
+            s for s in built if s.plan and not broken_rules(s.plan, order.request.donors, order.learnwares)
+        ]
+        queue = _in_rank([s for s in allowed if s.row.cost is not None and not s.row.cost.over(budget)])
     known = {score.plan.key() for score in built if score.plan is not None}
     spare = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.key() not in known]
     spare.sort(key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)

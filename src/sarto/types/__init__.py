@@ -50,8 +50,9 @@ from sarto.types.report import (
     Rejection,
     Report,
     Row,
+    licences_of,
 )
-from sarto.types.request import ClassOffer, Request, Requirement, Task
+from sarto.types.request import ClassOffer, DonorRules, Request, Requirement, Task
 from sarto.types.space import TaskSpace
 from sarto.types.value import Value
 
@@ -75,6 +76,7 @@ __all__ = [
     "CostLine",
     "Device",
     "Donor",
+    "DonorRules",
     "Environment",
     "FactoryConfig",
     "HeadNode",
@@ -109,6 +111,7 @@ __all__ = [
     "TrunkCost",
     "Value",
     "WidthCost",
+    "licences_of",
     "pack_cost",
     "parse_preprocessing",
     "reads",

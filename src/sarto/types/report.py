@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -180,12 +180,14 @@ class Part(Value):
         learnware: id of the donor; None for what was made here.
         classes: whose fragment it is.
         params: trainable parameters; the parts add up to the model's.
+        span: of a block: the shares of its donor's FLOPs that lie before it begins and before it ends.
     """
 
     name: Name
     learnware: Sha | None = None
     classes: Names = ()
     params: Whole
+    span: tuple[Share, Share] | None = None
 
 
 class Check(Value):
@@ -215,6 +217,11 @@ class Donor(Value):
     weights_hash: Sha | None = None
     samples_hash: Sha | None = None
     classes: Names = ()
+
+
+def licences_of(lineage: Iterable[Donor]) -> tuple[str, ...]:
+    """The licences of donors, each once, sorted; "not stated" where one states none."""
+    return tuple(sorted({donor.licence.strip() or "not stated" for donor in lineage}))
 
 
 class Environment(Value):
@@ -260,6 +267,7 @@ class Report(Value):
         where_params: parts of the model and their parameters.
         checks: promises that were checked; a delivered model has none that failed.
         lineage: learnwares that parts came from.
+        licences: of all of them, each once; one that is not stated is "not stated".
         hashes: of what was delivered: file or object -> content hash.
         environment: where it was built and measured.
         seconds: wall time of each hop of the order.
@@ -284,6 +292,7 @@ class Report(Value):
     where_params: Several[Part] = ()
     checks: Several[Check] = ()
     lineage: Several[Donor] = ()
+    licences: Several[Text] = ()
     hashes: Frozen[Name, Sha] = Field(default_factory=dict, validate_default=True)
     environment: Environment
     seconds: Frozen[Name, AtLeastZero] = Field(default_factory=dict, validate_default=True)

@@ -84,6 +84,60 @@ class Task(Value):
         return tuple((learnware or None, cls) for learnware, _, cls in parts)
 
 
+class DonorRules(Value):
+    """What an order asks of the models that its parts come from; every plan keeps it, whichever engine proposes it.
+
+    Attributes:
+        must: names or ids of learnwares that have to be used.
+        avoid: names or ids of learnwares that may not be.
+        least, most: number of different learnwares.
+        allow_licences: the only licences allowed, none: any; a learnware that states none is not allowed then.
+        deny_licences: licences that are not allowed; a learnware that states none is.
+        differ: blocks in which each chain of blocks differs from those proposed before it.
+    """
+
+    must: Names = ()
+    avoid: Names = ()
+    least: Positive = 1
+    most: Positive | None = None
+    allow_licences: Names = ()
+    deny_licences: Names = ()
+    differ: Positive = 1
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> DonorRules:
+        problems = [
+            f".{field}: {name!r} is named twice"
+            for field in ("must", "avoid")
+            for name in twice(getattr(self, field))
+        ]
+        problems += [
+            f".avoid: {name!r} must be used too; one of the two" for name in self.must if name in self.avoid
+        ]
+        both = {name.casefold() for name in self.allow_licences} & {
+            name.casefold() for name in self.deny_licences
+        }
+        problems += [f".deny_licences: {name!r} is allowed too; one of the two" for name in sorted(both)]
+        needed = max(self.least, len(self.must))
+        if self.most is not None and self.most < needed:
+            why = (
+                f"{len(self.must)} must be used"
+                if needed == len(self.must)
+                else f".least asks for {self.least}"
+            )
+            problems.append(f".most: is {self.most}, but {why}")
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
+    def allows(self, licence: str) -> bool:
+        """Whether a learnware of this licence may be used; licences are compared as written, in any case of letters."""
+        said = licence.strip().casefold()
+        if self.allow_licences and said not in {name.casefold() for name in self.allow_licences}:
+            return False
+        return said not in {name.casefold() for name in self.deny_licences}
+
+
 class Request(Value):
     """An order as the user gives it.
 
@@ -97,6 +151,7 @@ class Request(Value):
         method: how fragments are made: solved in closed form, or trained as the paper does.
         paper: the numbers of the paper's method; None takes its defaults.
         recalibrate: of a subnet: take the statistics of batch norms anew from the order's samples, labels unread.
+        donors: which models parts may come from, and how many.
     """
 
     task: Task
@@ -112,6 +167,7 @@ class Request(Value):
     method: Literal["closed_form", "paper"] = "closed_form"
     paper: PaperSettings | None = None
     recalibrate: Flag = False
+    donors: DonorRules = DonorRules()
 
     @model_validator(mode="after")
     def _check_method(self) -> Request:
@@ -128,6 +184,10 @@ class Request(Value):
         if self.recalibrate and self.samples is None:
             problems.append(
                 ".recalibrate: takes statistics from the order's samples; give their path under .samples"
+            )
+        if self.task.properties and self.donors != DonorRules():
+            problems.append(
+                ".donors: a task by its properties has a supernet, no donors; name it under .task.supernet"
             )
         if problems:
             raise RequestError(problems[0], problems=problems)

@@ -6,6 +6,7 @@ Reference:
 
 from sarto.engines.reassembly.assembly import Assembler, Donor, Making, Piece, tidy
 from sarto.engines.reassembly.astar import best_chains, pareto
+from sarto.engines.reassembly.conflicts import conflict
 from sarto.engines.reassembly.drawing import random_chains
 from sarto.engines.reassembly.heuristic import dissect_by_moves
 from sarto.engines.reassembly.milp import best_by_milp, certified
@@ -59,6 +60,7 @@ __all__ = [
     "certified",
     "choose_k",
     "cka",
+    "conflict",
     "dissect",
     "dissect_by_moves",
     "dissect_zoo",

@@ -11,8 +11,15 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, lil_matrix
 
 from sarto.engines.reassembly.astar import infeasible
-from sarto.engines.reassembly.problem import Choice, Found, Problem, choice_of, usable_blocks
-from sarto.errors import SartoError
+from sarto.engines.reassembly.problem import (
+    Choice,
+    Found,
+    Problem,
+    choice_of,
+    least_costs,
+    usable_blocks,
+)
+from sarto.errors import InfeasibleError, SartoError
 
 #: Relative gap at which the solver stops; its own default is 1e-4.
 GAP = 1e-9
@@ -44,7 +51,7 @@ def best_by_milp(problem: Problem, n: int = 1, *, differ: int = 1, seconds: floa
             break
         model.forbid(path, differ)
     if not chosen:
-        raise infeasible(problem)
+        raise _none(problem)
     return Found(tuple(chosen), proven, bound, 0)
 
 
@@ -172,6 +179,23 @@ class _Model:
             matrix.rows[i] = sorted(row)
             matrix.data[i] = [row[j] for j in sorted(row)]
         return matrix.tocsr()
+
+
+def _none(problem: Problem) -> InfeasibleError:
+    """The error for limits that no chain keeps; with donors that must be used without the nearest budget."""
+    if not problem.sides.must:
+        return infeasible(problem)
+    told = {name: value for name, value in least_costs(problem).items() if math.isfinite(value)}
+    return InfeasibleError("no chain of blocks keeps all that is asked", floor=told)
+
+
+def possible(problem: Problem) -> bool:
+    """Whether any chain keeps all limits and constraints; by integer programming without an objective of its own.
+
+    Raises:
+        SartoError: the solver stopped without an answer.
+    """
+    return _Model(problem).solve(None)[0] is not None
 
 
 def certified(problem: Problem, found: Found, *, seconds: float | None = None) -> bool:

@@ -43,6 +43,18 @@ class PartRow:
     colour: int
 
 
+@dataclass(frozen=True)
+class Strip:
+    """A donor from its first layer to its last as the page draws it.
+
+    Attributes:
+        pieces: (share of its FLOPs, place in the page's palette or None where it is not used, what it is), in order.
+    """
+
+    name: str
+    pieces: tuple[tuple[float, int | None, str], ...]
+
+
 def render_page(report: Report) -> str:
     """The report as one HTML page, without scripts and without anything loaded from elsewhere."""
     template = _environment().get_template("report.html.j2")
@@ -58,6 +70,7 @@ def render_page(report: Report) -> str:
         has_heldout=any(row.accuracy_heldout is not None for row in rows),
         has_latency=any(row.cost is not None and row.cost.latency_ms is not None for row in rows),
         parts=list(_parts(report)),
+        strips=list(_strips(report)),
         confusion=_confusion(report.confusion) if report.confusion is not None else None,
         order=list(_order(report)),
         plan_text=report.plan.to_yaml(),
@@ -110,6 +123,26 @@ def _parts(report: Report) -> Iterator[PartRow]:
     for place, part in enumerate(report.where_params):
         colour = place % _PART_COLOURS
         yield PartRow(part.name, ", ".join(part.classes), part.params, part.params / total, colour)
+
+
+def _strips(report: Report) -> Iterator[Strip]:
+    """Each donor of a chain of blocks, with the blocks that were taken from it in their colours."""
+    names = {donor.learnware: donor.name for donor in report.lineage}
+    blocks = [
+        (part, part.span, place) for place, part in enumerate(report.where_params) if part.span is not None
+    ]
+    for learnware in dict.fromkeys(part.learnware for part, _, _ in blocks):
+        own = sorted((span, place, part.name) for part, span, place in blocks if part.learnware == learnware)
+        pieces, at = list[tuple[float, int | None, str]](), 0.0
+        for (start, end), place, name in own:
+            if start > at:
+                pieces.append((start - at, None, "not used"))
+            # Blocks of one donor may overlap; what is drawn already is not drawn again.
+            pieces.append((max(end - max(start, at), 0.0), place % _PART_COLOURS, name))
+            at = max(at, end)
+        if at < 1.0:
+            pieces.append((1.0 - at, None, "not used"))
+        yield Strip(names.get(learnware or "", "donor"), tuple(pieces))
 
 
 def _confusion(table: Confusion) -> Mapping[str, Any]:
