@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from sarto.engines.factory.data import check_data, open_data, score
 from sarto.engines.factory.spaces.numvqa import NumVqa, draw_digits, holds, numvqa
 from sarto.errors import RequestError
+from sarto.pipeline.factory import read_space
 from sarto.types import TaskSpace
 
 
@@ -47,6 +49,10 @@ def space(**change: object) -> TaskSpace:
         ({"exactly_4", "odd"}, [1, 3, 5, 7], True),
         ({"exactly_4", "odd"}, [1, 3, 5, 8], False),
         ({"has", "odd"}, [0, 2, 4, 6], False),
+        ({"exactly_2", "digit_7", "digit_1"}, [7, 1, 2, 3], True),
+        ({"exactly_2", "digit_7", "digit_1"}, [7, 1, 7, 3], False),
+        ({"exactly_1", "exactly_3", "odd"}, [7, 1, 7, 2], True),
+        ({"exactly_1", "exactly_3", "odd"}, [7, 1, 2, 2], False),
     ],
 )
 def test_answers_by_hand(task: set[str], digits: list[int], answer: bool) -> None:
@@ -55,13 +61,25 @@ def test_answers_by_hand(task: set[str], digits: list[int], answer: bool) -> Non
 
 def test_every_drawn_answer_is_right_and_negatives_miss_narrowly() -> None:
     rng = np.random.default_rng(0)
-    for task in space().seen:
+    for task in (*space().seen, frozenset({"exactly_1", "exactly_3", "digit_2", "odd"})):
         for answer in (True, False):
             drawn = np.stack([draw_digits(task, answer, rng) for _ in range(100)])
             assert (holds(task, drawn) == answer).all()
     few = frozenset({"exactly_2", "digit_7"})
     counts = (np.stack([draw_digits(few, False, rng) for _ in range(400)]) == 7).sum(1)
     assert 0.15 < np.isin(counts, (1, 3)).mean() < 0.75  # by chance 3 would come once in 300
+
+
+def test_further_combinations_are_no_question_that_is_kept_out() -> None:
+    numvqa_space = read_space("numvqa")
+    every = np.array(list(product(range(10), repeat=4)))
+    unseen = np.stack([holds(task, every) for task in numvqa_space.kept_aside])
+    assert len(numvqa_space.combined) == 5 * (45 + 10) + 6 * 12
+    for task in numvqa_space.combined:
+        same = (unseen == holds(task, every)).sum(1)
+        assert same.max() < len(every) and same.min() > 0, sorted(
+            task
+        )  # neither the question nor its opposite
 
 
 def test_pictures_show_the_digits_where_they_are() -> None:
