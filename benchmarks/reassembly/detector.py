@@ -28,7 +28,7 @@ def detector(
 
     Args:
         tail: the classifier, a member of the zoo.
-        n_cuts: of the detector's cut points whose grid is at least that of the entered one, the last so many.
+        n_cuts: of the detector's cut points whose grid is that of the entered one, the first so many.
         entered: number of the classifier's cut point.
         side: to which images are enlarged for the detector.
     """

@@ -13,6 +13,7 @@ from torch import nn
 
 from sarto import Samples
 from sarto.devices import count
+from sarto.devices.profiling import Predictor
 from sarto.errors import GraphError, InfeasibleError, RequestError, StoreError
 from sarto.graph import read_graph
 from sarto.pipeline.artifact import GRAPH
@@ -24,8 +25,9 @@ from sarto.pipeline.order import check_order
 from sarto.pipeline.zoo_front import draw_front, zoo_front
 from sarto.pipeline.zoo_map import similarity_map
 from sarto.pipeline.zoo_picture import draw_map
-from sarto.types import ChainNode, Plan, SourceNode
+from sarto.types import ChainNode, HeadNode, Plan, SliceNode, SourceNode
 from tests.e2e.conftest import Shop
+from tests.e2e.test_profiled_orders import profile
 
 RED = ("red disc", "green disc")
 SMALL = {"n_probes": 32, "batch": 8}
@@ -144,6 +146,24 @@ def test_a_chain_can_be_sliced_and_a_slice_can_be_a_donor(indexed: Shop) -> None
     assert count(builder.build(of_slice).graph).params < count(builder.build(plain).graph).params
 
 
+def test_chains_donors_and_pruned_donors_stand_on_one_front(indexed: Shop) -> None:
+    order = check_order(indexed.order(*RED), indexed.market.store)
+    plans = [plan for plan in propose(order).feasible if plan.predicted is not None]
+    own = [p for p in plans if isinstance(node := p.nodes[p.out], HeadNode) and node.kind == "restrict"]
+    chains = [p for p in own if any(isinstance(n, ChainNode) for n in p.nodes.values())]
+    pruned = [p for p in own if any(isinstance(n, SliceNode) for n in p.nodes.values())]
+    whole = [p for p in own if p not in chains and p not in pruned]
+    assert chains and pruned and whole
+    params = [plan.predicted.params for plan in (*chains, *pruned, *whole) if plan.predicted]
+    limit = sorted(params)[len(params) // 2]
+    kept = propose(check_order(indexed.order(*RED, budget={"params": limit}), indexed.market.store)).feasible
+    # One budget holds for all three alike.
+    for kind in (chains, pruned, whole):
+        fitting = {p.key() for p in kind if p.predicted is not None and p.predicted.params <= limit}
+        assert fitting <= {plan.key() for plan in kept}
+    assert all(plan.predicted is None or plan.predicted.params <= limit for plan in kept)
+
+
 def test_indexing_again_adds_only_what_is_new(indexed: Shop) -> None:
     store = indexed.market.store
     assert index_zoo(store, "zoo").added == ()
@@ -202,6 +222,50 @@ def test_what_can_not_be_indexed_is_left_out_with_the_reason(shop: Shop) -> None
     assert len(zoo.entries) == len(kept) == len(shop.donors)
 
 
+class _Turned(nn.Module):
+    """A network that reads blue, green, red."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.flip(1))
+
+
+def test_a_donor_of_another_order_of_channels_is_told(shop: Shop) -> None:
+    said = {
+        **shop.preprocessing,
+        "mean": shop.preprocessing["mean"][::-1],
+        "std": shop.preprocessing["std"][::-1],
+    }
+    known = shop.donors["discs"][1]
+    shop.add(
+        "turned",
+        known,
+        _Turned(shop.models["discs"]).eval(),
+        samples=shop.draw(known, 8, 3),
+        preprocessing=said,
+    )
+    done = index_zoo(shop.market.store, "zoo", **SMALL)
+    assert "turned" in done.added
+    ((name, why),) = done.doubtful
+    assert name == "turned" and "seems to read blue, green, red" in why
+
+
+def test_a_zoo_of_one_model_or_without_cut_points_says_so(shop: Shop) -> None:
+    store = shop.market.store
+    index_zoo(store, "one", ["discs"], **SMALL)
+    with pytest.raises(RequestError, match="has 1 models that can be used"):
+        similarity_map(store, indices(store).get("one"))
+    request = shop.order(*RED, engines=["reassembly"])
+    with pytest.raises(InfeasibleError, match=r"index .one. has 1 models that can be used.*index more"):
+        shop.market.plan(request)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3)).eval()
+    shop.add("flat", ("x", "y", "z"), flat, samples=None)
+    assert [name for name, why in index_zoo(store, "one").skipped if "no cut point" in why] == ["flat"]
+
+
 def test_a_joint_that_is_no_cut_point_is_refused(indexed: Shop) -> None:
     plan = _chains(indexed, *RED)[0]
     nodes = plan.model_dump(mode="json")["nodes"]
@@ -231,6 +295,30 @@ def test_a_map_names_every_piece_and_draws_it(indexed: Shop, tmp_path: Path) -> 
     assert (tmp_path / "map.svg").stat().st_size > 1_000
     with pytest.raises(RequestError, match=r"\.svg or \.png"):
         draw_map(found, tmp_path / "map.txt")
+
+
+def test_on_a_profiled_device_blocks_cost_milliseconds(indexed: Shop) -> None:
+    indexed.market.store.profiles.put(profile(unit_step=1))
+    device = {"profile": "paper"}
+    every = _chains(indexed, *RED, device=device, engines=["reassembly"])
+    builder = _builder(indexed, *RED)
+    taken = {}
+    for plan in every:
+        assert plan.predicted is not None and plan.predicted.latency_ms is not None
+        taken[plan.key()] = plan.predicted.latency_high_ms or 0.0
+    own = next(p for p in every if getattr(p.nodes[p.out], "kind", "") == "restrict")
+    whole = Predictor(profile(unit_step=1)).predict(builder.build(own).graph)
+    assert own.predicted is not None
+    assert own.predicted.latency_ms == pytest.approx(whole.middle, rel=1e-6)
+    limit = sorted(taken.values())[len(taken) // 2]
+    kept = _chains(indexed, *RED, device=device, engines=["reassembly"], budget={"latency_ms": limit})
+    assert kept
+    assert all((plan.predicted.latency_high_ms or 0.0) <= limit for plan in kept if plan.predicted)
+    tight = indexed.order(*RED, device=device, engines=["reassembly"], budget={"latency_ms": 1e-3})
+    with pytest.raises(
+        InfeasibleError, match=r"no chain of blocks keeps latency_ms <= 0\.001\. Floor of each alone"
+    ):
+        indexed.market.plan(tight)
 
 
 def test_the_front_of_a_zoo_has_chains_and_donors_that_nothing_beats(indexed: Shop, tmp_path: Path) -> None:

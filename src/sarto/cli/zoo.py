@@ -60,11 +60,22 @@ def index(
             )
         if as_json:
             skipped = [{"name": item, "why": why} for item, why in done.skipped]
-            emit({"index": name, "added": list(done.added), "known": list(done.known), "skipped": skipped})
+            doubtful = [{"name": item, "why": why} for item, why in done.doubtful]
+            emit(
+                {
+                    "index": name,
+                    "added": list(done.added),
+                    "known": list(done.known),
+                    "skipped": skipped,
+                    "doubtful": doubtful,
+                }
+            )
             return
         typer.echo(f"index {name}: {len(done.added)} models added, {len(done.known)} were there")
         for item, why in done.skipped:
             typer.echo(f"left out {item}: {why}")
+        for item, why in done.doubtful:
+            typer.echo(f"look at {item}: {why}")
 
 
 def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:

@@ -260,7 +260,7 @@ class Builder:
         chained = next((node for node in plan.nodes.values() if isinstance(node, ChainNode)), None)
         if chained is not None:
             ids = [next(sources(plan, of)) for of in chained.of]
-            found = chain_parts(graph, [self.store.get(id_) for id_ in ids], len(chained.joints))
+            found = chain_parts(graph, [self._giver(id_) for id_ in ids], len(chained.joints))
             return tuple((name, id_, (), params) for name, id_, params in found)
         parts: list[tuple[str, str | None, tuple[str, ...], int]] = []
         joined: list[ModelGraph] = []

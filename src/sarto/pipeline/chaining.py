@@ -9,7 +9,8 @@ from torch import Tensor
 from sarto.engines.reassembly import Assembler, Donor, Fit, Making, Piece, anatomy
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph
-from sarto.types import ChainNode, Learnware
+from sarto.pipeline.intakes import Giver
+from sarto.types import ChainNode
 
 
 def chain_graph(donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, inputs: Tensor) -> ModelGraph:
@@ -42,9 +43,9 @@ def chain_graph(donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, input
 
 
 def chain_parts(
-    graph: ModelGraph, donors: Sequence[Learnware], n_joints: int
+    graph: ModelGraph, donors: Sequence[Giver], n_joints: int
 ) -> list[tuple[str, str | None, int]]:
-    """(name, learnware id, parameters) of each block and stitch of a built chain, in order; then of what is left."""
+    """(name, id of the donor, parameters) of each block and stitch of a built chain, in order; then of what is left."""
     sizes: dict[str, int] = {}
     for name in graph.parameters:
         sizes[name.partition(".")[0]] = sizes.get(name.partition(".")[0], 0) + graph.tensors[name].numel()

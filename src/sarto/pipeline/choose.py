@@ -15,8 +15,8 @@ from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.filling import filled_plans
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
+from sarto.pipeline.reassembling import BUILT, Offered
 from sarto.pipeline.reassembling import ENGINE as CHAINS
-from sarto.pipeline.reassembling import Offered
 from sarto.pipeline.subnets import ENGINE, class_plans
 from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
@@ -107,7 +107,13 @@ def _chains(order: Order) -> Offered:
         return Offered(why_not=("chains are of models that read images",))
     shape = order.donors[0].input_shape
     return order.chains.offered(
-        order.classes, order.samples.digest, request.budget, shape, request.donors, request.seed
+        order.classes,
+        order.samples.digest,
+        request.budget,
+        shape,
+        request.donors,
+        request.seed,
+        order.predictor,
     )
 
 
@@ -283,7 +289,7 @@ def chains_to_build(plans: Plans) -> tuple[Plan, ...]:
         plan for plan in chains if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())
     ]
     fitted = [plan for plan in chains if plan not in own]
-    return (*own[:2], *fitted[:2])
+    return (*own[:BUILT], *fitted[:BUILT])
 
 
 def limits_time(budget: Budget) -> bool:

@@ -13,6 +13,7 @@ from sarto.errors import GraphError, RequestError, ShapeError, StoreError
 from sarto.graph import ModelGraph, normalise
 from sarto.market import Intake, Labelled, Samples, Store
 from sarto.market.indices import Indices, ProbeIndex
+from sarto.pipeline.channel_order import channels_turned
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.progress import Progress, silent
 from sarto.types import Learnware, Preprocessing
@@ -32,11 +33,13 @@ class Indexing:
         added: names of the models that were added.
         known: those that were there already, or a copy of them.
         skipped: those that can't be indexed, and why.
+        doubtful: those that were added, and what seems wrong with them.
     """
 
     added: tuple[str, ...]
     known: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    doubtful: tuple[tuple[str, str], ...] = ()
 
 
 def indices(store: Store) -> Indices:
@@ -86,7 +89,8 @@ def index_zoo(
         _check_probes(held, batch)
         index = found.create(_about(name, held, batch, cells), held)
     known = {(m.graph_hash, m.weights_hash) for m in index.models()}
-    added, there, skipped = list[str](), list[str](), list[tuple[str, str]]()
+    added, there = list[str](), list[str]()
+    skipped, doubtful = list[tuple[str, str]](), list[tuple[str, str]]()
     skipped += [
         (item.name, "it reads texts; zoos are indexed with images")
         for item in learnwares
@@ -98,11 +102,12 @@ def index_zoo(
             there.append(item.name)
             continue
         try:
-            _enter(store, index, item, held)
+            doubt = _enter(store, index, item, held)
         except (GraphError, RequestError, ShapeError) as error:
             skipped.append((item.name, str(error)))
             continue
         added.append(item.name)
+        doubtful += [(item.name, doubt)] if doubt is not None else []
         known.add((item.graph_hash, item.weights_hash))
     progress("indexing", len(images), len(images))
     if not added and not there:
@@ -113,7 +118,7 @@ def index_zoo(
             or "the market holds no learnware that reads images"
         )
         raise RequestError(f"nothing was indexed: {told}")
-    return Indexing(tuple(added), tuple(there), tuple(skipped))
+    return Indexing(tuple(added), tuple(there), tuple(skipped), tuple(doubtful))
 
 
 def ready_graph(store: Store, learnware: Learnware) -> ModelGraph:
@@ -133,7 +138,8 @@ def probes_of(store: Store, digest: str) -> Labelled | None:
     return None
 
 
-def _enter(store: Store, index: ProbeIndex, item: Learnware, held: Samples) -> None:
+def _enter(store: Store, index: ProbeIndex, item: Learnware, held: Samples) -> str | None:
+    """Enter a model; what seems wrong with it, in words."""
     graph = ready_graph(store, item)
     table = anatomy(graph)
     intake: Intake = intake_of(store, item)
@@ -169,6 +175,7 @@ def _enter(store: Store, index: ProbeIndex, item: Learnware, held: Samples) -> N
         licence=item.licence,
     )
     index.add(model, found.signatures, sketches, found.features, held.digest)
+    return channels_turned(store, item, graph, intake)
 
 
 def _about(name: str, held: Samples, batch: int, cells: int) -> ProbeIndexAbout:

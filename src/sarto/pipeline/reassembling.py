@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sarto.devices import count
+from sarto.devices.profiling import Predictor
 from sarto.engines.reassembly import (
     Assembler,
     Choice,
@@ -39,6 +40,7 @@ from sarto.market.indices import ProbeIndex
 from sarto.pipeline.donor_rules import meant, why_not
 from sarto.pipeline.indexed_zoo import parting_of, zoo_of
 from sarto.pipeline.indexing import indices
+from sarto.pipeline.predicting import PlanPredictor
 from sarto.types import (
     BlockNode,
     Budget,
@@ -53,11 +55,14 @@ from sarto.types import (
     SourceNode,
     Stitching,
 )
+from sarto.types.profile import DeviceProfile
 
 ENGINE = "reassembly"
 #: Chains that are proposed.
 PROPOSED = 6
-#: Chains that are drawn at random until one is none of those proposed.
+#: Of those proposed under a donor's own classifier, and of those under a new head, so many are built.
+BUILT = 2
+#: Chains that are drawn at random until one is none of those built.
 DRAWN = 16
 #: Zoos of at most so many models are also judged by directed stitch errors, not by CKA alone.
 DIRECTED_UP_TO = 40
@@ -67,7 +72,11 @@ _NO_INPUTS = Tensor()
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """What an order asks of chains: its classes, the samples that heads are fitted on, its budget and its donors."""
+    """What an order asks of chains: its classes, the samples that heads are fitted on, its budget and its donors.
+
+    Attributes:
+        timing: of a profiled device; None: milliseconds are not predicted, and are no limit here.
+    """
 
     classes: tuple[str, ...]
     samples_digest: str
@@ -75,6 +84,7 @@ class Wanted:
     ids: tuple[str, ...] | None = None
     seed: int = 0
     rules: DonorRules = field(default_factory=DonorRules)
+    timing: PlanPredictor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,8 @@ class Offered:
 
     Attributes:
         plans: best first for each index, those under a donor's own classifier before those under a new head.
-        drawn: a chain drawn at random out of all that keep the order's limits, the control of choosing.
+        drawn: a chain drawn at random out of all that keep the order's limits but the built ones, the control of
+            choosing.
         why_not: for each index that offers nothing, in words.
     """
 
@@ -108,11 +119,15 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
             parting = parting_of(zoo, seed=wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
                 zoo = with_r2(zoo, parting, features_of(index))
+            if wanted.timing is not None and wanted.wish.budget.latency_ms is not None:
+                timed = (with_latency(entry, wanted.timing.profile) for entry in zoo.entries)
+                zoo = replace(zoo, entries=tuple(timed))
             for own in (True, False):
                 offer = _Offer(zoo, learnwares, parting, index, told, own)
                 try:
-                    here += offer.best(n)
-                    drawn = drawn or offer.drawn(here)
+                    best = offer.best(n)
+                    here += best
+                    drawn = drawn or offer.drawn(best[:BUILT])
                 except InfeasibleError as error:
                     reasons.append(str(error))
         except (RequestError, InfeasibleError) as error:
@@ -137,8 +152,14 @@ class Chains:
         input_shape: Sequence[int],
         rules: DonorRules,
         seed: int = 0,
+        timing: PlanPredictor | None = None,
     ) -> Offered:
-        """Chains for classes under a budget, of donors that read images of one shape; none without an index."""
+        """Chains for classes under a budget, of donors that read images of one shape; none without an index.
+
+        Args:
+            timing: of a profiled device: blocks are chosen by its milliseconds too, and plans say what they should
+                take.
+        """
         if not indices(self.store).names():
             return Offered(why_not=("the market has no index; make one with sarto zoo index",))
         ids = tuple(
@@ -146,9 +167,9 @@ class Chains:
             for item in self.store.learnwares()
             if isinstance(item.preprocessing, Preprocessing) and item.input_shape == tuple(input_shape)
         )
-        # Milliseconds are predicted for whole plans; here they are no limit.
-        wish = Wish(budget=budget.replace(latency_ms=None))
-        return propose_chains(self.store, Wanted(tuple(classes), samples_digest, wish, ids, seed, rules))
+        wish = Wish(budget=budget if timing is not None else budget.replace(latency_ms=None))
+        wanted = Wanted(tuple(classes), samples_digest, wish, ids, seed, rules, timing)
+        return propose_chains(self.store, wanted)
 
 
 def _sides(learnwares: Sequence[Learnware], wanted: Wanted) -> Sides:
@@ -257,6 +278,16 @@ def features_of(index: ProbeIndex) -> dict[int, NDArray[np.float32]]:
     return found
 
 
+def with_latency(entry: Entry, profile: DeviceProfile) -> Entry:
+    """The entry with what a device should take for everything before each place, in milliseconds."""
+    if entry.graph is None:
+        return entry
+    sketch, predictor = entry.graph.sketch(), Predictor(profile)
+    fronts = [block(sketch, end=place.value) for place in entry.anatomy.places]
+    taken = tuple(predictor.predict(graph).middle for graph in (*fronts, sketch))
+    return replace(entry, latency_ms=taken)
+
+
 def with_tail(entry: Entry, held: Learnware, classes: Sequence[str], *, own: bool) -> Entry:
     """The entry with what its head costs in place of its own: its own rows of the wanted classes, or a new head."""
     if entry.graph is None or (own and not entry.tail):
@@ -307,15 +338,19 @@ def _plan(
         tail = learnwares[pieces[-1].donor]
         nodes["head"] = HeadNode(of="chain", kind="restrict", classes=wanted.classes)
         rows = [tail.classes.index(cls) for cls in wanted.classes]
-        cost, note = count(restrict(sketch, rows)), f"{told}, classifier of {tail.name}"
+        whole = restrict(sketch, rows)
+        cost, note = count(whole), f"{told}, classifier of {tail.name}"
     else:
         nodes["features"] = BlockNode(of="chain")
         nodes["head"] = HeadNode(
             of="features", kind="ridge", classes=wanted.classes, samples=wanted.samples_digest
         )
-        below = features(sketch)
+        # Its milliseconds are taken to be those of the classifier in its place.
+        whole, below = sketch, features(sketch)
         cost = _with_head(count(block(sketch, end=below.value)), below.width, len(wanted.classes))
         note = f"{told}, new head"
+    if wanted.timing is not None:
+        cost = wanted.timing.cost(cost, Predictor(wanted.timing.profile).predict(whole))
     return Plan(
         nodes=nodes,
         out="head",
