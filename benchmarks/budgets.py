@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from benchmarks.predictor import blocks_of, graph_of
 from benchmarks.slicepack.donors import EXAMPLES
 from benchmarks.slicepack.tasks import CIFAR10
 from sarto import Market
-from sarto.devices import open_runtime
+from sarto.devices import count, open_runtime
 from sarto.devices.profiling import Backbone, Wanted, measure_all, open_in
-from sarto.export import write_for
+from sarto.export import to_onnx, write_for
 from sarto.graph import ModelGraph
 from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, propose
+from sarto.pipeline.closing import Round, closed, fullest
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.profiles import measure_profile
-from sarto.types import Device, Plan, Request, SliceNode
+from sarto.pipeline.verify import latency_on
+from sarto.types import BranchNode, Cost, Device, Plan, Request, SliceNode
 from sarto.types.profile import DeviceProfile
 
 NAME = "desk"
@@ -45,11 +48,16 @@ def budgets(
     journal: str | None = None,
     seed: int,
 ) -> dict[str, Any]:
-    """For each budget the plan whose bound fills it most, built with random units of each group, measured.
+    """For each budget the plan whose bound fills it most, and what is delivered in its place once it was measured.
 
-    Which units are kept changes no latency, so nothing is chosen or repaired here. Orders are of two to four classes;
-    budgets are uniform between the quickest and the slowest stocked pack. Numbers that end in `_corrected` are at the
-    machine's speed when the profile was measured, by the reference that both were measured beside.
+    As in an order: a plan is measured, and its widths are solved again from what it took until one keeps the budget
+    and fills it. Models have random units of each group: which are kept changes no latency, so nothing is chosen or
+    repaired here. What counts is another measurement of what was delivered, and of the first plan, all in turns. Where
+    no plan keeps the budget nothing is delivered, as in an order of one kind of pack.
+
+    Orders are of two to four classes; budgets are uniform between the quickest and the slowest stocked pack. Numbers
+    that end in `_corrected` are at the machine's speed when the profile was measured, by the reference that both were
+    measured beside.
 
     Args:
         backbone: the donor, of `benchmarks.predictor`.
@@ -84,13 +92,29 @@ def budgets(
         market.store.profiles.put(profile)
         builder = Builder(market.store, {})
         made = [_ordered(builder, device, rng) for _ in range(n_budgets)]
-        times, level = _measured([graph for *_, graph in made], graph, device, measured_seconds)
+        graphs = {key: model for order in made for key, model in order.graphs.items()}
+        found, level = _measured(list(graphs.values()), graph, device, measured_seconds)
+        times = dict(zip(graphs, found, strict=True))
     before = {row.chunk: row.reference_ms for row in profile.rows if row.what == "subnet"}
     drift = level / statistics.median(before.values())
-    rows = [
-        _row(plans, plan, limit, ms, drift) for (plans, plan, limit, _), ms in zip(made, times, strict=True)
-    ]
+    rows = [_row(order, times, drift) for order in made]
     return {**_numbers(rows, profile), "drift_ratio": drift, "rows": rows}
+
+
+@dataclass(frozen=True, eq=False)
+class _Ordered:
+    """A random order.
+
+    Attributes:
+        rounds: plans that were measured, the first choice first.
+        delivered: the one that keeps the budget and fills it most; None where none keeps it.
+        graphs: built twins of the first and the delivered plan, by key.
+    """
+
+    plans: Plans
+    rounds: tuple[Round, ...]
+    delivered: Plan | None
+    graphs: dict[str, ModelGraph]
 
 
 def _images(n: int) -> Samples:
@@ -100,10 +124,8 @@ def _images(n: int) -> Samples:
     return found.take(n)
 
 
-def _ordered(
-    builder: Builder, device: Device, rng: np.random.Generator
-) -> tuple[Plans, Plan, float, ModelGraph]:
-    """A random order: its plans, the first one, the budget, and the built twin of that plan."""
+def _ordered(builder: Builder, device: Device, rng: np.random.Generator) -> _Ordered:
+    """A random order: its first plan measured, and its widths solved again from that as in an order."""
     store = builder.store
     classes = [CIFAR10[place] for place in rng.permutation(10)[: rng.integers(2, 5)]]
     asked = {"task": {"classes": classes}, "engines": ["slicepack"], "baselines": []}
@@ -114,7 +136,25 @@ def _ordered(
     order = check_order(request.replace(budget=request.budget.replace(latency_ms=limit)), store)
     plans = propose(order)
     first = max(plans.feasible, key=lambda plan: (plan.predicted and plan.predicted.latency_high_ms) or 0.0)
-    return plans, first, limit, _twin(builder, order, first)
+    graphs: dict[str, ModelGraph] = {}
+
+    def measured(plan: Plan) -> Cost:
+        graphs[plan.key()] = graph = _twin(builder, order, plan)
+        with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
+            path = Path(folder, "model.onnx")
+            path.write_bytes(to_onnx(graph).SerializeToString())
+            latency = latency_on(graph, device, path, order.intake.tensor(order.samples))
+        return count(graph).replace(latency_ms=latency.median_ms, basis="measured")
+
+    rounds = closed(order, first, measured)
+    best = fullest(rounds)
+    kept = {first.key()} | ({best.plan.key()} if best is not None else set())
+    return _Ordered(
+        plans,
+        rounds,
+        None if best is None else best.plan,
+        {key: graphs[key] for key in graphs if key in kept},
+    )
 
 
 def _twin(builder: Builder, order: Order, plan: Plan) -> ModelGraph:
@@ -148,50 +188,74 @@ def _itself(graph: ModelGraph) -> ModelGraph:
     return graph
 
 
-def _row(plans: Plans, plan: Plan, limit: float, measured: float, drift: float) -> dict[str, Any]:
-    cost = plan.predicted
+def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str, Any]:
+    first, limit = order.rounds[0].plan, order.plans.order.request.budget.latency_ms or 0.0
+    cost = first.predicted
     stocked = [
         other.predicted.latency_high_ms
-        for other in plans.feasible
+        for other in order.plans.feasible
         if other.predicted is not None and other.predicted.latency_high_ms and "solved" not in other.note
     ]
+    delivered = None if order.delivered is None else times[order.delivered.key()]
+    predicted = times[first.key()]
     return {
-        "n_classes": len(plans.order.classes),
+        "n_classes": len(order.plans.order.classes),
+        "n_parts": _n_parts(first),
         "budget_ms": limit,
         "predicted_low_ms": cost.latency_low_ms if cost is not None else None,
         "predicted_ms": cost.latency_ms if cost is not None else None,
         "predicted_high_ms": cost.latency_high_ms if cost is not None else None,
-        "measured_ms": measured,
-        "measured_ms_corrected": measured / drift,
-        "unused_share": 1 - measured / limit,
+        "first_measured_ms": predicted,
+        "first_over": predicted > limit,
+        "first_unused_share": 1 - predicted / limit,
+        "first_over_corrected": predicted / drift > limit,
+        "first_under_bound": predicted / drift
+        <= ((cost.latency_high_ms if cost is not None else None) or 0.0),
+        "n_rounds": len(order.rounds),
+        "rounds_ms": ", ".join(f"{one.cost.latency_ms:.4g}" for one in order.rounds),
+        "delivered_ms": delivered,
+        "delivered_over": delivered is not None and delivered > limit,
+        "delivered_unused_share": None if delivered is None else 1 - delivered / limit,
         "unused_share_of_bound": 1 - ((cost.latency_high_ms if cost is not None else None) or 0.0) / limit,
         "unused_share_of_bound_stocked": 1 - max(stocked, default=0.0) / limit,
-        "unused_share_corrected": 1 - measured / drift / limit,
-        "over": measured > limit,
-        "over_corrected": measured / drift > limit,
-        "plan": plan.note,
+        "plan": first.note,
+        "delivered": "" if order.delivered is None else order.delivered.note,
     }
 
 
+def _n_parts(plan: Plan) -> int:
+    """Extractors side by side."""
+    return max((len(node.of) for node in plan.nodes.values() if isinstance(node, BranchNode)), default=1)
+
+
 def _numbers(rows: Sequence[dict[str, Any]], profile: DeviceProfile) -> dict[str, Any]:
-    unused = [row["unused_share"] for row in rows]
-    return {
+    delivered = [row for row in rows if row["delivered_ms"] is not None]
+    numbers = {
         "n_budgets": len(rows),
-        "over_budget_share": statistics.fmean(row["over"] for row in rows),
-        "over_budget_ratio_worst": max(row["measured_ms"] / row["budget_ms"] for row in rows),
-        "over_budget_share_corrected": statistics.fmean(row["over_corrected"] for row in rows),
-        "unused_share_mean": statistics.fmean(unused),
-        "unused_share_mean_corrected": statistics.fmean(row["unused_share_corrected"] for row in rows),
+        "n_delivered": len(delivered),
+        "rounds_mean": statistics.fmean(row["n_rounds"] for row in rows),
+        "first_over_budget_share": statistics.fmean(row["first_over"] for row in rows),
+        "first_over_budget_share_corrected": statistics.fmean(row["first_over_corrected"] for row in rows),
+        "first_under_bound_share": statistics.fmean(row["first_under_bound"] for row in rows),
+        "first_unused_share_mean": statistics.fmean(row["first_unused_share"] for row in rows),
+        "first_error_ratio_mean": statistics.fmean(
+            abs(row["predicted_ms"] / row["first_measured_ms"] - 1) for row in rows
+        ),
         "unused_share_of_bound_mean": statistics.fmean(row["unused_share_of_bound"] for row in rows),
         "unused_share_of_bound_mean_stocked": statistics.fmean(
             row["unused_share_of_bound_stocked"] for row in rows
         ),
-        "error_ratio_mean": statistics.fmean(
-            abs(row["predicted_ms"] / row["measured_ms"] - 1) for row in rows
-        ),
-        "error_ratio_mean_corrected": statistics.fmean(
-            abs(row["predicted_ms"] / row["measured_ms_corrected"] - 1) for row in rows
-        ),
         "repeat_noise_ratio": profile.noise.repeat_share if profile.noise is not None else 0.0,
         "unit_step_count": profile.unit_step,
+        "off_step_ratio": profile.off_step_ratio,
     }
+    packs = profile.backbones[0].packs
+    if packs is not None:
+        numbers |= {"share_per_part": packs.share_per_part, "pack_error_ratio_mean": packs.error_share}
+    if delivered:
+        numbers |= {
+            "over_budget_share": statistics.fmean(row["delivered_over"] for row in delivered),
+            "over_budget_ratio_worst": max(row["delivered_ms"] / row["budget_ms"] for row in delivered),
+            "unused_share_mean": statistics.fmean(row["delivered_unused_share"] for row in delivered),
+        }
+    return numbers

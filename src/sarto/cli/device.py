@@ -108,7 +108,9 @@ def measure(
                 seconds=seconds,
                 progress=tell,
             )
-        found.write(path)
+        finished = onto is not None and found == onto
+        if not finished:
+            found.write(path)
         journal.unlink(missing_ok=True)
         if market is not None:
             from sarto.pipeline import Market as Opened
@@ -116,10 +118,12 @@ def measure(
             with Opened.open(market) as opened:
                 opened.store.profiles.put(found)
         if as_json:
-            emit({"profile": str(path), "market": market, **_summary(found)})
+            emit({"profile": str(path), "market": market, "measured": not finished, **_summary(found)})
         else:
             _tell(found)
-            typer.echo(f"wrote {path}" + (f" and stocked it in {market}" if market is not None else ""))
+            told_of = f"{path} holds all of this: nothing was measured; --again measures anew"
+            stocked = f" and stocked it in {market}" if market is not None else ""
+            typer.echo((told_of if finished else f"wrote {path}") + stocked)
 
 
 def ls(market: Market = None, as_json: Json = False, debug: Debug = False) -> None:
@@ -305,11 +309,17 @@ def _tell(profile: DeviceProfile) -> None:
     )
     typer.echo(f"{len(profile.rows)} measurements, begun {device.started}")
     for model in profile.backbones:
-        n = sum(row.model == model.backbone and not row.repeat for row in profile.rows)
+        own = [row for row in profile.rows if row.model == model.backbone and not row.repeat]
+        n = sum(row.what == "subnet" for row in own)
         typer.echo(
             f"{model.backbone}: mean error {model.residuals.error_share:.1%} on subnets left out, from {n} subnets; "
             f"channels count in {model.vector_width}s"
         )
+        if model.packs is not None:
+            typer.echo(
+                f"{model.backbone}: subnets side by side take {model.packs.share_per_part:.1%} longer for each after "
+                f"the first, mean error {model.packs.error_share:.1%} on packs left out, from {len(own) - n} packs"
+            )
     typer.echo(
         f"any other graph: mean error {profile.kinds.residuals.error_share:.0%} on families of blocks left out"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sarto.devices import load_onnx
 from sarto.errors import GraphError
+from sarto.export.joining import joined_onnx
 from sarto.export.norms import fold_norms
 from sarto.export.onnx import to_onnx
 from sarto.graph import ModelGraph, Selection, relative_difference, slice
@@ -50,6 +51,14 @@ class OnnxTemplate:
             GraphError: a group is unknown or pinned, or a count is out of range.
         """
         return self.patched(leading(counts)).SerializeToString()
+
+    def pack(self, parts: Sequence[Mapping[str, int]]) -> bytes:
+        """Subnets up to their features, side by side under one small linear head, as an ONNX file; not run here.
+
+        Raises:
+            GraphError: the model does not end in a linear layer, a group is unknown or pinned, or a count out of range.
+        """
+        return joined_onnx([self.patched(leading(counts)) for counts in parts]).SerializeToString()
 
     def patched(self, selection: Selection) -> onnx.ModelProto:
         """The export with the numbers and sizes of a selection.

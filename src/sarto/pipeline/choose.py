@@ -12,7 +12,7 @@ from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
 from sarto.pipeline.donor_rules import broken_rules
-from sarto.pipeline.filling import filled_plans
+from sarto.pipeline.filling import filled_plans, refilled_plan
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.order import Order
 from sarto.pipeline.reassembling import BUILT, Offered
@@ -142,6 +142,20 @@ def _sorted_out(
 
 def _kept(order: Order) -> Callable[[Plan], bool]:
     return lambda plan: not over_bound(_with_intake(order, plan).predicted, order.request.budget)
+
+
+def refilled(order: Order, plan: Plan, measured_ms: float) -> Plan | None:
+    """The pack of a plan's kind that fills the latency budget, from what the plan took; see `refilled_plan`.
+
+    None where the order has no such limit or no profile, or the plan is no pack whose widths can be solved.
+
+    Raises:
+        StoreError: a donor is missing or damaged.
+    """
+    if order.predictor is None or plan.engine != "slicepack" or order.request.method != "closed_form":
+        return None
+    found = refilled_plan(order, order.predictor, _kind, _kept(order), plan, measured_ms)
+    return None if found is None else _with_intake(order, found)
 
 
 def _with_intake(order: Order, plan: Plan) -> Plan:

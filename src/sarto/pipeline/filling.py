@@ -17,6 +17,8 @@ from sarto.types.cost import Objective
 HALVINGS = 12
 #: Share of the budget from which a bound is close enough to it.
 FULL = 0.985
+#: Share of the budget that is left for noise where a measured latency says how far to go.
+MARGIN = 0.02
 #: The widths of a learnware by donor and group.
 Keeps = Mapping[str, Mapping[str, int]]
 
@@ -27,8 +29,9 @@ def filled_plans(
     """For each kind of pack the largest one whose predicted bound keeps the latency budget, its widths solved for it.
 
     Widths go straight from one stocked size to the next larger one, then group by group as far as the budget goes.
-    Counts are rounded up to the device's step where that costs no predicted time and breaks no other limit. Without a
-    limit of latency, the largest stocked pack that fits is rounded up alone.
+    Counts are rounded up to the device's step, which costs no predicted time; where that breaks another limit, some are
+    rounded down, for a device may take twice as long at other counts. Without a limit of latency, the largest stocked
+    pack that fits is rounded up alone, as far as the limits go.
 
     Args:
         kind: what packs of one kind have in common.
@@ -38,12 +41,54 @@ def filled_plans(
         StoreError: a donor is missing or damaged.
     """
     found = []
-    solver = _Solver(order, predictor, kind)
+    solver = _Solver(order, predictor, kind, order.request.budget.latency_ms)
     for sizes in solver.by_kind().values():
         made = solver.filled(sizes, kept)
-        if made is not None:
+        if made is not None and all(made.key() != sized.plan.key() for sized in sizes):
             found.append(made)
     return sorted(found, key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
+
+
+def refilled_plan(
+    order: Order,
+    predictor: PlanPredictor,
+    kind: Callable[[Plan], object],
+    kept: Callable[[Plan], bool],
+    plan: Plan,
+    measured_ms: float,
+) -> Plan | None:
+    """The pack of a plan's kind whose widths fill the latency budget, now that the plan's own latency is known.
+
+    Every width is taken to need as much more or less than predicted as the measured one did; `MARGIN` of the budget is
+    left for the noise of the next measurement.
+
+    Args:
+        kept: whether a predicted cost keeps the budget; its latency is what is expected now.
+
+    Returns:
+        the pack, or None where there is no such limit or prediction, or no width fits.
+
+    Raises:
+        StoreError: a donor is missing or damaged.
+    """
+    limit, said = order.request.budget.latency_ms, plan.predicted
+    if limit is None or said is None or said.latency_ms is None:
+        return None
+    ratio = measured_ms / said.latency_ms
+
+    def expected(found: Plan) -> bool:
+        cost = found.predicted
+        if cost is None or cost.latency_ms is None:
+            return False
+        latency = ratio * cost.latency_ms / (1 - MARGIN)
+        return kept(
+            found.replace(
+                predicted=cost.replace(latency_ms=latency, latency_low_ms=latency, latency_high_ms=latency)
+            )
+        )
+
+    solver = _Solver(order, predictor, kind, (1 - MARGIN) * limit, ratio)
+    return solver.filled(solver.by_kind().get(kind(plan), []), expected)
 
 
 @dataclass(frozen=True)
@@ -56,8 +101,21 @@ class _Sized:
 
 
 class _Solver:
-    def __init__(self, order: Order, predictor: PlanPredictor, kind: Callable[[Plan], object]) -> None:
+    def __init__(
+        self,
+        order: Order,
+        predictor: PlanPredictor,
+        kind: Callable[[Plan], object],
+        limit: float | None,
+        ratio: float | None = None,
+    ) -> None:
+        """
+        Args:
+            limit: milliseconds to fill; None leaves the latency free.
+            ratio: measured over predicted latency, where one was measured; None fills with the upper bound.
+        """
         self.order, self.predictor, self.kind = order, predictor, kind
+        self.limit, self.ratio = limit, ratio
         requirement = order.requirement
         # Who else may give a class is left to the stocked sizes: samples decide between donors at any size.
         self.requirement: Requirement = requirement.replace(others=())
@@ -67,7 +125,6 @@ class _Solver:
         self.objective: Objective = (
             "flops" if order.request.budget.limits().keys() & {"latency_ms", "flops"} else "params"
         )
-        self.limit = order.request.budget.latency_ms
 
     def by_kind(self) -> dict[object, list[_Sized]]:
         """The packs of each kind, smallest first."""
@@ -83,27 +140,36 @@ class _Solver:
     def filled(self, sizes: Sequence[_Sized], kept: Callable[[Plan], bool]) -> Plan | None:
         """The largest pack of a kind with its widths solved and its counts rounded up, as far as the budget goes.
 
-        None where no stocked size fits, or nothing is gained on the largest that does.
+        None where no stocked size fits.
         """
-        fitting = [sized for sized in sizes if kept(self.predictor.predicted(sized.plan))]
-        if not fitting:
+        start = next((sized for sized in reversed(sizes) if self._fits(sized, kept)), None)
+        if start is None:
             return None
-        start = fitting[-1]
         keeps, step = start.keeps, self.predictor.profile.unit_step
         if self.limit is not None:
             above = next((sized for sized in sizes if sized.share > start.share), None)
             keeps = self._solved(start, above, self.limit)
-        rounded = {id_: step_counts(keep, self._sizes(id_), step) for id_, keep in keeps.items()}
+        rounded = {id_: step_counts(keep, self.predictor.sizes(id_), step) for id_, keep in keeps.items()}
         odd = [
             (id_, name) for id_, keep in keeps.items() for name in keep if keep[name] != rounded[id_][name]
         ]
+        if self.limit is not None:
+            keeps = {
+                id_: {
+                    name: min(max(step, n - n % step), rounded[id_][name]) if n % step else n
+                    for name, n in keep.items()
+                }
+                for id_, keep in keeps.items()
+            }
 
         def made(n: int) -> Plan | None:
             """With so many of the groups rounded up."""
             chosen = {id_: dict(keep) for id_, keep in keeps.items()}
             for id_, name in odd[:n]:
                 chosen[id_][name] = rounded[id_][name]
-            plan = self._made(start, chosen) if chosen != start.keeps else start.plan
+            plan = (
+                self._made(start, chosen) if chosen != start.keeps else self.predictor.predicted(start.plan)
+            )
             return plan if plan is not None and kept(plan) else None
 
         best, low, high = made(len(odd)), 0, len(odd)
@@ -113,17 +179,28 @@ class _Solver:
                 middle = (low + high) // 2
                 plan = made(middle)
                 low, high, best = (middle, high, plan) if plan is not None else (low, middle, best)
-        return best if best is not None and best.key() != start.plan.key() else None
+        return best
+
+    def _fits(self, sized: _Sized, kept: Callable[[Plan], bool]) -> bool:
+        """Whether a stocked size keeps the budget, its counts rounded to the device's step where time is limited."""
+        plan = self.predictor.predicted(sized.plan)
+        parts = self.predictor.parts(plan)
+        if self.limit is None or plan.predicted is None or not self.predictor.is_off_step(parts):
+            return kept(plan)
+        bound = self._bound(parts, sized.keeps)
+        if self.ratio is None:
+            plan = plan.replace(predicted=plan.predicted.replace(latency_high_ms=bound))
+        return bound <= self.limit and kept(plan)
 
     def _solved(self, start: _Sized, above: _Sized | None, limit: float) -> Keeps:
         """The widest counts between two sizes whose predicted bound keeps the budget."""
         parts = self.predictor.parts(start.plan)
         lower = start.keeps
-        upper = {id_: self._sizes(id_) for id_ in lower} if above is None else above.keeps
+        upper = {id_: self.predictor.sizes(id_) for id_ in lower} if above is None else above.keeps
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            if self._high(parts, _between(lower, upper, middle)) <= limit:
+            if self._bound(parts, _between(lower, upper, middle)) <= limit:
                 low = middle
             else:
                 high = middle
@@ -133,7 +210,7 @@ class _Solver:
             for group, most in upper[id_].items():
                 while (before := keep.get(group, most)) < most:
                     keep[group] = min(most, before - before % step + step)
-                    reached = self._high(parts, found)
+                    reached = self._bound(parts, found)
                     if reached > limit:
                         keep[group] = before
                         break
@@ -141,15 +218,16 @@ class _Solver:
                         return found
         return found
 
-    def _high(self, parts: Sequence[Part], keeps: Keeps) -> float:
-        """The upper bound of latency of parts at other widths."""
+    def _bound(self, parts: Sequence[Part], keeps: Keeps) -> float:
+        """What parts take at other widths, rounded up to the step: the upper bound, or what is expected by now."""
         moved = [
             replace(
                 part, counts={name: keeps[part.learnware].get(name, n) for name, n in part.counts.items()}
             )
             for part in parts
         ]
-        return self.predictor.latency(moved, len(self.order.classes)).high
+        latency = self.predictor.latency(moved, len(self.order.classes))
+        return latency.high if self.ratio is None else self.ratio * latency.middle
 
     def _made(self, start: _Sized, keeps: Keeps) -> Plan | None:
         """The pack of the same kind at other widths, with its exact predicted cost."""
@@ -161,6 +239,8 @@ class _Solver:
         share = min(0.999, sum(shares) / len(shares))
         sized = {id_: width.replace(ratio=share) for id_, width in widths.items()}
         told = "widths rounded up" if self.limit is None else "widths solved for the time"
+        if self.ratio is not None:
+            told = f"widths solved again at {self.ratio:.3g} times the predicted time"
         return next(
             (
                 self.predictor.predicted(plan.replace(note=f"{plan.note}, {told}"))
@@ -179,9 +259,6 @@ class _Solver:
 
     def _widths(self, donor: Learnware) -> tuple[WidthCost, ...]:
         return tuple(w for w in donor.widths if w.objective == self.objective and w.ratio < 1.0)
-
-    def _sizes(self, id_: str) -> dict[str, int]:
-        return {group.id: group.size for group in self.predictor.donor(id_).whole.analysis.sliceable}
 
 
 def _whole(donor: Learnware) -> WidthCost:

@@ -10,8 +10,10 @@ import numpy as np
 
 from sarto.devices.profiling import Estimate, Predictor, Terms, terms_of
 from sarto.devices.profiling.conformal import interval
-from sarto.devices.profiling.generic import FIXED, places_of
+from sarto.devices.profiling.generic import places_of
+from sarto.devices.profiling.heads import HeadRates
 from sarto.devices.profiling.sizes import Floats
+from sarto.devices.profiling.steps import is_off_step
 from sarto.engines.slicepack.trunk import shared_nodes
 from sarto.errors import RequestError, StoreError
 from sarto.graph import ModelGraph, block, features
@@ -20,9 +22,7 @@ from sarto.market import Store
 from sarto.pipeline.builder import ready
 from sarto.pipeline.slicing import resolve_keep
 from sarto.types import BlockNode, Cost, Device, HeadNode, Plan, SliceNode, SourceNode
-from sarto.types.profile import BackboneModel, DeviceProfile, KindModel, Residuals
-
-_MB = 4e-6
+from sarto.types.profile import BackboneModel, DeviceProfile, KindModel
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,28 @@ class PlanPredictor:
         """The plan with the intervals of its latency and memory; as it is where it has no predicted cost, or is made of
         what a profile does not know.
 
+        Where a part keeps a count that the device is slow at (no multiple of its step), the bound is what all of it
+        would take if all of it were as slow.
+
         Raises:
             StoreError: a donor is missing or damaged.
         """
         parts = self.parts(plan)
         if plan.predicted is None or not parts or plan.classes is None:
             return plan
-        return plan.replace(predicted=self.cost(plan.predicted, self.latency(parts, len(plan.classes))))
+        latency = self.latency(parts, len(plan.classes))
+        if self.is_off_step(parts):
+            latency = latency._replace(high=latency.high * self.profile.off_step_ratio)
+        return plan.replace(predicted=self.cost(plan.predicted, latency))
+
+    def is_off_step(self, parts: Sequence[Part]) -> bool:
+        """Whether a part keeps a number of units that the device is slow at."""
+        step = self.profile.unit_step
+        return any(is_off_step(part.counts, self.sizes(part.learnware), step) for part in parts)
+
+    def sizes(self, learnware: str) -> dict[str, int]:
+        """Units of each group of a donor."""
+        return {group.id: group.size for group in self.donor(learnware).whole.analysis.sliceable}
 
     def cost(self, counted: Cost, latency: Estimate) -> Cost:
         """A counted cost with a predicted latency, and the memory of a process."""
@@ -119,8 +134,9 @@ class PlanPredictor:
         return tuple(part for part in found if part is not None) if None not in found else ()
 
     def latency(self, parts: Sequence[Part], n_classes: int) -> Estimate:
-        """Milliseconds of extractors side by side under one linear head.
+        """Milliseconds of extractors side by side under one linear head, their counts rounded up to the device's step.
 
+        Parts of a backbone whose packs were measured take longer the more there are, and the bounds are those of packs.
         Bounds of parts of different backbones are added, which is wider than they need to be. What a runtime takes for
         any model, some hundredths of a millisecond, is in the measured times of each backbone and not taken off.
 
@@ -144,13 +160,13 @@ class PlanPredictor:
                 sums[""] = sums.get("", 0.0) + donor.in_front(part.counts)
             scales.add(donor.scale)
             width += donor.width(part.counts)
-        kinds = _Kinds(self.profile)
-        sums[""] = sums.get("", 0.0) + kinds.head(width, n_classes, len(parts))
+        heads = HeadRates(self.profile.kinds, self.profile.device.batch)
+        sums[""] = sums.get("", 0.0) + heads.head(width, n_classes, len(parts))
         if all(self.donor(part.learnware).model is None for part in parts):
-            sums[""] = sums[""] + kinds.fixed
+            sums[""] = sums[""] + heads.fixed
         low = middle = high = 0.0
         for name, taken in sums.items():
-            one = _estimate(taken, models[name].residuals)
+            one = _estimate(taken, models[name], len(parts))
             low, middle, high = low + one.low, middle + one.middle, high + one.high
         return Estimate(low, middle, high)
 
@@ -244,34 +260,6 @@ class _Donor:
         return np.asarray(coefficients[:, here] @ values[here], float)
 
 
-class _Kinds:
-    """What blocks say of operators that no backbone has."""
-
-    def __init__(self, profile: DeviceProfile) -> None:
-        model = profile.kinds
-        self.every = np.array([model.weights, *model.residuals.folds], float)
-        self.place = {name: index for index, name in enumerate(model.names)}
-        self.fixed = self.every[:, self.place[FIXED]]
-        self.batch, self.vector = profile.device.batch, model.vector_width
-
-    def head(self, width: int, n_classes: int, n_parts: int) -> Floats:
-        """Milliseconds of joining parts and of a linear layer, shape (1 + parts,)."""
-        inner, outer = (-(-size // self.vector) * self.vector for size in (width, n_classes))
-        taken = {
-            "linear.mflop": 2e-6 * inner * outer * self.batch,
-            "linear.read_mb": _MB * width * self.batch,
-            "linear.write_mb": _MB * n_classes * self.batch,
-            "linear.weight_mb": _MB * n_classes * (width + 1),
-            "linear.calls": 1.0,
-        }
-        if n_parts > 1:
-            taken |= {"move.moved_mb": 2 * _MB * width * self.batch, "move.calls": 1.0}
-        found = np.zeros(len(self.every))
-        for name, value in taken.items():
-            found += value * self.every[:, self.place.get(name, self.place[f"*.{name.split('.')[1]}"])]
-        return found
-
-
 def _of_terms(model: BackboneModel, measured: Terms, terms: Terms) -> Floats:
     """Coefficients of a backbone for the terms of its graph behind a normalisation; zero for terms that it has not."""
     weights = np.array([model.weights, *model.residuals.folds], float)
@@ -291,11 +279,17 @@ def _keys(terms: Terms) -> Iterable[tuple[str, int]]:
         yield term.node, seen[term.node]
 
 
-def _estimate(taken: Floats, residuals: Residuals) -> Estimate:
-    low, high = interval(
-        taken[None, 1:], np.array(residuals.part, np.int64), np.array(residuals.shares, float)
-    )
-    middle = float(taken[0])
+def _estimate(taken: Floats, model: KindModel | BackboneModel, n_parts: int) -> Estimate:
+    """Of one part with the bounds of single models; of several with those of packs, where these were measured."""
+    packs = model.packs if isinstance(model, BackboneModel) and n_parts > 1 else None
+    if packs is None:
+        known = model.residuals
+        middle = float(taken[0])
+        low, high = interval(taken[None, 1:], np.array(known.part, np.int64), np.array(known.shares, float))
+    else:
+        middle = float(taken[0]) * (1 + packs.share_per_part * (n_parts - 1))
+        shares = np.array(packs.shares, float)
+        low, high = interval(np.full((1, len(shares)), middle), np.arange(len(shares)), shares)
     return Estimate(min(float(low[0]), middle), middle, max(float(high[0]), middle))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sarto.devices import measure_memory, open_runtime
@@ -12,12 +13,12 @@ from sarto.devices.agent import RemoteWorker
 from sarto.devices.measuring import Writing
 from sarto.devices.profiling import Backbone, Progress, make_profile, open_in
 from sarto.devices.profiling.blocks import Block, blocks
-from sarto.devices.profiling.making import SUBNETS
+from sarto.devices.profiling.making import SUBNETS, is_measured
 from sarto.devices.profiling.run import CHUNK, SECONDS
 from sarto.devices.profiling.sizes import Counts
 from sarto.errors import GraphError
 from sarto.export import FORMATS, write_for
-from sarto.export.patching import onnx_template
+from sarto.export.patching import OnnxTemplate, onnx_template
 from sarto.graph import ModelGraph
 from sarto.types import Device
 from sarto.types.profile import DeviceProfile
@@ -46,10 +47,10 @@ def measure_profile(
 
     Args:
         backbones: models by name, whose subnets are measured; best those that orders are made from.
-        n_subnets: of each backbone.
+        n_subnets: of each backbone; for every eight of them three packs of subnets are measured too.
         few_blocks: one built-in block of each kind of operator, where there are several sizes.
         built_in: these blocks in place of the built-in ones.
-        onto: a profile of the same device that is added to.
+        onto: a profile of the same device that is added to; where it holds everything, it is given back as it is.
         memory: measure memory too, in processes of their own.
         write: writes the file of a graph for the device; None writes it as `sarto export` does, and subnets for ONNX
             Runtime and OpenVINO from one export of the whole.
@@ -67,10 +68,12 @@ def measure_profile(
         writing = write or (write_for if exported else None)
         given = []
         for place, (title, graph) in enumerate((backbones or {}).items()):
+            if onto is not None and is_measured(onto, Backbone(title, graph), n_subnets):
+                continue
             if progress is not None:
                 progress(f"exporting {title}", place, len(backbones or {}))
             files = subnet_files(graph, Path(folder, str(place))) if write is None and reads_onnx else None
-            given.append(Backbone(title, graph, files))
+            given.append(Backbone(title, graph, files, None if files is None else files.pack))
         return make_profile(
             name,
             device,
@@ -93,21 +96,39 @@ def measure_profile(
         )
 
 
-def subnet_files(graph: ModelGraph, folder: Path) -> Callable[[Counts], Path] | None:
-    """Writes ONNX files of a model's subnets in milliseconds each; None where each has to be exported by itself.
-
-    Files of chunks that are done are written over.
+@dataclass(frozen=True)
+class SubnetFiles:
+    """Writes ONNX files of a model's subnets and packs, in milliseconds each; files of chunks that are done are written
+    over.
     """
+
+    template: OnnxTemplate
+    folder: Path
+    names: Iterator[int]
+
+    def __call__(self, counts: Counts) -> Path:
+        """The file of a subnet."""
+        return self._written(self.template.subnet(counts))
+
+    def pack(self, parts: Sequence[Counts]) -> Path:
+        """The file of subnets side by side.
+
+        Raises:
+            GraphError: the model does not end in a linear layer.
+        """
+        return self._written(self.template.pack(parts))
+
+    def _written(self, model: bytes) -> Path:
+        path = self.folder / f"{next(self.names)}.onnx"
+        path.write_bytes(model)
+        return path
+
+
+def subnet_files(graph: ModelGraph, folder: Path) -> SubnetFiles | None:
+    """Writes ONNX files of a model's subnets in milliseconds each; None where each has to be exported by itself."""
     try:
         template = onnx_template(graph)
     except GraphError:
         return None
-    names = itertools.cycle(range(2 * CHUNK))
     folder.mkdir(parents=True, exist_ok=True)
-
-    def write(counts: Counts) -> Path:
-        path = folder / f"{next(names)}.onnx"
-        path.write_bytes(template.subnet(counts))
-        return path
-
-    return write
+    return SubnetFiles(template, folder, itertools.cycle(range(2 * CHUNK)))

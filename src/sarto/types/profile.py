@@ -54,18 +54,20 @@ class MeasuredRow(Value):
     """The latency of one model.
 
     Attributes:
-        what: a subnet of a backbone, or a block of operators of one kind.
+        what: a subnet of a backbone, several side by side under one head, or a block of operators of one kind.
         model: name of the backbone or the block.
         counts: units kept of the groups of which not all are kept.
+        parts: of each subnet of a pack, the units kept.
         latency_ms: median, corrected for the drift of the machine.
         raw_ms: median as it was.
         reference_ms: median of the reference in the same chunk.
         repeat: how often it had been measured before.
     """
 
-    what: Literal["subnet", "block"]
+    what: Literal["subnet", "block", "pack"]
     model: Name
     counts: Frozen[Name, Whole] = Field(default_factory=dict)
+    parts: Several[Frozen[Name, Whole]] = ()
     latency_ms: AboveZero
     raw_ms: AboveZero
     reference_ms: AboveZero
@@ -146,6 +148,24 @@ class KindModel(Value):
         return self
 
 
+class PackModel(Value):
+    """How much longer subnets take side by side than one by one.
+
+    Attributes:
+        share_per_part: what each part after the first adds, as a share of what all parts take one by one.
+        shares: of each measured pack, measured over predicted without it, minus 1.
+    """
+
+    share_per_part: AtLeastZero
+    shares: Several[Number]
+
+    @property
+    def error_share(self) -> float:
+        """Mean error on packs left out, as a share of what was measured."""
+        errors = [abs(1 - 1 / (1 + share)) for share in self.shares]
+        return sum(errors) / max(1, len(errors))
+
+
 class BackboneModel(Value):
     """Milliseconds for each thing that the subnets of a backbone can tell apart.
 
@@ -155,6 +175,7 @@ class BackboneModel(Value):
         base_ms: for one of each term of the graph, before the fit.
         column: of each term, the weight that it is multiplied with.
         pull: how strongly the weights were drawn together.
+        packs: what its subnets take side by side; None where no packs were measured.
     """
 
     backbone: Name
@@ -165,6 +186,7 @@ class BackboneModel(Value):
     vector_width: Positive
     pull: AtLeastZero
     residuals: Residuals
+    packs: PackModel | None = None
 
     @model_validator(mode="after")
     def _check_widths(self) -> BackboneModel:
@@ -202,6 +224,7 @@ class DeviceProfile(Value):
         notes: what the user should know, noise above all.
         unit_step: the runtime is quick where channels are multiples of it; other counts take as long as the next
             multiple, or longer.
+        off_step_ratio: how many times as long as the next multiple they take at most.
     """
 
     profile: Version = 1
@@ -215,6 +238,7 @@ class DeviceProfile(Value):
     memory: MemoryModel | None = None
     notes: Annotated[Several[Text], Field(max_length=100)] = ()
     unit_step: Positive = 1
+    off_step_ratio: AboveZero = 1.0
 
     def backbone(self, skeleton: str) -> BackboneModel | None:
         """What was fitted for graphs of that skeleton."""

@@ -47,6 +47,28 @@ def test_a_profile_is_a_file_and_stocked_in_the_market(measured: Path) -> None:
     assert "desk: torch" in run("device", "show", measured / "desk.json").output
 
 
+def test_a_finished_profile_is_not_measured_or_dated_again(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sarto.pipeline.profiles.blocks", two_blocks)
+    path = measured / "desk.json"
+    before = path.read_bytes()
+    asked = ("device", "measure", "desk", *MODEL, "--runtime", "torch", "--subnets", 4, "--few-blocks")
+    done = run(*asked, "--seconds", 0.01, "--no-memory", "-o", path)
+    assert done.exit_code == 0, done.output
+    assert "nothing was measured; --again measures anew" in done.output and path.read_bytes() == before
+    more = run(*asked[:-2], 8, "--seconds", 0.01, "--no-memory", "-o", path, "--json")
+    assert more.exit_code == 0, more.output
+    assert json.loads(more.stdout)["measured"] is True
+    had, has = json.loads(before), json.loads(path.read_bytes())
+    assert has["device"]["started"] == had["device"]["started"]
+    assert sum(row["what"] == "subnet" and not row["repeat"] for row in has["rows"]) == 8
+    assert [row for row in has["rows"] if row["what"] == "block"] == [
+        row for row in had["rows"] if row["what"] == "block"
+    ]
+    path.write_bytes(before)
+
+
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
 def test_milliseconds_are_explained_layer_by_layer(measured: Path, suffix: str) -> None:
     picture = measured / f"shares{suffix}"

@@ -13,7 +13,14 @@ from sarto.devices.profiling.design import design, random_counts
 from sarto.devices.profiling.features import Terms, terms_of
 from sarto.devices.profiling.fit import fit_backbone, gathered
 from sarto.devices.profiling.sizes import Floats
-from sarto.devices.profiling.steps import WIDTHS, step_blocks, step_counts, step_of
+from sarto.devices.profiling.steps import (
+    WIDTHS,
+    is_off_step,
+    off_step_ratio,
+    step_blocks,
+    step_counts,
+    step_of,
+)
 from sarto.errors import RequestError
 from sarto.graph import capture
 from sarto.zoo import cifar_resnet
@@ -37,6 +44,16 @@ def test_the_step_is_found_from_blocks(step: int) -> None:
     assert step_of(times) == step
     noisy = {width: ms * (1.02 if width % 4 else 0.98) for width, ms in times.items()}
     assert step_of(noisy) == step
+
+
+def test_counts_off_the_step_take_at_most_so_many_times_as_long() -> None:
+    times = {width: 0.2 if width % 4 else 0.1 * (1.5 if width > 24 else 1.0) for width in WIDTHS}
+    assert off_step_ratio(times, 4) == pytest.approx(0.2 / 0.15)
+    assert off_step_ratio(times, 1) == 1.0, "every count is at the step"
+    assert off_step_ratio(dict.fromkeys(WIDTHS, 0.1), 4) == 1.0
+    sizes = {"a": 16, "b": 10}
+    assert not is_off_step({"a": 8, "b": 10}, sizes, 4) and is_off_step({"a": 8, "b": 9}, sizes, 4)
+    assert not is_off_step({"a": 7}, sizes, 1)
 
 
 def test_a_block_that_was_not_measured_is_named() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sarto.devices import load_onnx
+from sarto.devices.profiling.packs import can_be_packed, pack_graph
 from sarto.errors import GraphError
+from sarto.export import to_onnx
+from sarto.export.joining import joined_onnx
 from sarto.export.patching import onnx_template
 from sarto.graph import capture, slice
 from sarto.graph.selection import leading
@@ -62,3 +68,29 @@ def test_a_template_is_checked_before_it_counts(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sarto.export.patching._LIMIT", -1.0)
     with pytest.raises(GraphError, match=r"differs from eager by .*: no template fits"):
         onnx_template(graph)
+
+
+def test_a_joined_pack_is_what_exporting_the_pack_writes() -> None:
+    graph = capture(Net().eval(), torch.randn(2, 3, 6, 6), prove=False)
+    rng = np.random.default_rng(2)
+    parts = [{g.id: int(rng.integers(1, g.size + 1)) for g in graph.analysis.sliceable} for _ in range(3)]
+    joined = onnx.load_from_string(onnx_template(graph).pack([*parts, parts[0]]))
+    written = pack_graph(graph, [*parts, parts[0]])
+    exported = to_onnx(written)
+    ops = [Counter(node.op_type for node in model.graph.node) for model in (joined, exported)]
+    assert ops[0] == ops[1]
+    x = torch.randn(3, 3, 6, 6)
+    (found,) = (load_onnx(joined.SerializeToString())(x.numpy()),)
+    assert np.allclose(found, written(x).numpy(), rtol=0.05, atol=1e-5)
+    stored = [
+        [t for t in m.graph.initializer if t.data_type == onnx.TensorProto.FLOAT] for m in (joined, exported)
+    ]
+    sizes = [sum(int(np.prod(tensor.dims)) for tensor in tensors) for tensors in stored]
+    assert sizes[0] == sizes[1], "no part is stored once for two"
+
+
+def test_a_model_without_a_linear_layer_at_its_end_is_not_packed() -> None:
+    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), torch.randn(2, 3, 4, 4), prove=False)
+    with pytest.raises(GraphError, match="end in a linear layer, this one in Relu"):
+        joined_onnx([to_onnx(graph)])
+    assert not can_be_packed(graph)

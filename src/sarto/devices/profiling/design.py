@@ -23,7 +23,7 @@ WIDTH = 8
 
 
 def random_counts(
-    groups: Mapping[str, int], n: int, rng: np.random.Generator, *, step: int = 1
+    groups: Mapping[str, int], n: int, rng: np.random.Generator, *, step: int = 1, sloped: bool = False
 ) -> npt.NDArray[np.int64]:
     """Random unit counts, shape (n, groups): every layer's ratio is uniform, and so is every second subnet's level.
 
@@ -32,10 +32,14 @@ def random_counts(
 
     Args:
         step: counts are multiples of it, or whole groups.
+        sloped: these levels go evenly from one at the first group to another at the last, as widths do that were solved
+            for a budget.
     """
     sizes = np.array(list(groups.values()), float)
     ratios = rng.random((n, len(sizes)))
     level = rng.random((n, 1))
+    if sloped:
+        level = level + (rng.random((n, 1)) - level) * np.linspace(0, 1, len(sizes))
     window = rng.random((n, 1)) * 0.5
     near = np.clip(level + window * (2 * rng.random((n, len(sizes))) - 1), 0, 1)
     ratios[1::2] = near[1::2]

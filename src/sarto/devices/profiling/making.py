@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -17,10 +18,18 @@ from sarto.devices.count import count
 from sarto.devices.memory import peak_bytes
 from sarto.devices.profiling.blocks import Block, blocks
 from sarto.devices.profiling.design import design
-from sarto.devices.profiling.features import Terms, terms_of
+from sarto.devices.profiling.features import Terms, skeleton, terms_of
 from sarto.devices.profiling.fit import BackboneFit, Fitted, fit_backbone
 from sarto.devices.profiling.generic import KindFit, fit_kinds, places_of
 from sarto.devices.profiling.memory import Weigher, fit_memory
+from sarto.devices.profiling.packs import (
+    SHARE,
+    can_be_packed,
+    fit_packs,
+    pack_counts,
+    pack_graph,
+    predicted_ms,
+)
 from sarto.devices.profiling.run import (
     SECONDS,
     Progress,
@@ -32,8 +41,8 @@ from sarto.devices.profiling.run import (
 )
 from sarto.devices.profiling.running import Opener
 from sarto.devices.profiling.sizes import Counts, Floats
-from sarto.devices.profiling.steps import WIDTHS, step_blocks, step_of
-from sarto.errors import RequestError
+from sarto.devices.profiling.steps import WIDTHS, off_step_ratio, step_blocks, step_of
+from sarto.errors import GraphError, RequestError
 from sarto.graph import ModelGraph, slice
 from sarto.graph.selection import leading, uniform_counts
 from sarto.types import Device
@@ -64,11 +73,13 @@ class Backbone:
     Attributes:
         written: writes the file of a subnet for the device, where that is quicker than writing its graph; it must stay
             until the second chunk after it. A reference is loaded once, at the start.
+        packed: the same for subnets side by side.
     """
 
     name: str
     graph: ModelGraph
     written: Callable[[Counts], Path] | None = None
+    packed: Callable[[Sequence[Counts]], Path] | None = None
 
     def at(self, counts: Counts) -> ModelGraph:
         """The subnet that keeps the first so many units of each group."""
@@ -77,6 +88,13 @@ class Backbone:
     def measurable(self, counts: Counts) -> ModelGraph | Path:
         """The subnet as it is measured."""
         return self.at(counts) if self.written is None else self.written(counts)
+
+    def pack(self, parts: Sequence[Counts]) -> ModelGraph | Path:
+        """Subnets side by side under one head, as they are measured; exported by itself where no file can be joined."""
+        if self.packed is not None:
+            with suppress(GraphError):
+                return self.packed(parts)
+        return pack_graph(self.graph, parts)
 
     def half(self) -> ModelGraph | Path:
         """The reference of its subnets: half of the units, so that it runs about as long as they do."""
@@ -107,9 +125,10 @@ def make_profile(
         opener: loads a graph on the device.
         machine: where it is measured; None is this one.
         backbones: models whose subnets are measured; later profiles of the same name replace earlier ones.
-        n_subnets: of each backbone.
+        n_subnets: of each backbone; for every eight of them three packs of subnets are measured too.
         built_in: blocks that say what any graph takes; None takes all.
-        onto: a profile of the same device that is added to; its blocks are not measured again.
+        onto: a profile of the same device that is added to. What it holds is not measured again: its blocks, backbones
+            with as many subnets, memory. Where it holds everything, it is given back as it is.
         weigh: bytes that a fresh process grows by when it loads and runs a graph; None measures no memory.
         journal: a file of finished measurements; a later call with the same file goes on from there.
         seconds: how long each model is measured.
@@ -120,6 +139,10 @@ def make_profile(
     described = describe(device, version, machine)
     if onto is not None:
         check_same(onto.device, described)
+        described = onto.device  # begun when its first measurement was
+        backbones = [one for one in backbones if not is_measured(onto, one, n_subnets)]
+        if not backbones and (weigh is None or onto.memory is not None):
+            return onto
     with tempfile.TemporaryDirectory() as folder:
         notebook = journal or Path(folder, "journal")
         standard = next(block for block in blocks() if block.name == REFERENCE)
@@ -136,7 +159,7 @@ def make_profile(
             )
 
         rows = list(onto.rows) if onto is not None else []
-        step = onto.unit_step if onto is not None else 1
+        step, off_step = (onto.unit_step, onto.off_step_ratio) if onto is not None else (1, 1.0)
         if onto is None:
             chosen = blocks() if built_in is None else tuple(built_in)
             fitted, found = _kinds(chosen, device.batch, measured, repeat=not backbones)
@@ -144,7 +167,9 @@ def make_profile(
             stepping = measured(
                 [Wanted("block", block.name, {}, cache(block.graph)) for block in step_blocks()]
             )
-            step = step_of(dict(zip(WIDTHS, _times(stepping).tolist(), strict=True)))
+            compared = dict(zip(WIDTHS, _times(stepping).tolist(), strict=True))
+            step = step_of(compared)
+            off_step = off_step_ratio(compared, step)
             rows = [*rows, *found, *stepping]
         else:
             kinds = onto.kinds
@@ -153,8 +178,19 @@ def make_profile(
             terms = terms_of(backbone.graph, batch=device.batch)
             base = np.array(kinds.weights)[places_of(terms, kinds.names)]
             found = measured(_subnets(backbone, terms, base, n_subnets, seed, step), backbone)
-            rows = [row for row in rows if row.model != backbone.name] + list(found)
-            models[backbone.name] = fit_rows(backbone.name, terms, found, base, step=step)
+            fitted_to = fit_rows(backbone.name, terms, found, base, step=step)
+            packed: tuple[MeasuredRow, ...] = ()
+            if can_be_packed(backbone.graph):
+                packed = measured(_packs(backbone, terms, round(SHARE * n_subnets), seed, step), backbone)
+                parts = [row.parts for row in packed]
+                alone = predicted_ms(
+                    backbone.graph, terms, fitted_to, kinds, parts, batch=device.batch, step=step
+                )
+                together = fit_packs(alone, [len(part) for part in parts], _times(packed))
+                fitted_to = fitted_to.replace(packs=together)
+            rows = [row for row in rows if row.what == "block" or row.model != backbone.name]
+            rows += [*found, *packed]
+            models[backbone.name] = fitted_to
         noise = noise_of(rows)
         weighed = list(onto.memory_rows) if onto is not None else []
         if weigh is not None:
@@ -170,7 +206,20 @@ def make_profile(
             memory=fit_memory(weighed) if weighed else None,
             notes=noise_notes(noise),
             unit_step=step,
+            off_step_ratio=off_step,
         )
+
+
+def is_measured(profile: DeviceProfile, backbone: Backbone, n_subnets: int) -> bool:
+    """Whether a profile holds so many subnets of a backbone, and packs where it can be packed."""
+    known = profile.backbone(skeleton(backbone.graph))
+    if known is None or known.backbone != backbone.name:
+        return False
+    own = [
+        row for row in profile.rows if row.model == backbone.name and row.what == "subnet" and not row.repeat
+    ]
+    packed = known.packs is not None or round(SHARE * n_subnets) < 2 or not can_be_packed(backbone.graph)
+    return len(own) >= n_subnets and packed
 
 
 def fit_rows(
@@ -256,19 +305,31 @@ def _kinds(
 def _subnets(
     backbone: Backbone, terms: Terms, base: Floats, n: int, seed: int, step: int
 ) -> tuple[Wanted, ...]:
-    while step > 1 and max(terms.groups.values()) < 2 * step:
-        step //= 2  # a small model has no two counts at whole steps
     chosen = [
         {
             group: int(kept)
             for (group, size), kept in zip(terms.groups.items(), row, strict=True)
             if kept != size
         }
-        for row in design(terms, n, base=base, seed=seed, step=step)
+        for row in design(terms, n, base=base, seed=seed, step=_fitting(terms, step))
     ]
     return with_repeats(
         [Wanted("subnet", backbone.name, counts, partial(backbone.measurable, counts)) for counts in chosen]
     )
+
+
+def _packs(backbone: Backbone, terms: Terms, n: int, seed: int, step: int) -> tuple[Wanted, ...]:
+    return tuple(
+        Wanted("pack", backbone.name, {}, partial(backbone.pack, parts), parts=parts)
+        for parts in pack_counts(terms, n, seed=seed, step=_fitting(terms, step))
+    )
+
+
+def _fitting(terms: Terms, step: int) -> int:
+    """The step, or less for a small model, which has no two counts at whole steps."""
+    while step > 1 and max(terms.groups.values()) < 2 * step:
+        step //= 2
+    return step
 
 
 def _weighed(

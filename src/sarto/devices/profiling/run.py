@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,18 +41,21 @@ class Wanted:
 
     Attributes:
         counts: units kept of the groups of which not all are kept.
+        parts: of each subnet of a pack, the units kept.
         build: makes the graph, or its file for the device, when its turn comes.
     """
 
-    what: Literal["subnet", "block"]
+    what: Literal["subnet", "block", "pack"]
     model: str
     counts: Mapping[str, int]
     build: Callable[[], ModelGraph | Path]
     repeat: int = 0
+    parts: tuple[Mapping[str, int], ...] = ()
 
     def key(self, turn: int) -> str:
         """Equal for the same measurement, also after a restart."""
-        return to_json_text([self.what, self.model, dict(self.counts), self.repeat, turn])
+        kept = [dict(part) for part in self.parts] if self.parts else dict(self.counts)
+        return to_json_text([self.what, self.model, kept, self.repeat, turn])
 
 
 def measure_all(
@@ -122,6 +125,7 @@ def _row(item: Wanted, lines: Sequence[Mapping[str, Any]], level_ms: float) -> M
         what=item.what,
         model=item.model,
         counts=dict(item.counts),
+        parts=tuple(dict(part) for part in item.parts),
         latency_ms=statistics.median(line["ratio"] for line in lines) * level_ms,
         raw_ms=statistics.median(line["raw_ms"] for line in lines),
         reference_ms=middle["reference_ms"],
@@ -165,7 +169,7 @@ def turns(models: Sequence[Running], *, seconds: float, rounds: int) -> list[lis
 def with_repeats(wanted: Sequence[Wanted], n: int = REPEATS) -> tuple[Wanted, ...]:
     """The models, and some of them once more at the end, spread evenly over the list."""
     again = [wanted[place * len(wanted) // n] for place in range(min(n, len(wanted)))] if n else []
-    return (*wanted, *(Wanted(a.what, a.model, a.counts, a.build, a.repeat + 1) for a in again))
+    return (*wanted, *(replace(a, repeat=a.repeat + 1) for a in again))
 
 
 def noise_of(rows: Sequence[MeasuredRow]) -> Noise:
@@ -211,11 +215,11 @@ def noise_notes(noise: Noise) -> tuple[str, ...]:
 
 
 def _measured_with(row: MeasuredRow) -> str:
-    return row.model if row.what == "subnet" else ""
+    return "" if row.what == "block" else row.model
 
 
-def _name(row: MeasuredRow) -> tuple[str, tuple[tuple[str, int], ...]]:
-    return row.model, tuple(sorted(row.counts.items()))
+def _name(row: MeasuredRow) -> tuple[object, ...]:
+    return row.model, *(tuple(sorted(counts.items())) for counts in (row.counts, *row.parts))
 
 
 @contextmanager

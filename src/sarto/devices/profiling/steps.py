@@ -42,6 +42,21 @@ def step_of(times: Mapping[int, float]) -> int:
     return step
 
 
+def off_step_ratio(times: Mapping[int, float], step: int) -> float:
+    """How many times as long a layer takes at most whose channels are no multiple of the step; 1 where there is none.
+
+    Args:
+        times: channels of the blocks -> milliseconds.
+    """
+    off = [times[width] / times[WIDTHS[0]] for width in WIDTHS if width % step]
+    return max([1.0, *off])
+
+
+def is_off_step(counts: Mapping[str, int], sizes: Mapping[str, int], step: int) -> bool:
+    """Whether a group keeps a number of units that is neither a multiple of the step nor the whole group."""
+    return any(count % step and count != sizes[group] for group, count in counts.items())
+
+
 def step_counts(counts: Mapping[str, int], sizes: Mapping[str, int], step: int) -> dict[str, int]:
     """Unit counts rounded up to multiples of a step, or to the whole group."""
     return {group: min(-(-count // step) * step, sizes[group]) for group, count in counts.items()}
