@@ -241,6 +241,12 @@ def _tell(found: StockedSupernet) -> None:
         f"whole: {found.cost.params:,} parameters, {found.cost.flops:,} FLOPs; smallest subnet: "
         f"{found.floor.params:,} parameters, {found.floor.flops:,} FLOPs"
     )
+    if found.assembler.order == "nested" and found.assembler.most < 1:
+        typer.echo(f"at most {found.assembler.most:.0%} of the units open, also at higher limits")
+    if found.assembler.skips:
+        typer.echo("blocks may be skipped whole")
+    if found.space.combined:
+        typer.echo(f"trained beside them: {len(found.space.combined)} further combinations of properties")
     if not found.qualities:
         typer.echo("not judged")
         return

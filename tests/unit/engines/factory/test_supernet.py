@@ -187,6 +187,33 @@ def test_joint_training_changes_both_parts_and_keeps_the_source(order: str) -> N
     assert 0 <= quality <= 1 and 0 < ratio <= 0.5
 
 
+@pytest.mark.parametrize("placement", ["paper", "wide"])
+def test_a_transformer_is_trained_and_its_subnets_equal_the_gated_one(placement: str) -> None:
+    class Coloured(NumVqa):
+        def draw(self, tasks, split, generator):  # type: ignore[no-untyped-def]
+            inputs, answers = super().draw(tasks, split, generator)
+            return inputs.expand(-1, 3, -1, -1).contiguous(), answers
+
+    torch.manual_seed(0)
+    net = zoo.vit(2, side=12, patch=4, width=16, depth=2, heads=2).eval()
+    graph = as_placed(capture(net, torch.rand(2, 3, 12, 12), prove=False), placement)  # type: ignore[arg-type]
+    data = Coloured(digits().images, {split: np.repeat(np.arange(10), 4) for split in ("train", "test")})
+    groups, shape = placed(graph, placement), SMALL.replace(skips=True)  # type: ignore[arg-type]
+    done = train_supernet(graph, groups, SPACE, data, assembler=shape, joint=QUICK)
+    assert done.result.stopped is None and done.supernet.assembler.skips
+    changed = [
+        name
+        for name in graph.parameters
+        if not torch.equal(graph.tensors[name], done.supernet.graph.tensors[name])
+    ]
+    assert set(changed) == set(graph.parameters)
+    inputs, gated = torch.rand(2, 3, 12, 12), done.supernet.gated()
+    for limit in (0.15, 0.4):
+        gates = done.supernet.assembler.gates(CODES[:1], torch.tensor([limit]))
+        whole = gated(inputs, gates.expand(2, -1).contiguous())
+        assert relative_difference(done.supernet.subnet(gates[0])(inputs), whole) <= 1e-5
+
+
 def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     graph, data = backbone("basic"), digits()
     straight = train_supernet(graph, placed(graph), SPACE, data, assembler=SMALL, joint=QUICK)
