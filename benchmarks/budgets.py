@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,9 +66,12 @@ def budgets(
         n_images: of each class, that the donor comes with.
         seconds: of measuring for each subnet and block of the profile.
         measured_seconds: of measuring each built model, in three passes.
-        journal: file that keeps what the profile measured, to go on from there.
+        journal: file that keeps what the profile measured, to go on from there; None takes one in the folder of
+            `SARTO_JOURNALS`, where it is set.
     """
     device = Device.parse({"runtime": runtime, "threads": threads, "profile": NAME})
+    if journal is None and "SARTO_JOURNALS" in os.environ:
+        journal = str(Path(os.environ["SARTO_JOURNALS"], f"budgets-{backbone}-{runtime}-{threads}.journal"))
     rng = np.random.default_rng(seed)
     with (
         tempfile.TemporaryDirectory(prefix="sarto-") as folder,
@@ -233,7 +237,7 @@ def _numbers(rows: Sequence[dict[str, Any]], profile: DeviceProfile) -> dict[str
     numbers = {
         "n_budgets": len(rows),
         "n_delivered": len(delivered),
-        "rounds_mean": statistics.fmean(row["n_rounds"] for row in rows),
+        "n_rounds_mean": statistics.fmean(row["n_rounds"] for row in rows),
         "first_over_budget_share": statistics.fmean(row["first_over"] for row in rows),
         "first_over_budget_share_corrected": statistics.fmean(row["first_over_corrected"] for row in rows),
         "first_under_bound_share": statistics.fmean(row["first_under_bound"] for row in rows),

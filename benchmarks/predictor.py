@@ -79,7 +79,8 @@ def predictor(
         seconds: of measuring for each subnet and block.
         line_seconds: of measuring for each subnet of the line.
         n_blocks: built-in blocks that are measured before, spread over all kinds.
-        journals: folder that keeps what was measured, to go on from there; None keeps nothing.
+        journals: folder that keeps what was measured, to go on from there; None takes that of `SARTO_JOURNALS`, where
+            it is set, and else keeps nothing.
     """
     graph = graph_of(backbone)
     numbers: dict[str, Any] = {"n_units": sum(group.size for group in graph.analysis.sliceable)}
@@ -97,7 +98,7 @@ def predictor(
                 continue
             if files is None and device.runtime in READ_ONNX:
                 files = subnet_files(graph, Path(folder, "subnets"))
-            home = Path(journals) if journals else Path(folder)
+            home = Path(journals or os.environ.get("SARTO_JOURNALS") or folder)
             home.mkdir(parents=True, exist_ok=True)
             model = Backbone(backbone, graph, files if device.runtime in READ_ONNX else None)
             found = _measure_device(
