@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sarto.cli.app import app
 from sarto.errors import StoreError, VerifyError
+from sarto.pipeline import Artifact
 from sarto.pipeline.choose import propose
 from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.locking import LOCK, Lock, read_lock
@@ -43,6 +44,10 @@ def test_the_same_tensors_come_out_and_what_is_gone_or_changed_is_told(
     assert lock.probes[0].n_images == 32
     assert {donor.learnware for donor in lock.donors} == set(lock.plan.learnwares)
     assert "torch" in lock.versions
+    report = Artifact.read(folder).report
+    # Without the baselines engine no donor was measured, so nothing is said of any.
+    assert not any("single donor" in text for text in report.sentences)
+    assert "a donor as it is: left out with the baselines engine" in report.not_tried
     again = shop.folder / "again"
     done = CliRunner().invoke(app, ["rebuild", str(folder), "-o", str(again), "-m", market, "--json"])
     assert done.exit_code == 0, done.output
@@ -55,8 +60,6 @@ def test_the_same_tensors_come_out_and_what_is_gone_or_changed_is_told(
 
 
 def _check_other_tensors_are_told(shop: Shop, lock: Lock, again: Path) -> None:
-    from sarto.pipeline import Artifact
-
     older = lock.replace(weights_hash="sha256:" + "0" * 64, versions={**lock.versions, "torch": "2.0"})
     with pytest.raises(VerifyError, match=r"tensors made again differ .*torch 2\.0 there"):
         check_rebuilt(older, Artifact.read(again))

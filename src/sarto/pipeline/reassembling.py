@@ -129,7 +129,8 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
                     here += best
                     drawn = drawn or offer.drawn(best[:BUILT])
                 except InfeasibleError as error:
-                    reasons.append(str(error))
+                    head = "a donor's own classifier" if own else "a new head"
+                    reasons.append(f"under {head}: {error}")
         except (RequestError, InfeasibleError) as error:
             reasons.append(str(error))
         plans += here

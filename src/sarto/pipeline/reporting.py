@@ -407,16 +407,18 @@ def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:
     if not any(isinstance(node, ChainNode) for plan in plans for node in plan.nodes.values()):
         return
     budget = order.request.budget
-    alone = [
+    whole = [
         score.row
         for score in delivered.rows
         if score.row.accuracy_loto is not None
         and score.row.cost is not None
         and score.plan is not None
         and len(score.plan.learnwares) == 1
-        and not score.row.cost.over(budget)
         and not any(isinstance(node, ChainNode | SliceNode) for node in score.plan.nodes.values())
     ]
+    if not whole:
+        return
+    alone = [row for row in whole if row.cost is not None and not row.cost.over(budget)]
     if not alone:
         yield "No single donor, whole, keeps the budget."
         return
@@ -470,7 +472,13 @@ def _latency(cost: Cost) -> str:
 def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
     roles = {score.row.role for score in delivered.rows}
     if "donor" not in roles:
-        yield "a donor as it is: no single learnware knows all the wanted classes"
+        asked_for = "baselines" in order.request.engines
+        why = (
+            "no single learnware knows all the wanted classes"
+            if asked_for
+            else "left out with the baselines engine"
+        )
+        yield f"a donor as it is: {why}"
     asked = order.request.baselines if "baselines" in order.request.engines else ()
     if "finetune" not in roles:
         yield "fine-tuning a donor: left out with the baselines engine, or not among the request's baselines"

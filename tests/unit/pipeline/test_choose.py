@@ -70,7 +70,8 @@ def pack(ratio: float, params: int, flops: int) -> Plan:
 def plans(budget: Budget, *packs: Plan) -> Plans:
     request = Request.parse({"task": {"classes": ["a", "b"]}}).replace(budget=budget)
     # Nothing else of an order is read here.
-    return Plans(cast("Order", SimpleNamespace(request=request)), packs, ())
+    order = SimpleNamespace(request=request, learnwares={SHA: SimpleNamespace(name="donor", id=SHA)})
+    return Plans(cast("Order", order), packs, ())
 
 
 PACKS = (pack(0.9, 100, 300), pack(0.8, 80, 250), pack(0.7, 60, 120), pack(0.6, 50, 90), pack(0.5, 70, 200))

@@ -186,7 +186,12 @@ def _none(problem: Problem) -> InfeasibleError:
     if not problem.sides.must:
         return infeasible(problem)
     told = {name: value for name, value in least_costs(problem).items() if math.isfinite(value)}
-    return InfeasibleError("no chain of blocks keeps all that is asked", floor=told)
+    each = ", ".join(f"{name} {value:.6g}" for name, value in told.items())
+    return InfeasibleError(
+        "no chain of blocks keeps all that is asked"
+        + (f" (floor of each limit alone: {each})" if each else ""),
+        floor=told,
+    )
 
 
 def possible(problem: Problem) -> bool:
