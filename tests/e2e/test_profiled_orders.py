@@ -19,7 +19,7 @@ from sarto.devices.profiling.making import backbone_model
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import leading, slice
 from sarto.pipeline.builder import Builder, ready
-from sarto.pipeline.choose import propose
+from sarto.pipeline.choose import propose, refilled
 from sarto.pipeline.closing import closed, fullest
 from sarto.pipeline.order import check_order
 from sarto.types import Cost, Plan
@@ -174,6 +174,14 @@ def test_widths_are_solved_again_until_the_budget_is_kept_and_filled(shop: Any, 
     assert 0.95 * budget <= best.cost.latency_ms <= budget
     assert (best.cost.params > rounds[0].cost.params) == (speed < 1)
     assert (best.cost.params < rounds[0].cost.params) == (speed > 1)
+
+
+def test_a_budget_with_room_for_whole_donors_is_solved_too(shop: Any) -> None:
+    found = order(shop, budget={"latency_ms": 1e4})
+    first = fragments(propose(found).feasible)[-1]
+    again = refilled(found, first, 1.0)
+    assert again is not None and again.predicted is not None and again.key() != first.key()
+    assert again.predicted.params > first.predicted.params
 
 
 def test_nothing_is_solved_again_without_a_limit_or_for_another_limit(shop: Any) -> None:

@@ -145,10 +145,16 @@ class _Solver:
         start = next((sized for sized in reversed(sizes) if self._fits(sized, kept)), None)
         if start is None:
             return None
-        keeps, step = start.keeps, self.predictor.profile.unit_step
-        if self.limit is not None:
-            above = next((sized for sized in sizes if sized.share > start.share), None)
-            keeps = self._solved(start, above, self.limit)
+        if self.limit is None:
+            return self._rounded(start, start.keeps, kept)
+        above = next((sized for sized in sizes if sized.share > start.share), None)
+        solved = self._solved(start, above, self.limit)
+        # Where the budget has room for whole donors, no pack of this kind is as wide as that.
+        return self._rounded(start, solved, kept) or self._rounded(start, start.keeps, kept)
+
+    def _rounded(self, start: _Sized, keeps: Keeps, kept: Callable[[Plan], bool]) -> Plan | None:
+        """The pack at these widths, with as many counts rounded up to the device's step as the budget allows."""
+        step = self.predictor.profile.unit_step
         rounded = {id_: step_counts(keep, self.predictor.sizes(id_), step) for id_, keep in keeps.items()}
         odd = [
             (id_, name) for id_, keep in keeps.items() for name in keep if keep[name] != rounded[id_][name]
