@@ -174,6 +174,24 @@ def test_what_a_runtime_has_not_is_refused_with_the_operators_name(to: TargetNam
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "executorch", "litert"])
+def test_int8_spans_what_the_rarest_calibration_sample_shows(
+    to: TargetName, graph: ModelGraph, samples: Tensor, tmp_path: Path
+) -> None:
+    needs(to)
+    # One sample of ten is bright; ranges that are averaged over samples would cut its outputs off.
+    found = export(
+        graph,
+        tmp_path / f"model{TARGETS[to].suffix}",
+        to=to,
+        precision="int8",
+        samples=samples,
+        calibration=torch.cat([0.1 * samples[:36], samples[samples.mean((1, 2, 3)).argsort()[-4:]]]),
+        batch=1,
+    )
+    assert found.max_relative_difference <= 0.2
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "executorch", "litert"])
 def test_an_int8_file_that_decides_otherwise_is_refused(
     to: TargetName, graph: ModelGraph, samples: Tensor, tmp_path: Path
 ) -> None:

@@ -65,4 +65,19 @@ def _quantized(path: Path, example: Sequence[Any], arrays: Sequence[np.ndarray])
         {f"args_{place}": array[start : start + size] for place, array in enumerate(arrays)}
         for start in range(0, len(arrays[0]) // size * size, size)
     ]
-    return made.quantize(made.calibrate({"serving_default": samples}, num_threads=1))
+    return made.quantize(_widest(made, samples))
+
+
+def _widest(made: Any, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """The least and largest value of every tensor over all samples.
+
+    The quantiser's own calibration averages the samples' extremes, which cuts off what is above: the winning logits of
+    all samples came out equal.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for sample in samples:
+        for name, seen in made.calibrate({"serving_default": [sample]}, num_threads=1).items():
+            known = found.setdefault(name, dict(seen))
+            known["min"] = np.minimum(known["min"], seen["min"])
+            known["max"] = np.maximum(known["max"], seen["max"])
+    return found

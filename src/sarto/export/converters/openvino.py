@@ -32,4 +32,14 @@ def _quantized(model: Any, arrays: Sequence[np.ndarray], attention: bool) -> Any
         for start in range(0, len(arrays[0]), size)
     ]
     kind = nncf.ModelType.TRANSFORMER if attention else None
-    return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), model_type=kind)
+    # The widest range that was seen: the default averages the batches' extremes, which cuts off what is above.
+    widest = nncf.AdvancedQuantizationParameters(
+        activations_range_estimator_params=nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+    )
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        subset_size=len(batches),
+        model_type=kind,
+        advanced_parameters=widest,
+    )
