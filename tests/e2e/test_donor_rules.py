@@ -93,7 +93,7 @@ def test_a_class_whose_donors_are_all_refused_says_why(indexed: Shop) -> None:
 
 
 def test_a_name_that_nobody_has_is_refused_with_a_suggestion(indexed: Shop) -> None:
-    with pytest.raises(RequestError, match=r"donors\.must\[0\]: no learnware 'crases'.*crosses"):
+    with pytest.raises(RequestError, match=r"donors\.must\[0\]: no learnware or supernet 'crases'.*crosses"):
         _plans(indexed, must=["crases"])
 
 

@@ -14,7 +14,7 @@ from sarto.errors import InfeasibleError, RequestError, StoreError
 from sarto.graph import relative_difference
 from sarto.pipeline.factory import open_supernet, train_factory
 from sarto.pipeline.subnets import ReadySupernet, Subnets
-from sarto.types import Certificate, FactoryConfig, SubnetNode
+from sarto.types import Certificate, DonorRules, FactoryConfig, SubnetNode
 from tests.unit.factory_assets import described
 
 
@@ -180,6 +180,17 @@ outputs_of: {{oak: [oak], ray: [ray], shark: [shark]}}
     config = described(tmp_path, name="beasts", space=str(tmp_path / "beasts.yaml"), data={})
     with Market.create(tmp_path / "market") as market:
         train_factory(FactoryConfig.parse(config), market.store, tmp_path / "steps")
+        for rules, words in (
+            ({"avoid": ["beasts"]}, "'beasts' covers the task, but it is to be avoided"),
+            (
+                {"allow_licences": ["MIT"]},
+                "'beasts' covers the task, but its licence 'CC0-1.0' is not allowed",
+            ),
+            ({"least": 2}, "comes from one supernet, more are asked for"),
+            ({"must": ["beast"]}, r"no learnware or supernet 'beast' \(did you mean 'beasts'"),
+        ):
+            with pytest.raises(RequestError, match=words):
+                market.plan(Request.parse({"task": {"classes": ["shark", "ray"]}, "donors": rules}))
         alone = market.plan(Request.parse({"task": {"classes": ["shark", "ray"]}}))
         assert {plan.engine for plan in alone.feasible} == {"factory"}
         assert alone.feasible[0].classes == ("shark", "ray")
@@ -196,6 +207,12 @@ outputs_of: {{oak: [oak], ray: [ray], shark: [shark]}}
         )
         plans = market.plan(request)
         assert {plan.engine for plan in plans.feasible} == {"slicepack", "factory", "baselines"}
+        for rules, engines in (
+            ({"avoid": ["beasts"]}, {"slicepack", "baselines"}),
+            ({"must": ["beasts"]}, {"factory"}),
+        ):
+            ruled = market.plan(request.replace(donors=DonorRules(**rules)))
+            assert {plan.engine for plan in ruled.feasible} == engines
         chosen = next(plan for plan in plans.feasible if plan.engine == "factory")
         artifact = market.make(request, tmp_path / "out", plan=chosen)
         graph = Subnets(market.store).graph(

@@ -130,7 +130,7 @@ def _sorted_out(
         seen.add(plan.key())
         broken = (
             *broken_by(plan.predicted, order.request.budget),
-            *broken_rules(plan, order.request.donors, order.learnwares),
+            *broken_rules(plan, order.request.donors, order.sources),
         )
         if broken:
             refused.append((plan, broken))
@@ -222,11 +222,11 @@ def infeasible(plans: Plans) -> InfeasibleError:
     Where rules about donors are broken by every plan, or engines had reasons to propose nothing, these are told.
     """
     limits, rules = plans.order.request.budget.limits(), plans.order.request.donors
-    learnwares = plans.order.learnwares
+    sources = plans.order.sources
     known = [
         (plan, plan.predicted)
         for plan, _ in plans.refused
-        if plan.predicted is not None and not broken_rules(plan, rules, learnwares)
+        if plan.predicted is not None and not broken_rules(plan, rules, sources)
     ]
     asked = ", ".join(f"{name} <= {show(name, value)}" for name, value in limits.items())
     without = "".join(f" {reason.rstrip('.')}." for reason in plans.without)

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from sarto.errors import suggest
-from sarto.types import DonorRules, Learnware, Plan
+from sarto.types import DonorRules, Learnware, Plan, StockedSupernet
+
+Source = Learnware | StockedSupernet
+AnySource = TypeVar("AnySource", Learnware, StockedSupernet, Source)
 
 
-def allowed_donors(
-    learnwares: Mapping[str, Learnware], rules: DonorRules, problems: list[str]
-) -> dict[str, Learnware]:
-    """The learnwares that an order may use, by id; names that nobody has and contradictions go to the problems."""
-    known = list(learnwares.values())
+def check_rules(sources: Sequence[Source], rules: DonorRules, problems: list[str]) -> None:
+    """Rules that name what the market has not, or that contradict what it has, go to the problems.
+
+    Args:
+        sources: all learnwares and supernets of the market.
+    """
     for field in ("must", "avoid"):
         for place, name in enumerate(getattr(rules, field)):
-            if not meant(known, (name,)):
-                hint = suggest(name, [item.name for item in known])
-                problems.append(f"donors.{field}[{place}]: no learnware {name!r}{hint}")
-    for item in meant(known, rules.must):
+            if not meant(sources, (name,)):
+                hint = suggest(name, [item.name for item in sources])
+                problems.append(f"donors.{field}[{place}]: no learnware or supernet {name!r}{hint}")
+    for item in meant(sources, rules.must):
         why = why_not(item, rules)
         if why is not None:
             problems.append(f"donors.must: {item.name!r} must be used, but {why}")
-    return {id_: item for id_, item in learnwares.items() if why_not(item, rules) is None}
 
 
-def meant(learnwares: Iterable[Learnware], names: Sequence[str]) -> list[Learnware]:
-    """The learnwares that one of these names or ids means."""
-    return [item for item in learnwares if item.name in names or item.id in names]
+def allowed(sources: Iterable[AnySource], rules: DonorRules) -> dict[str, AnySource]:
+    """Those that an order may use, by id."""
+    return {item.id: item for item in sources if why_not(item, rules) is None}
 
 
-def why_not(item: Learnware, rules: DonorRules) -> str | None:
-    """Why a learnware may not be used; None where it may."""
+def meant(sources: Iterable[AnySource], names: Sequence[str]) -> list[AnySource]:
+    """Those that one of these names or ids means."""
+    return [item for item in sources if item.name in names or item.id in names]
+
+
+def why_not(item: Source, rules: DonorRules) -> str | None:
+    """Why a learnware or a supernet may not be used; None where it may."""
     if meant((item,), rules.avoid):
         return "it is to be avoided"
     if rules.allows(item.licence):
@@ -39,15 +48,15 @@ def why_not(item: Learnware, rules: DonorRules) -> str | None:
     return f"its licence {item.licence!r} is not allowed" if item.licence else "it states no licence"
 
 
-def broken_rules(plan: Plan, rules: DonorRules, learnwares: Mapping[str, Learnware]) -> tuple[str, ...]:
+def broken_rules(plan: Plan, rules: DonorRules, sources: Mapping[str, Source]) -> tuple[str, ...]:
     """What a plan breaks of the rules, in words.
 
     Args:
-        learnwares: those that the order may use, by id.
+        sources: the learnwares and supernets that the order may use, by id.
     """
-    used = set(plan.learnwares)
-    found = [f"with {item.name}" for item in meant(learnwares.values(), rules.must) if item.id not in used]
-    found += [f"without {id_[7:19]}" for id_ in sorted(used - set(learnwares))]
+    used = {*plan.learnwares, *plan.supernets}
+    found = [f"with {item.name}" for item in meant(sources.values(), rules.must) if item.id not in used]
+    found += [f"without {id_[7:19]}" for id_ in sorted(used - set(sources))]
     if len(used) < rules.least:
         found.append(f"at least {rules.least} donors")
     if rules.most is not None and len(used) > rules.most:

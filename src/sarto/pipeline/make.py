@@ -60,7 +60,7 @@ def make(
             f"the given plan tells apart {told}; the order is for {', '.join(order.classes)}, in that order: plan "
             "anew, or order the plan's classes"
         )
-    broken = broken_rules(plan, request.donors, order.learnwares) if plan is not None else ()
+    broken = broken_rules(plan, request.donors, order.sources) if plan is not None else ()
     if broken:
         raise RequestError(
             f"the given plan breaks what the order asks of donors: {', '.join(broken)}; plan anew"

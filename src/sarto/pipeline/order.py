@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sarto.engines.baselines import NAMES
 from sarto.errors import RequestError, ShapeError, suggest
 from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
-from sarto.pipeline.donor_rules import allowed_donors, meant, why_not
+from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.pipeline.predicting import PlanPredictor, profile_of
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import Chains
 from sarto.pipeline.subnets import ENGINE, Subnets
-from sarto.types import ClassOffer, DonorRules, Learnware, Request, Requirement
+from sarto.types import ClassOffer, DonorRules, Learnware, Request, Requirement, StockedSupernet
 from sarto.types.profile import DeviceProfile
 
 
@@ -28,6 +28,7 @@ class Order:
         donor_samples: learnware id -> the samples that its slices are fitted on: its own, of all its classes, or the
             order's where it came without.
         learnwares: manifests of the market that the order may use, by id.
+        supernets: those that it may use, by id.
         intakes: learnware id -> what the donor reads.
         intake: what a model of all donors reads.
         predictor: of latency and memory on the order's device; None where it names no profile.
@@ -44,6 +45,12 @@ class Order:
     predictor: PlanPredictor | None = None
     subnets: Subnets | None = None
     chains: Chains | None = None
+    supernets: Mapping[str, StockedSupernet] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Everything that a plan of the order may take parts from, by id."""
+        return {**self.learnwares, **self.supernets}
 
     @property
     def request(self) -> Request:
@@ -81,7 +88,8 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     if not learnwares:
         raise RequestError("the market is empty; stock a model with `sarto add`", where=str(store.path))
     every = learnwares
-    learnwares = allowed_donors(every, request.donors, problems)
+    check_rules([*every.values(), *store.supernets], request.donors, problems)
+    learnwares = allowed(every.values(), request.donors)
     musts = meant(learnwares.values(), request.donors.must)
     names = [cls for _, cls in request.task.wanted]
     problems += [
@@ -128,7 +136,16 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     predictor = PlanPredictor(profile, store) if profile is not None else None
     subnets = Subnets(store, profile)
     return Order(
-        requirement, samples, donor_samples, learnwares, intakes, intake, predictor, subnets, Chains(store)
+        requirement,
+        samples,
+        donor_samples,
+        learnwares,
+        intakes,
+        intake,
+        predictor,
+        subnets,
+        Chains(store),
+        allowed(store.supernets, request.donors),
     )
 
 

@@ -26,6 +26,7 @@ from sarto.market import Intake, Labelled, Store, read_samples
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, file_hash, write_manifest, write_text
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
+from sarto.pipeline.donor_rules import check_rules, meant, why_not
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.job import Job
@@ -367,9 +368,29 @@ def by_supernet(store: Store, request: Request) -> bool:
 
 
 def _covering(store: Store, request: Request) -> list[tuple[StockedSupernet, Tasks]]:
-    if request.task.tasks:
-        return covering(store, request.task)
-    return covering_classes(store, request.task.classes)
+    """The supernets that cover the order and that its rules about donors allow.
+
+    Raises:
+        RequestError: none covers it, or none of those that do may be used; says why.
+    """
+    found = (
+        covering(store, request.task) if request.task.tasks else covering_classes(store, request.task.classes)
+    )
+    rules, every = request.donors, [*store.learnwares(), *store.supernets]
+    problems: list[str] = []
+    check_rules(every, rules, problems)
+    musts = {item.id for item in meant(every, rules.must)}
+    if max(rules.least, len(musts)) > 1:
+        problems.append("donors: a model for a task comes from one supernet, more are asked for; ask for one")
+    kept = [(one, tasks) for one, tasks in found if why_not(one, rules) is None and musts <= {one.id}]
+    if not kept and not problems:
+        problems += [
+            f"donors: supernet {one.name!r} covers the task, but {why_not(one, rules) or 'another must be used'}"
+            for one, _ in found
+        ]
+    if problems:
+        raise RequestError(problems[0], problems=problems, where="donors")
+    return kept
 
 
 def _check(request: Request) -> None:

@@ -94,7 +94,7 @@ def verify(
     else:
         order = plans.order
         allowed = [
-            s for s in built if s.plan and not broken_rules(s.plan, order.request.donors, order.learnwares)
+            s for s in built if s.plan and not broken_rules(s.plan, order.request.donors, order.sources)
         ]
         queue = _in_rank([s for s in allowed if s.row.cost is not None and not s.row.cost.over(budget)])
     known = {score.plan.key() for score in built if score.plan is not None}

@@ -70,7 +70,7 @@ def pack(ratio: float, params: int, flops: int) -> Plan:
 def plans(budget: Budget, *packs: Plan) -> Plans:
     request = Request.parse({"task": {"classes": ["a", "b"]}}).replace(budget=budget)
     # Nothing else of an order is read here.
-    order = SimpleNamespace(request=request, learnwares={SHA: SimpleNamespace(name="donor", id=SHA)})
+    order = SimpleNamespace(request=request, sources={SHA: SimpleNamespace(name="donor", id=SHA)})
     return Plans(cast("Order", order), packs, ())
 
 
