@@ -88,7 +88,7 @@ def test_a_model_that_was_loaded_in_an_unlucky_moment_counts_with_its_median() -
 
 
 def test_what_was_measured_before_a_crash_is_not_measured_again(tmp_path: Path) -> None:
-    journal, items = tmp_path / "journal", wanted(4, 16, 2, 32, 5)
+    journal, items = tmp_path / "new" / "journal", wanted(4, 16, 2, 32, 5)
     with pytest.raises(RequestError, match="broke down"):
         measure(items, broken := Machine(fails_at=5), journal)
     assert broken.alive == 0 and len(journal.read_text().splitlines()) == 1 + 3

@@ -257,6 +257,7 @@ class _Journal:
                 f"{str(path)!r} was begun with another {', '.join(differ)}; remove it, or measure as it was begun",
                 where=str(path),
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
         # A last line that was cut short by a crash is measured again.
         path.write_text("".join(whole) or to_json_text({"about": about}) + "\n", encoding="utf-8")
 
