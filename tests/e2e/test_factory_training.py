@@ -52,7 +52,7 @@ def outcome(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_second_training_is_refused_and_a_killed_one_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     described(tmp_path)
     straight = outcome(trained(prepared(tmp_path / "straight")))
     folder = prepared(tmp_path / "killed")
@@ -62,6 +62,11 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         int(path.stem.partition("-")[2]) >= 10 for path in checkpoints.glob("step-*.safetensors")
     ):
         time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)  # held up, not done
+    second = trained(folder)
+    _, refused = second.communicate(timeout=300)
+    assert second.returncode != 0
+    assert f"process {process.pid} on " in refused and "trains in" in refused and "another folder" in refused
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sarto.errors import RequestError, StoreError
+from sarto.training.holding import held
 
 #: Checkpoints that are kept; the last one may be the one that was being written when the machine stopped.
 KEPT = 2
@@ -90,15 +92,29 @@ def train_loop(
 
     Raises:
         RequestError: a number of the settings is out of range.
-        StoreError: the folder holds checkpoints of another training.
+        StoreError: the folder holds checkpoints of another training, or another process trains there.
     """
     _check(settings, parts)
-    optimiser = _optimiser(parts, settings)
     identity_hash = _hash({"settings": asdict(settings), **(identity or {})})
-    begun = 0
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = _resume(folder, parts, optimiser, identity_hash)
+    with ExitStack() as stack:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if first:
+                stack.enter_context(held(folder))
+        return _trained(parts, loss_of, settings, folder, identity_hash, told, first)
+
+
+def _trained(
+    parts: Mapping[str, nn.Module],
+    loss_of: Callable[[int], Tensor],
+    settings: LoopSettings,
+    folder: Path | None,
+    identity_hash: str,
+    told: Callable[[int, float], None] | None,
+    first: bool,
+) -> LoopResult:
+    optimiser = _optimiser(parts, settings)
+    begun = _resume(folder, parts, optimiser, identity_hash) if folder is not None else 0
     schedule = [rate_at(step, settings) for step in range(settings.steps)]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     # The state before the first step is a checkpoint too: there is always something good to return to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sarto.errors import RequestError, StoreError
 from sarto.training import LoopSettings, draws, rate_at, train_loop
+from sarto.training.holding import LOCK, held
 from sarto.training.loop import checkpoints
 
 SETTINGS = LoopSettings(steps=12, rates={"net": 1e-2}, decays={"net": 1e-2}, save_every=5)
@@ -166,3 +168,53 @@ def test_survives_kill(tmp_path: Path) -> None:
     straight = run(None).state_dict()
     found = torch.load(out, weights_only=True)
     assert all(torch.equal(straight[name], found[name]) for name in straight)
+
+
+def test_two_trainings_in_one_folder_are_refused_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
+    # Nothing but the standard library: what another process does to the file.
+    held_open = f"""
+import fcntl, json, os, platform, time
+with open({str(tmp_path / LOCK)!r}, "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(json.dumps({{"process": os.getpid(), "machine": platform.node()}}))
+    file.flush()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", held_open], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            with pytest.raises(StoreError, match=rf"process {other.pid} on .* trains in .* already: wait"):
+                run(tmp_path)
+            assert checkpoints(tmp_path) == []
+        finally:
+            other.send_signal(signal.SIGKILL)
+    assert str(other.pid) in (tmp_path / LOCK).read_text(), "what the killed process left"
+    again, straight = run(tmp_path).state_dict(), run(None).state_dict()
+    assert all(torch.equal(straight[name], again[name]) for name in straight)
+    assert (tmp_path / LOCK).read_text() == ""
+
+
+def test_an_interrupted_training_gives_its_folder_back(tmp_path: Path) -> None:
+    run(tmp_path, until=3)
+    with held(tmp_path), pytest.raises(StoreError, match=f"process {os.getpid()} on"), held(tmp_path):
+        pass
+
+
+def test_without_locks_of_the_file_system_the_named_process_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("sarto.training.holding.fcntl.flock", none)
+    with held(tmp_path):
+        left = (tmp_path / LOCK).read_text()
+        with pytest.raises(StoreError, match=f"process {os.getpid()} on"), held(tmp_path):
+            pass
+        assert (tmp_path / LOCK).read_text() == left
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / LOCK).write_text(left.replace(str(os.getpid()), str(gone.pid)))
+    with held(tmp_path):
+        assert (tmp_path / LOCK).read_text() == left
