@@ -25,7 +25,7 @@ from sarto.graph import ModelGraph
 from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, propose
-from sarto.pipeline.closing import Round, closed, fullest
+from sarto.pipeline.closing import Round, closed
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.profiles import measure_profile
 from sarto.pipeline.verify import latency_on
@@ -153,7 +153,7 @@ def _ordered(builder: Builder, device: Device, rng: np.random.Generator) -> _Ord
         return count(graph).replace(latency_ms=latency.median_ms, basis="measured")
 
     rounds = closed(order, first, measured)
-    best = fullest(rounds)
+    best = _fullest(rounds)
     kept = {first.key()} | ({best.plan.key()} if best is not None else set())
     return _Ordered(
         plans,
@@ -161,6 +161,12 @@ def _ordered(builder: Builder, device: Device, rng: np.random.Generator) -> _Ord
         None if best is None else best.plan,
         {key: graphs[key] for key in graphs if key in kept},
     )
+
+
+def _fullest(rounds: Sequence[Round]) -> Round | None:
+    """Of those that keep the budget the one that takes longest; None where none does."""
+    kept = [one for one in rounds if not one.broken]
+    return max(kept, key=lambda one: one.cost.latency_ms or 0.0, default=None)
 
 
 def _twin(builder: Builder, order: Order, plan: Plan) -> ModelGraph:

@@ -162,7 +162,7 @@ def recalibration(
         inputs, answers = data.draw([task] * n_test, "test", draws(0, place, stream=1))
         found.append(
             [
-                score(space, data, graph(inputs), answers, task)  # type: ignore[arg-type]
+                score(space, data, torch.as_tensor(graph(inputs)), answers, task)
                 for graph in (model, recalibrated(model, unlabelled))
             ]
         )

@@ -19,6 +19,10 @@ DEFAULT = "market"
 #: What a front can be drawn against.
 COSTS: tuple[Resource, ...] = ("params", "flops", "size_bytes")
 Name = Annotated[str, typer.Argument(help="Name of the index.")]
+Blocks = Annotated[
+    int | None, typer.Option("--blocks", "-k", min=2, max=64, help="Blocks of each model; else up to 4.")
+]
+Picture = Annotated[str | None, typer.Option("--out", "-o", help="An .svg or .png file for the picture.")]
 
 
 def index(
@@ -111,15 +115,11 @@ def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False
 
 def show_map(
     name: Name = "zoo",
-    blocks: Annotated[
-        int | None, typer.Option("--blocks", "-k", min=2, max=64, help="Blocks of each model; else up to 4.")
-    ] = None,
+    blocks: Blocks = None,
     steady: Annotated[
         bool, typer.Option("--steady", help="As many blocks, 2 to 6, as change least with the probe images.")
     ] = False,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="An .svg or .png file for the picture.")
-    ] = None,
+    out: Picture = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
@@ -163,13 +163,9 @@ def front(
         str | None,
         typer.Option(help="Classes to tell apart, with commas; else those of whoever ends the chain."),
     ] = None,
-    blocks: Annotated[
-        int | None, typer.Option("--blocks", "-k", min=2, max=64, help="Blocks of each model; else up to 4.")
-    ] = None,
+    blocks: Blocks = None,
     most: Annotated[int, typer.Option(min=1, max=1_000, help="Points at most, the dearest ones.")] = 20,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="An .svg or .png file for the picture.")
-    ] = None,
+    out: Picture = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,

@@ -8,10 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from sarto.devices.profiling.packs import APART, CLASSES
 from sarto.errors import GraphError
-
-#: Outputs of the head, and relative difference of the weights of two parts, which else might be stored and run once.
-CLASSES, APART = 3, 1e-3
 
 
 def joined_onnx(parts: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

@@ -55,12 +55,6 @@ def closed(order: Order, plan: Plan, measured: Callable[[Plan], Cost]) -> tuple[
     return tuple(rounds)
 
 
-def fullest(rounds: tuple[Round, ...]) -> Round | None:
-    """Of those that keep the budget the one that takes longest; None where none does."""
-    kept = [one for one in rounds if not one.broken]
-    return max(kept, key=lambda one: one.cost.latency_ms or 0.0, default=None)
-
-
 def _meant(rounds: list[Round], limit: float) -> bool:
     """Whether the first plan was predicted to fill the budget, as far as its bound goes."""
     said = rounds[0].plan.predicted

@@ -9,7 +9,7 @@ from sarto.errors import suggest
 from sarto.types import DonorRules, Learnware, Plan, StockedSupernet
 
 Source = Learnware | StockedSupernet
-AnySource = TypeVar("AnySource", Learnware, StockedSupernet, Source)
+AnySource = TypeVar("AnySource", bound=Source)
 
 
 def check_rules(sources: Sequence[Source], rules: DonorRules, problems: list[str]) -> None:

@@ -16,7 +16,7 @@ from sarto.types.cost import Objective
 #: Halvings of the span between two stocked sizes.
 HALVINGS = 12
 #: Share of the budget from which a bound is close enough to it.
-FULL = 0.985
+FULL = 0.995
 #: Share of the budget that is left for noise where a measured latency says how far to go.
 MARGIN = 0.02
 #: The widths of a learnware by donor and group.

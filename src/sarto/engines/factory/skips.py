@@ -75,13 +75,14 @@ def without_constants(graph: ModelGraph) -> ModelGraph:
         return TensorRef(names[name])
 
     def reading(node: Node) -> Node:
-        mine = [key for key, arg in node.args.items() if isinstance(arg, Ref) and arg.name in known]
-        if node.op not in _BROADCASTING or len(mine) != 1 or mine[0] not in ("self", "other"):
+        mine = [(key, arg.name) for key, arg in node.args.items() if isinstance(arg, Ref) and arg.name in known]
+        if node.op not in _BROADCASTING or len(mine) != 1 or mine[0][0] not in ("self", "other"):
             return node
-        constant = held(node.args[mine[0]].name)  # type: ignore[union-attr]
-        if constant is None or (mine[0] == "self" and not _turns(node)):
+        key, name = mine[0]
+        constant = held(name)
+        if constant is None or (key == "self" and not _turns(node)):
             return node
-        other = node.args["other"] if mine[0] == "self" else node.args["self"]
+        other = node.args["other"] if key == "self" else node.args["self"]
         return replace(node, args={**node.args, "self": other, "other": constant})
 
     nodes = tuple(node if node.name in known else reading(node) for node in graph.nodes)
