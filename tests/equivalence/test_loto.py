@@ -99,7 +99,7 @@ def test_logistic_folds_equal_cold_refits(counts: tuple[int, ...]) -> None:
     torch.testing.assert_close(found.scores, total / times, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("counts", [(5, 5, 5), (6, 4)])
+@pytest.mark.parametrize("counts", [(5, 5, 5), (6, 4), (7, 3), (4, 3)])
 def test_lam_is_chosen_without_the_fold_that_it_is_scored_on(counts: tuple[int, ...]) -> None:
     """Nested choice by explicit refits: for each fold, inner folds of its pairing with both left out."""
     x, labels = clouds(counts, 6, seed=4, shift=0.7)

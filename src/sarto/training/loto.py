@@ -28,8 +28,8 @@ from sarto.training.score import LotoScore, entry_weights, summarise
 
 LAM_GRID = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Strengths tried when lam is chosen by LOTO."""
-_INNER = 5
-"""Inner folds looked at for each outer fold when lam is chosen inside."""
+_NEIGHBOURS = 3
+"""Inner folds looked at on either side of each outer fold when lam is chosen inside."""
 _PROBLEM_NUMBERS = 1 << 23
 """Scores of all refits computed at a time: 64 MiB."""
 
@@ -252,16 +252,22 @@ def _choose_inside(dual: DualRidge, folds: Folds, labels: Tensor, n_classes: int
     fold = torch.arange(count)
     first = fold - fold % folds.per_pairing
     losses = torch.zeros(dual.alpha.shape[0], count, dtype=torch.float64)
-    for offset in range(1, min(folds.per_pairing - 1, _INNER) + 1):
-        inner = first + (fold - first + offset) % folds.per_pairing
-        other = folds.left_out[inner]
-        shared = (other.unsqueeze(2) == folds.left_out.unsqueeze(1)).any(2)
-        other = torch.where(shared, -1, other)
-        union = Folds(torch.cat([other, folds.left_out], 1), folds.pairing, folds.per_pairing, ())
-        residuals = left_out_residuals(dual.inverse, dual.alpha, union.left_out)[:, :, :size]
+    for offset in range(1, min(folds.per_pairing // 2, _NEIGHBOURS) + 1):
+        other = first + (fold - first + offset) % folds.per_pairing
+        theirs, mine = folds.left_out[other], folds.left_out
+        same = (theirs.unsqueeze(2) == mine.unsqueeze(1)) & (mine >= 0).unsqueeze(1)
+        union = Folds(
+            torch.cat([torch.where(same.any(2), -1, theirs), mine], 1), folds.pairing, folds.per_pairing, ()
+        )
         trained = union.training_mask(labels.shape[0]).to(torch.float64) @ one_hot > 0
-        usable = (other >= 0) & trained.gather(1, labels[other.clamp(min=0)])
-        losses += (residuals.square().mean(3) * torch.where(usable, weights[inner], 0.0)).sum(2)
+        residuals = left_out_residuals(dual.inverse, dual.alpha, union.left_out).square().mean(3)
+        # One fit without both folds says what either thinks of the other; opposite folds meet twice.
+        seen = [(fold, other, theirs, same.any(2), residuals[:, :, :size])]
+        if 2 * offset < folds.per_pairing:
+            seen.append((other, fold, mine, same.any(1), residuals[:, :, size:]))
+        for outer, inner, samples, shared, found in seen:
+            usable = (samples >= 0) & ~shared & trained.gather(1, labels[samples.clamp(min=0)])
+            losses[:, outer] += (found * torch.where(usable, weights[inner], 0.0)).sum(2)
     return _first_from_strong(losses)
 
 
