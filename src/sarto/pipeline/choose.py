@@ -114,6 +114,7 @@ def _chains(order: Order) -> Offered:
         request.donors,
         request.seed,
         order.predictor,
+        {id_: held.digest for id_, held in order.donor_samples.items()},
     )
 
 
@@ -297,13 +298,18 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
 
 
 def chains_to_build(plans: Plans) -> tuple[Plan, ...]:
-    """The chains of blocks that are built: the best two under a donor's own classifier, and with a new head."""
+    """The chains of blocks that are built: the best two under a donor's own classifier, and with a new head.
+
+    Besides these the largest slice of a chain that fits.
+    """
     chains = [plan for plan in plans.feasible if plan.engine == CHAINS]
+    sliced = [plan for plan in chains if any(isinstance(n, SliceNode) for n in plan.nodes.values())]
+    whole = [plan for plan in chains if plan not in sliced]
     own = [
-        plan for plan in chains if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())
+        plan for plan in whole if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())
     ]
-    fitted = [plan for plan in chains if plan not in own]
-    return (*own[:BUILT], *fitted[:BUILT])
+    fitted = [plan for plan in whole if plan not in own]
+    return (*own[:BUILT], *fitted[:BUILT], *sliced[:1])
 
 
 def limits_time(budget: Budget) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -34,9 +34,10 @@ from sarto.engines.reassembly import (
     with_r2,
 )
 from sarto.errors import GraphError, InfeasibleError, RequestError
-from sarto.graph import block, features, restrict
+from sarto.graph import ModelGraph, block, features, restrict
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
+from sarto.pipeline.chain_slices import sliced_chains
 from sarto.pipeline.donor_rules import meant, why_not
 from sarto.pipeline.indexed_zoo import parting_of, zoo_of
 from sarto.pipeline.indexing import indices
@@ -58,6 +59,8 @@ from sarto.types import (
 from sarto.types.profile import DeviceProfile
 
 ENGINE = "reassembly"
+#: Name of the distilled student among an order's baselines.
+STUDENT = "student"
 #: Chains that are proposed.
 PROPOSED = 6
 #: Of those proposed under a donor's own classifier, and of those under a new head, so many are built.
@@ -75,6 +78,7 @@ class Wanted:
     """What an order asks of chains: its classes, the samples that heads are fitted on, its budget and its donors.
 
     Attributes:
+        donor_samples: learnware id -> digest of the samples that its slices are fitted on; of others, the order's.
         timing: of a profiled device; None: milliseconds are not predicted, and are no limit here.
     """
 
@@ -85,6 +89,7 @@ class Wanted:
     seed: int = 0
     rules: DonorRules = field(default_factory=DonorRules)
     timing: PlanPredictor | None = None
+    donor_samples: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Offered:
     """The chains that the indices of a market have for an order.
 
     Attributes:
-        plans: best first for each index, those under a donor's own classifier before those under a new head.
+        plans: best first for each index: those under a donor's own classifier, slices of the best of all of these,
+            then those under a new head.
         drawn: a chain drawn at random out of all that keep the order's limits but the built ones, the control of
             choosing.
         why_not: for each index that offers nothing, in words.
@@ -124,6 +130,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
                 zoo = replace(zoo, entries=tuple(timed))
             for own in (True, False):
                 offer = _Offer(zoo, learnwares, parting, index, told, own)
+                sliced = offer.sliced() if own else []
                 try:
                     best = offer.best(n)
                     here += best
@@ -131,6 +138,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
                 except InfeasibleError as error:
                     head = "a donor's own classifier" if own else "a new head"
                     reasons.append(f"under {head}: {error}")
+                here += sliced
         except (RequestError, InfeasibleError) as error:
             reasons.append(str(error))
         plans += here
@@ -154,6 +162,7 @@ class Chains:
         rules: DonorRules,
         seed: int = 0,
         timing: PlanPredictor | None = None,
+        donor_samples: Mapping[str, str] | None = None,
     ) -> Offered:
         """Chains for classes under a budget, of donors that read images of one shape; none without an index.
 
@@ -169,7 +178,9 @@ class Chains:
             if isinstance(item.preprocessing, Preprocessing) and item.input_shape == tuple(input_shape)
         )
         wish = Wish(budget=budget if timing is not None else budget.replace(latency_ms=None))
-        wanted = Wanted(tuple(classes), samples_digest, wish, ids, seed, rules, timing)
+        wanted = Wanted(
+            tuple(classes), samples_digest, wish, ids, seed, rules, timing, dict(donor_samples or {})
+        )
         return propose_chains(self.store, wanted)
 
 
@@ -237,6 +248,33 @@ class _Offer:
             raise self._told(error) from None
         return list(self._plans(found.choices))
 
+    def sliced(self) -> list[Plan]:
+        """Slices of the best chain that any budget allows, each of fewer units; none where no classifier may end it.
+
+        The first comes whole too where the budget allows it; where it does not, a slice may still keep the budget.
+        """
+        wish = self.wanted.wish
+        free = replace(self, wanted=replace(self.wanted, wish=replace(wish, budget=Budget())))
+        try:
+            problem = free.layout.problem
+            best = best_by_milp(problem, 1) if problem.sides.must else best_chains(problem, 1)
+        except InfeasibleError:
+            return []
+        found = list[Plan]()
+        for choice in best.choices:
+            pieces = tidy(free.layout.chain(choice.path))
+            tail = self.learnwares[pieces[-1].donor]
+            samples = self.wanted.donor_samples.get(tail.id, self.wanted.samples_digest)
+            plan = next(free._plans([choice]), None)
+            if plan is None:
+                continue
+            sketch = self._maker.sketch(pieces)
+            for sliced, small, cost in sliced_chains(
+                plan, sketch, self.wanted.classes, tail.classes, samples
+            ):
+                found.append(sliced.replace(predicted=_timed(cost, small, self.wanted)))
+        return found
+
     def drawn(self, others: Sequence[Plan]) -> Plan | None:
         """A chain drawn at random that is none of the others; None where chance finds none."""
         listed = random_chains(self.layout.problem, DRAWN, seed=self.wanted.seed)
@@ -256,16 +294,19 @@ class _Offer:
             f"{error.detail.rstrip('.')}. {told}", floor=error.floor, nearest=error.nearest, where=error.where
         )
 
-    def _plans(self, choices: Iterable[Choice]) -> Iterator[Plan]:
+    @cached_property
+    def _maker(self) -> Assembler:
         donors = [
             Donor(e.key, e.graph, e.anatomy, _NO_INPUTS) for e in self.zoo.entries if e.graph is not None
         ]
         wish = self.wanted.wish
-        maker = Assembler(donors, Making(wish.fit, fold=wish.fold))
+        return Assembler(donors, Making(wish.fit, fold=wish.fold))
+
+    def _plans(self, choices: Iterable[Choice]) -> Iterator[Plan]:
         for choice in choices:
             pieces = tidy(self.layout.chain(choice.path))
             try:
-                plan = _plan(maker, pieces, self.learnwares, self.index, self.wanted, own=self.own)
+                plan = _plan(self._maker, pieces, self.learnwares, self.index, self.wanted, own=self.own)
             except GraphError:
                 continue
             yield plan
@@ -350,15 +391,20 @@ def _plan(
         whole, below = sketch, features(sketch)
         cost = _with_head(count(block(sketch, end=below.value)), below.width, len(wanted.classes))
         note = f"{told}, new head"
-    if wanted.timing is not None:
-        cost = wanted.timing.cost(cost, Predictor(wanted.timing.profile).predict(whole))
     return Plan(
         nodes=nodes,
         out="head",
-        predicted=cost.replace(basis="predicted"),
+        predicted=_timed(cost, whole, wanted),
         engine=ENGINE,
         note=f"chain {note}",
     )
+
+
+def _timed(cost: Cost, sketch: ModelGraph, wanted: Wanted) -> Cost:
+    """A counted cost as a prediction, with milliseconds where the order's device has a profile."""
+    if wanted.timing is not None:
+        cost = wanted.timing.cost(cost, Predictor(wanted.timing.profile).predict(sketch))
+    return cost.replace(basis="predicted")
 
 
 def _with_head(cost: Cost, width: int, n_classes: int) -> Cost:

@@ -291,10 +291,10 @@ def _givers(order: Order, plan: Plan) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, node in plan.nodes.items():
         if isinstance(node, SliceNode):
-            giver = next(sources(plan, name))
-            for cls in node.classes:
-                if giver not in found.setdefault(cls, []):
-                    found[cls].append(giver)
+            for giver in sources(plan, name):
+                for cls in node.classes:
+                    if giver not in found.setdefault(cls, []):
+                        found[cls].append(giver)
     return {offer.cls: found.get(offer.cls) or [offer.learnware] for offer in order.requirement.offers}
 
 
