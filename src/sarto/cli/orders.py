@@ -58,7 +58,7 @@ Engines = Annotated[str | None, typer.Option(help="Who proposes plans, with comm
 Baselines = Annotated[
     str | None,
     typer.Option(
-        help="What is trained to compare with, with commas: finetune,camkd,netgraft,grail, or none."
+        help="What is trained to compare with, with commas: finetune,camkd,netgraft,grail,student, or none."
     ),
 ]
 Method = Annotated[str | None, typer.Option(help="How fragments are made: closed_form or paper.")]
@@ -85,6 +85,20 @@ DenyLicences = Annotated[
 Differ = Annotated[
     int | None,
     typer.Option("--differ", min=1, help="Blocks in which each proposed chain differs from those before."),
+]
+Train = Annotated[
+    int | None,
+    typer.Option("--train", min=1, help="Train the best chain of blocks so many epochs; kept if it helps."),
+]
+TrainOn = Annotated[
+    str | None,
+    typer.Option(
+        "--train-on",
+        help="features (of the chain's last donor, labels unread) or labels; else labels with --samples.",
+    ),
+]
+TrainScope = Annotated[
+    str | None, typer.Option("--train-scope", help="What changes: stitches (default), frozen or full.")
 ]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder of the finished model.")]
 
@@ -117,6 +131,9 @@ def plan(
     allow_licences: AllowLicences = None,
     deny_licences: DenyLicences = None,
     differ: Differ = None,
+    train: Train = None,
+    train_on: TrainOn = None,
+    train_scope: TrainScope = None,
     market: MarketPath = DEFAULT,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Write one plan to this file, for `sarto build`.")
@@ -209,6 +226,9 @@ def make(
     allow_licences: AllowLicences = None,
     deny_licences: DenyLicences = None,
     differ: Differ = None,
+    train: Train = None,
+    train_on: TrainOn = None,
+    train_scope: TrainScope = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
@@ -265,6 +285,10 @@ def rebuild(
         typer.echo(f"{artifact.folder}: every tensor is that of the lock ({held.weights_hash[7:19]})")
 
 
+#: Field of a training -> the option that says it.
+_TRAINING = {"epochs": "train", "towards": "train_on", "scope": "train_scope"}
+
+
 def _request(path: str | None, flags: dict[str, Any]) -> Request:
     """The order of a file, with the flags that were given on top."""
     from sarto.types import Request
@@ -293,6 +317,11 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["engines"] = names(flags["engines"])
     if flags["baselines"]:
         given["baselines"] = [] if flags["baselines"] == "none" else names(flags["baselines"])
+    training = {key: flags[flag] for key, flag in _TRAINING.items() if flags[flag] is not None}
+    if training:
+        given["train"] = {**(given.get("train") or {}), **training}
+        if "epochs" not in given["train"]:
+            raise RequestError("--train-on and --train-scope say how to train; give --train EPOCHS too")
     donors = _donors(flags)
     if donors:
         given["donors"] = {**given.get("donors", {}), **donors}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from sarto.graph import (
 )
 from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.adapting import adapt
-from sarto.pipeline.chaining import chain_graph, chain_parts, chain_spans
+from sarto.pipeline.chaining import chain_graph, chain_parts, chain_spans, trained_chain
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
 from sarto.pipeline.indexing import probes_of
 from sarto.pipeline.intakes import Giver, intake_of, joint_intake, sources
@@ -38,6 +39,7 @@ from sarto.types import (
     SourceNode,
     SubnetNode,
     TextPreprocessing,
+    TuneNode,
 )
 
 #: Samples that run at once when features are computed.
@@ -71,11 +73,13 @@ class Builder:
 
     Attributes:
         samples: digest -> samples that plans may name.
+        checkpoints: folder where trainings of chains leave checkpoints and go on from; None: they leave none.
     """
 
     store: Store
     samples: Mapping[str, Labelled]
     progress: Progress = silent
+    checkpoints: Path | None = None
     _graphs: dict[str, ModelGraph] = field(default_factory=dict)
     _features: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
     _intakes: dict[tuple[str, ...], Intake] = field(default_factory=dict)
@@ -163,6 +167,8 @@ class Builder:
             return self._subnet(plan, name, node)
         if isinstance(node, ChainNode):
             return self._chain(plan, name, node, keys)
+        if isinstance(node, TuneNode):
+            return self._tune(plan, name, node, keys)
         if isinstance(node, SliceNode):
             return self._slicer.slice(node, keys[name], lambda: self.cut(plan, node, keys))
         if isinstance(node, BlockNode):
@@ -183,17 +189,51 @@ class Builder:
     def _chain(self, plan: Plan, name: str, node: ChainNode, keys: Mapping[str, str]) -> ModelGraph:
         """A chain of blocks; each donor reads what the whole plan reads."""
         self.progress("stitching blocks", 0, 1)
-        probes = self.samples.get(node.samples) or probes_of(self.store, node.samples)
-        if probes is None:
-            raise RequestError(
-                f"the chain is stitched on probe images {node.samples}, which no index of the market holds: index the "
-                "zoo again, or plan anew"
-            )
+        probes = self.images(node.samples)
         intake = self.intake(plan, name)
         donors = [
             (keys[of], adapt(self._graph(plan, of, keys), self.intake(plan, of), intake)) for of in node.of
         ]
         return chain_graph(donors, node, intake.tensor(probes))
+
+    def images(self, digest: str) -> Labelled:
+        """Samples at hand, or the probe images of an index, by their hash.
+
+        Raises:
+            RequestError: there are none.
+        """
+        found = self.samples.get(digest) or probes_of(self.store, digest)
+        if found is None:
+            raise RequestError(
+                f"the chain is stitched on probe images {digest}, which no index of the market holds: index the zoo "
+                "again, or plan anew"
+            )
+        return found
+
+    def hold(self, samples: Labelled) -> None:
+        """Keep further samples at hand, so that plans may name them."""
+        self.samples = {**self.samples, samples.digest: samples}
+
+    def _tune(self, plan: Plan, name: str, node: TuneNode, keys: Mapping[str, str]) -> ModelGraph:
+        """A chain of blocks after a training; its last model, as a whole, teaches it features."""
+        intake, below = self.intake(plan, name), self._graph(plan, node.of, keys)
+        held = [self.images(digest) for digest in node.samples]
+        self.progress(f"training a chain, {node.epochs} epochs", 0, 1)
+        inputs = torch.cat([intake.tensor(part) for part in held])
+        folder = self.checkpoints / keys[name][7:23] if self.checkpoints is not None else None
+        if node.towards == "labels":
+            classes = plan.kinds[name].classes or ()
+            labels = torch.cat([_labels(part, classes) for part in held])
+            return trained_chain(below, node, inputs, labels=labels, folder=folder)
+        chained = plan.nodes[node.of]
+        while isinstance(chained, SliceNode | TuneNode):
+            chained = plan.nodes[chained.of]
+        if not isinstance(chained, ChainNode):
+            raise GraphError("only a chain of blocks has a last model to learn from")
+        tail = chained.of[-1]
+        teacher = adapt(self._graph(plan, tail, keys), self.intake(plan, tail), intake)
+        wanted = run(block(teacher, end=features(teacher).value), inputs)
+        return trained_chain(below, node, inputs, wanted=wanted, folder=folder)
 
     def _giver(self, id_: str) -> Giver:
         """A learnware or a supernet; learnwares' ids are looked up first, there are more of them."""
@@ -231,7 +271,7 @@ class Builder:
 
     def _source_below(self, plan: Plan, node: SliceNode | HeadNode | BlockNode) -> Giver:
         below = plan.nodes[node.of]
-        while isinstance(below, SliceNode | HeadNode | BlockNode | ChainNode):
+        while isinstance(below, SliceNode | HeadNode | BlockNode | ChainNode | TuneNode):
             # What a chain's outputs stand for, its last model says.
             below = plan.nodes[below.of[-1] if isinstance(below, ChainNode) else below.of]
         if not isinstance(below, SourceNode | SubnetNode):
@@ -302,6 +342,16 @@ class Builder:
         return tuple(
             self._member(plan, name, keys) for name, node in plan.nodes.items() if isinstance(node, BlockNode)
         )
+
+
+def _labels(samples: Labelled, classes: tuple[str, ...]) -> Tensor:
+    """Places of the samples' classes among a model's, shape (n,)."""
+    missing = [cls for cls in samples.classes if cls not in classes]
+    if missing:
+        raise RequestError(
+            f"the samples to train on hold {', '.join(missing)}, which the model does not tell"
+        )
+    return torch.tensor([classes.index(samples.classes[label]) for label in samples.labels])
 
 
 def count_params(graph: ModelGraph) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
-from sarto.engines.reassembly import Assembler, Donor, Fit, Making, Piece, anatomy
+from sarto.engines.reassembly import Assembler, Donor, Fit, Making, Piece, Tuning, anatomy, tune_chain
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph
 from sarto.pipeline.intakes import Giver
-from sarto.types import ChainNode
+from sarto.types import ChainNode, TuneNode
 
 
 def chain_graph(donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, inputs: Tensor) -> ModelGraph:
@@ -40,6 +42,46 @@ def chain_graph(donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, input
         random=said.random,
     )
     return Assembler(made, making).graph(pieces, keep_cuts=True)
+
+
+def trained_chain(
+    graph: ModelGraph,
+    node: TuneNode,
+    inputs: Tensor,
+    *,
+    labels: Tensor | None = None,
+    wanted: Tensor | None = None,
+    folder: Path | None = None,
+) -> ModelGraph:
+    """The model of a chain after the training of a node; an interrupted one goes on from its folder.
+
+    Args:
+        labels, wanted: as of `tune_chain`; one of the two.
+
+    Raises:
+        RequestError: there is nothing to train.
+        GraphError: the training met numbers that are none.
+    """
+    tuned, result = tune_chain(
+        graph, inputs, tuning_of(node, len(inputs)), labels=labels, wanted=wanted, folder=folder
+    )
+    if result.stopped is not None:
+        raise GraphError(f"the training of the chain ended early: {result.stopped}")
+    return tuned
+
+
+def tuning_of(node: TuneNode, n_images: int) -> Tuning:
+    """How the training loop does what a node says, on so many images."""
+    return Tuning(
+        scope=node.scope,
+        steps=node.epochs * math.ceil(n_images / node.batch),
+        batch=node.batch,
+        rate=node.rate,
+        decay=node.decay,
+        keep_statistics=node.start == "given",
+        fresh=node.start == "fresh",
+        seed=node.seed,
+    )
 
 
 def chain_parts(

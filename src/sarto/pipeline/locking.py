@@ -10,7 +10,7 @@ from sarto.errors import StoreError
 from sarto.market import Store
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.indexing import probes_of
-from sarto.types import ChainNode, Donor, Plan, Report, Request, Value
+from sarto.types import ChainNode, Donor, Plan, Report, Request, TuneNode, Value
 from sarto.types.fields import Frozen, Name, Positive, Several, Sha, Text, Version, Whole
 
 LOCK = "lock.json"
@@ -34,7 +34,7 @@ class Lock(Value):
         probes: what the stitches are fitted on.
         samples_digest: of the order's samples, which a new head is fitted on.
         seed: of everything that is drawn.
-        solver: who chose the blocks, and what fits the stitches.
+        solver: who chose the blocks, what fits the stitches, and how the chain was trained, if it was.
         versions: of sarto, python, torch, ...
         graph_hash, weights_hash: of the delivered files.
     """
@@ -67,6 +67,7 @@ def lock_of(store: Store, report: Report, *, given: bool) -> Lock | None:
         images = probes_of(store, digest)
         if images is not None:
             probes.append(ProbeSet(digest=digest, n_images=len(images)))
+    trained = [node for node in report.plan.nodes.values() if isinstance(node, TuneNode)]
     rules = report.request.donors
     search = "integer program (HiGHS)" if rules.must or rules.differ > 1 else "A* with completion bounds"
     return Lock(
@@ -79,6 +80,7 @@ def lock_of(store: Store, report: Report, *, given: bool) -> Lock | None:
         solver={
             "blocks": "a given plan" if given else search,
             "stitches": "; ".join(dict.fromkeys(_fit(node) for node in chains)),
+            **({"training": _training(trained[0])} if trained else {}),
         },
         versions=dict(report.environment.versions),
         threads=report.environment.threads,
@@ -93,6 +95,13 @@ def _fit(node: ChainNode) -> str:
         return f"random, seed {said.random}"
     strength = "strength by cross-validation" if said.lam is None else f"strength {said.lam:g}"
     return f"{said.fit} of {said.kernel} x {said.kernel}, {strength}"
+
+
+def _training(node: TuneNode) -> str:
+    return (
+        f"AdamW, {node.epochs} epochs in batches of {node.batch}, step size {node.rate:g}, {node.scope}, towards "
+        f"{node.towards}, seed {node.seed}"
+    )
 
 
 def read_lock(path: Path) -> Lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.rejection import fit_rejection, write_novelty
 from sarto.pipeline.reporting import Delivered, make_report
+from sarto.pipeline.schooling import score_student, score_tuned, train_best, training_of
 from sarto.pipeline.verify import Verified, verify
 from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode
 
@@ -30,6 +32,8 @@ from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode
 SELF_STITCHED = "last donor of the first chain, cut and stitched to itself"
 #: Name of the row of a chain that nobody chose.
 DRAWN_AT_RANDOM = "chain of blocks drawn at random, fitted stitches"
+#: Folder of checkpoints in the folder of a job.
+CHECKPOINTS = "training"
 
 
 def make(
@@ -75,9 +79,12 @@ def make(
     order.requirement.write(job.folder / REQUIREMENT)
     write_text(job.folder / "plans.json", json.dumps(plans.to_plain()))
     samples = {order.samples.digest: order.samples, **{s.digest: s for s in order.donor_samples.values()}}
-    builder = Builder(store, samples, progress)
+    builder = Builder(store, samples, progress, job.folder / CHECKPOINTS)
 
     scores = job.hop("scores", lambda: score_all(builder, plans, plan, progress), _plain, _scores)
+    if request.train is not None and plan is None:
+        untrained = scores
+        scores = job.hop("trained", lambda: train_best(builder, order, untrained), _plain, _scores)
     verified = job.hop(
         "verified",
         lambda: verify(builder, plans, scores, plan, job.folder, progress),
@@ -86,6 +93,14 @@ def make(
     )
     rows = [verified.score.as_pick(verified.cost), *(s for s in scores if not _same(s, verified.score))]
     rows += job.hop("baselines", lambda: _alternatives(builder, order, rows, heldout), _plain, _scores)
+    if plan is None:
+        beside = rows
+        rows += job.hop(
+            "student",
+            lambda: score_student(builder, order, beside, heldout=heldout is not None),
+            _plain,
+            _scores,
+        )
     if heldout is not None:
         progress(f"reading held-out {heldout.noun}s", 0, 1)
         whole = whole_donors(order)
@@ -125,7 +140,8 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     scores = []
     for place, (plan, role, name) in enumerate(todo):
         progress("building and scoring", place, len(todo))
-        scores.append(score_plan(builder, plan, order.samples, role, name))
+        score = score_plan if training_of(plan) is None else score_tuned
+        scores.append(score(builder, plan, order.samples, role, name))
     progress("building and scoring", len(todo), len(todo))
     whole = whole_donors(order)
     return scores + score_trivial(order.samples, builder.features(whole, whole.out, order.samples))
@@ -199,6 +215,7 @@ def _deliver(
         lock.write(job.out / LOCK)
     write_text(job.out / "report.html", render_page(report))
     write_text(job.out / "README.md", render_card(report))
+    shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
     return write_manifest(
         job.out,
         classes=assembly.classes,

@@ -13,7 +13,7 @@ from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.pipeline.predicting import PlanPredictor, profile_of
 from sarto.pipeline.reassembling import ENGINE as CHAINS
-from sarto.pipeline.reassembling import Chains
+from sarto.pipeline.reassembling import STUDENT, Chains
 from sarto.pipeline.subnets import ENGINE, Subnets
 from sarto.types import ClassOffer, DonorRules, Learnware, Request, Requirement, StockedSupernet
 from sarto.types.profile import DeviceProfile
@@ -229,9 +229,9 @@ def _check_engines(request: Request, problems: list[str]) -> None:
         f"engines: no engine {name!r}{suggest(name, known)}" for name in request.engines if name not in known
     ]
     problems += [
-        f"baselines: no baseline {name!r}{suggest(name, NAMES)}"
+        f"baselines: no baseline {name!r}{suggest(name, (*NAMES, STUDENT))}"
         for name in request.baselines
-        if name not in NAMES
+        if name not in (*NAMES, STUDENT)
     ]
 
 

@@ -101,7 +101,7 @@ class Offered:
             then those under a new head.
         drawn: a chain drawn at random out of all that keep the order's limits but the built ones, the control of
             choosing.
-        why_not: for each index that offers nothing, in words.
+        why_not: for each index that offers no whole chain, in words.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -118,7 +118,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
     plans, drawn, refused = list[Plan](), None, list[str]()
     for name in indices(store).names():
         index = indices(store).get(name)
-        here, reasons = list[Plan](), list[str]()
+        here, reasons, whole = list[Plan](), list[str](), 0
         try:
             zoo, learnwares = zoo_of(store, index, wanted.classes, wanted.ids)
             told = replace(wanted, wish=replace(wanted.wish, sides=_sides(learnwares, wanted)))
@@ -133,7 +133,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
                 sliced = offer.sliced() if own else []
                 try:
                     best = offer.best(n)
-                    here += best
+                    here, whole = here + best, whole + len(best)
                     drawn = drawn or offer.drawn(best[:BUILT])
                 except InfeasibleError as error:
                     head = "a donor's own classifier" if own else "a new head"
@@ -142,7 +142,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
         except (RequestError, InfeasibleError) as error:
             reasons.append(str(error))
         plans += here
-        if not here:
+        if not whole:
             refused += [f"index {name}: {reason}" for reason in dict.fromkeys(reasons)]
     return Offered(tuple(plans), drawn, tuple(refused))
 

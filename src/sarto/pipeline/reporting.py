@@ -24,6 +24,7 @@ from sarto.pipeline.contest import LEVEL, Score
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import sources
 from sarto.pipeline.order import Order
+from sarto.pipeline.schooling import not_made, training_of
 from sarto.pipeline.subnets import certificate_sentences
 from sarto.pipeline.verify import Verified
 from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
@@ -394,6 +395,10 @@ def _sentences(
         else:
             yield f"Against {found.row}: {gap}, {found.verdict}."
     yield from _best_donor(order, delivered)
+    for score in delivered.rows:
+        training = training_of(score.plan)
+        if training is not None and training.start == "given":
+            yield f"{score.row.name[:1].upper()}{score.row.name[1:]}: {score.row.note}."
     for tried in delivered.verified.tried:
         yield f"Verified before and over the budget: {tried}."
     failed = [check.name for check in checks if not check.ok]
@@ -486,6 +491,7 @@ def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
     for name in (name for name in NAMES if name != "finetune" and TITLES[name] not in names):
         why = "these donors don't allow it" if name in asked else f"ask for it with baselines: {name}"
         yield f"{TITLES[name]}: {why}"
+    yield from not_made(order.request, delivered.rows, heldout=delivered.heldout is not None)
     if delivered.rejection is None:
         yield "none of the above: needs a fitted head and three samples of every class"
     if delivered.heldout is None:

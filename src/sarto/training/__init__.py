@@ -52,6 +52,7 @@ from sarto.training.trivial import (
     pixel_ridge_loto,
     word_features,
 )
+from sarto.training.weights import draw_weights
 
 __all__ = [
     "FALSE_REJECT",
@@ -85,6 +86,7 @@ __all__ = [
     "compare",
     "confusion",
     "cross_moment",
+    "draw_weights",
     "draws",
     "energy",
     "expected_calibration_error",

@@ -27,6 +27,7 @@ from sarto.types.nodes import (
     SourceNode,
     Stitching,
     SubnetNode,
+    TuneNode,
     reads,
 )
 from sarto.types.paper import PaperSettings
@@ -52,7 +53,7 @@ from sarto.types.report import (
     Row,
     licences_of,
 )
-from sarto.types.request import ClassOffer, DonorRules, Request, Requirement, Task
+from sarto.types.request import ClassOffer, DonorRules, Request, Requirement, Task, Training
 from sarto.types.space import TaskSpace
 from sarto.types.value import Value
 
@@ -108,7 +109,9 @@ __all__ = [
     "TaskQuality",
     "TaskSpace",
     "TextPreprocessing",
+    "Training",
     "TrunkCost",
+    "TuneNode",
     "Value",
     "WidthCost",
     "licences_of",

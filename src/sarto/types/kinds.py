@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sarto.errors import SPELT_OUT, suggest
@@ -18,6 +18,7 @@ from sarto.types.nodes import (
     SliceNode,
     SourceNode,
     SubnetNode,
+    TuneNode,
     reads,
 )
 
@@ -33,7 +34,7 @@ class Kind:
     Attributes:
         form: "model" (a learnware's logits with its features within reach), "features" or "logits".
         classes: of logits, in order; None for the others.
-        joined: logits of a branch: they have no classifier of their own.
+        joined: logits of a branch or of a training: they have no classifier of a learnware.
         members: parts of a branch once branches of branches are laid flat; 1 for anything else.
         slices: names of the slices that it has been through since the last branch, the latest first.
     """
@@ -149,6 +150,8 @@ def _kind(name: str, node: PlanNode, nodes: Mapping[str, PlanNode], kinds: Mappi
         return f"a block reads a model, {node.of!r} gives {given.form}; read the model itself"
     if isinstance(node, SliceNode):
         return _slice(name, node, given, nodes)
+    if isinstance(node, TuneNode):
+        return _tune(node, given, nodes)
     return _head(node, given)
 
 
@@ -181,6 +184,32 @@ def _chain(node: ChainNode, kinds: Mapping[str, Kind]) -> Kind | str:
         if kinds[of].form != "model":
             return f"a chain reads models, {of!r} gives {kinds[of].form}; read the model itself"
     return Kind("model")
+
+
+def _tune(node: TuneNode, given: Kind, nodes: Mapping[str, PlanNode]) -> Kind | str:
+    if not _of_chain(node.of, nodes):
+        return f"a training reads a chain of blocks, {node.of!r} is of none; leave it out"
+    if node.towards == "features":
+        if given.form == "model":
+            return given
+        cure = (
+            "train the chain below, or towards labels" if given.form == "logits" else "train the chain below"
+        )
+        return f"a training towards features reads a model, {node.of!r} gives {given.form}; {cure}"
+    if given.form == "logits":
+        return replace(given, joined=True)
+    return f"a training towards labels reads logits, {node.of!r} gives {_a(given)}; put a head between"
+
+
+def _of_chain(name: str, nodes: Mapping[str, PlanNode]) -> bool:
+    node = nodes[name]
+    while isinstance(node, BlockNode | SliceNode | HeadNode | TuneNode):
+        node = nodes[node.of]
+    return isinstance(node, ChainNode)
+
+
+def _a(given: Kind) -> str:
+    return "a model" if given.form == "model" else given.form
 
 
 def _branch(node: BranchNode, kinds: Mapping[str, Kind]) -> Kind | str:

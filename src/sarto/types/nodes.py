@@ -31,8 +31,8 @@ from sarto.types.problems import show
 from sarto.types.value import Value
 
 #: Operations that the plan language knows and this version does not build.
-NOT_BUILT = ("quantise", "tune")
-OPERATIONS = ("block", "branch", "chain", "head", "slice", "source", "subnet")
+NOT_BUILT = ("quantise",)
+OPERATIONS = ("block", "branch", "chain", "head", "slice", "source", "subnet", "tune")
 MAX_MEMBERS = 1_000
 
 #: What is kept of one channel group: a ratio (float in (0, 1]), a count (int), or sorted indices.
@@ -306,6 +306,41 @@ class ChainNode(Value):
         return self
 
 
+class TuneNode(Value):
+    """A chain of blocks, trained a little.
+
+    Attributes:
+        of: a chain, or a part of one, for `features`; a head on one for `labels`.
+        towards: what the chain's last model would give its classifier, labels unread; or the labels of samples.
+        samples: content hashes of the images that it is trained on.
+        scope: what changes: the stitches; these, the first layer and the classifier; everything.
+        start: "fresh" draws all weights but the classifier's anew: the control, a student of the same size.
+        epochs: times that it sees the images.
+        batch, rate, decay: images a step, step size and weight decay of AdamW.
+        seed: of the batches and of what is drawn.
+    """
+
+    op: Literal["tune"] = "tune"
+    of: Name
+    towards: Literal["features", "labels"] = "features"
+    samples: Annotated[Several[Sha], Field(min_length=1, max_length=MAX_MEMBERS)]
+    scope: Literal["stitches", "frozen", "full"] = "stitches"
+    start: Literal["given", "fresh"] = "given"
+    epochs: Positive = 5
+    batch: Positive = 64
+    rate: AboveZero = 1e-3
+    decay: AtLeastZero = 0.05
+    seed: Whole = 0
+
+    @model_validator(mode="after")
+    def _check_tune(self) -> TuneNode:
+        if self.start == "fresh" and (self.scope != "full" or self.towards != "features"):
+            raise RequestError(
+                ".start: new weights are all trained, towards features; give scope: full and towards: features"
+            )
+        return self
+
+
 class HeadNode(Value):
     """What turns features into classes.
 
@@ -358,7 +393,7 @@ def _check_operation(data: Any) -> Any:
 
 
 PlanNode = Annotated[
-    SourceNode | BlockNode | SliceNode | BranchNode | ChainNode | HeadNode | SubnetNode,
+    SourceNode | BlockNode | SliceNode | BranchNode | ChainNode | HeadNode | SubnetNode | TuneNode,
     Field(discriminator="op"),
     BeforeValidator(_check_operation),
 ]

@@ -45,6 +45,7 @@ from sarto.types.nodes import (
     SliceNode,
     SourceNode,
     SubnetNode,
+    TuneNode,
     reads,
 )
 from sarto.types.text import to_json_text
@@ -94,6 +95,8 @@ def normalise(nodes: Mapping[str, PlanNode], checked: Check) -> Normal:
             keys[name] = forms.slice(node, below[0], on_model=checked.kinds[name].form == "model")
         elif isinstance(node, BlockNode):
             keys[name] = forms.add(BlockNode(of=below[0], to=node.to))
+        elif isinstance(node, TuneNode):
+            keys[name] = forms.add(_with(node, of=below[0]))
         else:
             keys[name] = forms.head(node, below[0], checked.kinds[name].classes or ())
     return Normal(keys, forms.table)

@@ -10,6 +10,7 @@ from sarto.errors import RequestError
 from sarto.types.cost import Budget
 from sarto.types.device import Device
 from sarto.types.fields import (
+    AboveZero,
     FilePath,
     Flag,
     Frozen,
@@ -138,6 +139,24 @@ class DonorRules(Value):
         return said not in {name.casefold() for name in self.deny_licences}
 
 
+class Training(Value):
+    """How the best chain of blocks of an order is trained; kept where samples that were left out say that it helps.
+
+    Attributes:
+        epochs: times that the images are seen.
+        towards: the features of the chain's last donor, labels unread; or labels. None: labels where the order gives
+            samples of its own, else features.
+        scope: what changes: the stitches; these, the first layer and the classifier; everything.
+        batch, rate: images a step, and step size of AdamW.
+    """
+
+    epochs: Positive
+    towards: Literal["features", "labels"] | None = None
+    scope: Literal["stitches", "frozen", "full"] = "stitches"
+    batch: Positive = 64
+    rate: AboveZero = 1e-3
+
+
 class Request(Value):
     """An order as the user gives it.
 
@@ -152,6 +171,7 @@ class Request(Value):
         paper: the numbers of the paper's method; None takes its defaults.
         recalibrate: of a subnet: take the statistics of batch norms anew from the order's samples, labels unread.
         donors: which models parts may come from, and how many.
+        train: to train the best chain of blocks a little; None: nothing is trained.
     """
 
     task: Task
@@ -168,6 +188,7 @@ class Request(Value):
     paper: PaperSettings | None = None
     recalibrate: Flag = False
     donors: DonorRules = DonorRules()
+    train: Training | None = None
 
     @model_validator(mode="after")
     def _check_method(self) -> Request:
@@ -184,6 +205,12 @@ class Request(Value):
         if self.recalibrate and self.samples is None:
             problems.append(
                 ".recalibrate: takes statistics from the order's samples; give their path under .samples"
+            )
+        if self.train is not None and "reassembly" not in self.engines:
+            problems.append(".train: only chains of blocks are trained; name reassembly under .engines")
+        if self.train is not None and self.task.properties:
+            problems.append(
+                ".train: a task by its properties has a supernet, no chains of blocks; leave it out"
             )
         if self.task.properties and self.donors != DonorRules():
             problems.append(

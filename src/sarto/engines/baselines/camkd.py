@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarto.engines.baselines.descent import Views, descend, draw_weights, quick
+from sarto.engines.baselines.descent import Views, descend, quick
 from sarto.engines.baselines.given import Given, Meter, Trained, count_params, run
 from sarto.engines.baselines.probing import Probed, probe_donor
 from sarto.engines.baselines.settings import CA_MKD, HINT_RIDGE, CaMkdSettings
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph, block, features, main_cuts, with_state
+from sarto.training import draw_weights
 
 
 def ca_mkd(given: Given, settings: CaMkdSettings = CA_MKD) -> Trained:

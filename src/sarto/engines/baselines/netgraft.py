@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sarto.engines.baselines.descent import Views, descend, draw_weights, quick
+from sarto.engines.baselines.descent import Views, descend, quick
 from sarto.engines.baselines.given import (
     UNLIMITED,
     Budget,
@@ -27,6 +27,7 @@ from sarto.engines.baselines.grafting import Adaption, Parted, assemble, merged,
 from sarto.engines.baselines.probing import packed
 from sarto.engines.baselines.settings import NETGRAFT, NetGraftSettings
 from sarto.graph import ModelGraph, block, chain, features, with_state
+from sarto.training import draw_weights
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sarto.errors import GraphError, RequestError
 from sarto.graph import ModelGraph, features, graph_hash, with_state
-from sarto.training import LoopResult, LoopSettings, draws, train_loop
+from sarto.training import LoopResult, LoopSettings, draw_weights, draws, train_loop
 
 #: What is trained: the stitches; the stitches, the first block's stem and the classifier; everything.
 Scope = Literal["stitches", "frozen", "full"]
@@ -34,7 +34,8 @@ class Tuning:
         steps, batch, rate, decay: of AdamW with warm-up and cosine.
         smoothing: of labels.
         keep_statistics: batch norms keep their running statistics; the paper lets those of frozen blocks move.
-        seed: of the batches.
+        fresh: all weights but the classifier's are drawn anew, and statistics move: a student of the chain's size.
+        seed: of the batches and of what is drawn.
     """
 
     scope: Scope = "stitches"
@@ -44,6 +45,7 @@ class Tuning:
     decay: float = 0.05
     smoothing: float = 0.1
     keep_statistics: bool = True
+    fresh: bool = False
     seed: int = 0
 
 
@@ -62,9 +64,7 @@ def trained_names(graph: ModelGraph, scope: Scope) -> frozenset[str]:
         )
     if scope == "stitches":
         return stitches
-    classifier = graph.node(features(graph).classifier)
-    head = {getattr(classifier.args[name], "name", "") for name in ("weight", "bias")}
-    return stitches | (head & graph.parameters) | _stem(graph)
+    return stitches | _classifier(graph) | _stem(graph)
 
 
 def tune_chain(
@@ -89,7 +89,8 @@ def tune_chain(
         folder: where checkpoints lie.
 
     Raises:
-        RequestError: neither labels nor wanted features, or both; or there is nothing to train.
+        RequestError: neither labels nor wanted features, or both; features of another width; or there is nothing to
+            train.
         GraphError: the chain does not end in a linear classifier.
     """
     how = how or Tuning()
@@ -98,14 +99,21 @@ def tune_chain(
             "a chain is trained on labels, or on the features that its classifier should read; give one"
         )
     chosen = trained_names(graph, how.scope)
-    read = features(graph).value
+    found = features(graph)
+    read = found.value
+    if wanted is not None and wanted.shape[1] != found.width:
+        raise RequestError(
+            f"the classifier reads {found.width} features, the teacher gives {wanted.shape[1]}: train towards labels"
+        )
     shown = ModelGraph(
         graph.inputs, graph.nodes, (graph.outputs[0], read), graph.tensors, graph.parameters, graph.refused
     )
     module = shown.module(train=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
-    if how.keep_statistics:
+    if how.fresh:
+        _redraw(module, _classifier(graph), how.seed)
+    elif how.keep_statistics:
         module.eval()
 
     def loss_of(step: int) -> Tensor:
@@ -131,9 +139,28 @@ def tune_chain(
         "seed": how.seed,
         "batch": how.batch,
         "n": len(inputs),
+        "towards": "labels" if labels is not None else "features",
+        "fresh": how.fresh,
     }
     result = train_loop(parts, loss_of, settings, folder=folder, identity=identity)
     return with_state(graph, module), result
+
+
+def _redraw(module: nn.Module, kept: frozenset[str], seed: int) -> None:
+    """Draw weights anew, in place; the kept ones stay as they are."""
+    before = {name: p.detach().clone() for name, p in module.named_parameters() if name in kept}
+    draw_weights(module, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in before:
+                parameter.copy_(before[name])
+
+
+def _classifier(graph: ModelGraph) -> frozenset[str]:
+    """Parameters of the last linear layer."""
+    classifier = graph.node(features(graph).classifier)
+    names = {getattr(classifier.args.get(name), "name", "") for name in ("weight", "bias")}
+    return frozenset(names & graph.parameters)
 
 
 def _is_stitch(name: str) -> bool:
