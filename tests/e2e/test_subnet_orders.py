@@ -10,6 +10,7 @@ import torch
 
 import sarto
 from sarto import Market, Request, Samples
+from sarto.engines.factory.supernet import Supernet
 from sarto.errors import InfeasibleError, RequestError, StoreError
 from sarto.graph import relative_difference
 from sarto.pipeline.factory import open_supernet, train_factory
@@ -267,6 +268,53 @@ def test_a_profile_of_another_backbone_is_refused(stocked: Path, monkeypatch: py
         RequestError, match=r"profile 'desk' is of other backbones \(resnet50\); measure this one"
     ):
         curves.cost_table(supernet, profile)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("factor", "share"), [(0.9, 0.9), (1.5, 0.6)])
+def test_a_latency_budget_is_filled_by_what_was_measured(
+    stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, share: float
+) -> None:
+    """A device that takes `factor` microseconds a unit, where a profile says one, and 1.2 at most."""
+    from types import SimpleNamespace
+
+    from sarto.engines.factory.costs import CostTable
+    from sarto.graph import ModelGraph
+    from sarto.pipeline import subnets, tasks
+
+    def said(rows: np.ndarray, level: float) -> np.ndarray:
+        return 1e-3 * np.array([0.8, 1.0, 1.2])[:, None] * rows.sum(1)
+
+    predictor = SimpleNamespace(compiled=lambda graph: SimpleNamespace(latency_ms=said))
+    measured: list[float] = []
+
+    def taken(graph: ModelGraph, *rest: object) -> SimpleNamespace:
+        units = sum(group.size for group in graph.analysis.sliceable)
+        measured.append(factor * 1e-3 * units)
+        return SimpleNamespace(median_ms=measured[-1], low_ms=measured[-1], high_ms=measured[-1])
+
+    def table(supernet: Supernet, profile: object) -> CostTable:
+        return CostTable(supernet.graph, supernet.groups, predictor)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks, "profile_of", lambda device, store: object())
+    monkeypatch.setattr(tasks, "latency_on", taken)
+    monkeypatch.setattr(subnets, "cost_table", table)
+    with Market.open(stocked) as market:
+        _, supernet = open_supernet(market.store, "few")
+        streams = sum(group.size for group in supernet.graph.analysis.sliceable) - supernet.assembler.units
+        # Room for the streams, which have no gates, and for a share of the gated units at what they take.
+        limit = factor * 1e-3 * (streams + share * supernet.assembler.units)
+        request = order("has", "odd", budget={"latency_ms": limit}, device={"profile": "desk"})
+        report = market.make(request, tmp_path / "filled").report
+        again = len(measured)
+        whole = order("has", "odd", budget={"latency_ms": 100 * limit}, device={"profile": "desk"})
+        roomy = market.make(whole, tmp_path / "whole").report
+    assert report.measured.latency_ms == pytest.approx(measured[again - 1]) and again > 1
+    assert 0.95 * limit <= report.measured.latency_ms <= limit
+    assert 0 <= report.certificate.slack["latency_ms"] <= 0.05  # type: ignore[union-attr]
+    broken = [text for text in report.sentences if text.startswith("Verified before and over the budget")]
+    assert bool(broken) == (measured[0] > limit) == (factor > 1.2)
+    # With room for everything one measurement is enough.
+    assert len(measured) == again + 1 and roomy.certificate is not None and roomy.certificate.ratio == 1.0
 
 
 def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(tmp_path: Path) -> None:
