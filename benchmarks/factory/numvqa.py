@@ -62,6 +62,7 @@ def numvqa(
     n_test: int,
     n_tasks: int | None,
     digits: str,
+    transformer: dict[str, Any] | None = None,
     seed: int,
 ) -> dict[str, Any]:
     """Train, then judge every question at every limit on fresh images of test digits, half of the answers yes.
@@ -72,19 +73,28 @@ def numvqa(
     Args:
         n_tasks: judge so many questions of each kind at most; None: all.
         digits: "mnist" (under SARTO_DATA), or "made" for ten shapes that need no data.
+        transformer: arguments of `zoo.vit`; then the backbone is one, and `width` and `depths` say nothing.
     """
+
+    def network(outputs: int) -> nn.Module:
+        if transformer is None:
+            return zoo.resnet(outputs, 1, tuple(depths), width, False, "imagenet")
+        return zoo.vit(outputs, side, **transformer, in_channels=1)
+
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(os.environ.get("SARTO_FACTORY_WORK", temporary))
         work.mkdir(parents=True, exist_ok=True)
         space, data = open_digits(digits, Path(temporary))
         side = 2 * data.images["train"].shape[1]
         torch.manual_seed(seed)
-        counting = zoo.resnet(10 * COUNTS, 1, tuple(depths), width, False, "imagenet")
+        counting = network(10 * COUNTS)
         clock = _Clock(work / "seconds.json")
         share = _pretrained(counting, data, pretrain_steps, batch, seed, work / "counting.safetensors", clock)
-        net = zoo.resnet(len(space.answers), 1, tuple(depths), width, False, "imagenet")
-        kept = {name: value for name, value in counting.state_dict().items() if not name.startswith("fc.")}
-        net.load_state_dict({**net.state_dict(), **kept})
+        net = network(len(space.answers))
+        fresh = net.state_dict()
+        # All but the last layer, which counts.
+        kept = {n: value for n, value in counting.state_dict().items() if value.shape == fresh[n].shape}
+        net.load_state_dict({**fresh, **kept})
         graph = capture(net.eval(), torch.rand(2, 1, side, side), prove=False)
 
         def told(step: int, loss: float) -> None:
@@ -132,7 +142,7 @@ def numvqa(
                 {"task": space.named(task), "kind": kind, "limit": limit, "accuracy": quality, "ratio": ratio}
                 for (task, _), (quality, ratio) in found.items()
             ]
-        if RECALIBRATED in limits:
+        if RECALIBRATED in limits and transformer is None:  # which has no batch norms
             plain, anew = recalibration(supernet, data, tasks[:n_tasks], RECALIBRATED, n_test)
             numbers[f"accuracy_{kind}_before_recalibration"] = plain
             numbers[f"accuracy_{kind}_recalibrated"] = anew

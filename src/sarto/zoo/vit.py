@@ -13,12 +13,12 @@ SIZES = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
 class PatchEmbedding(nn.Module):
     """One convolution that turns each patch into one token."""
 
-    def __init__(self, patch: int, width: int) -> None:
+    def __init__(self, patch: int, width: int, in_channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = nn.Conv2d(in_channels, width, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, h, w) -> (batch, patches, width)."""
+        """(batch, in_channels, h, w) -> (batch, patches, width)."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -92,9 +92,10 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float,
         dropout: float,
         attention_dropout: float,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbedding(patch, width)
+        self.patch_embed = PatchEmbedding(patch, width, in_channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, (side // patch) ** 2 + 1, width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -106,7 +107,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(width, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, n_classes) of images (batch, 3, side, side)."""
+        """Logits (batch, n_classes) of images (batch, in_channels, side, side)."""
         patches = self.patch_embed(x)
         first = self.cls_token.expand(patches.shape[0], -1, -1)
         tokens = self.pos_drop(torch.cat([first, patches], dim=1) + self.pos_embed)
@@ -123,6 +124,7 @@ def vit(
     mlp_ratio: float = 4.0,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
+    in_channels: int = 3,
 ) -> VisionTransformer:
     """A vision transformer of any size.
 
@@ -146,6 +148,7 @@ def vit(
         "width": width,
         "depth": depth,
         "heads": heads,
+        "in_channels": in_channels,
     }
     problems = [f"{name} is {value}: give at least 1" for name, value in sizes.items() if value < 1]
     shares = {"dropout": dropout, "attention_dropout": attention_dropout}
@@ -159,7 +162,7 @@ def vit(
     if problems:
         raise ValueError("; ".join(problems))
     return VisionTransformer(
-        n_classes, side, patch, width, depth, heads, mlp_ratio, dropout, attention_dropout
+        n_classes, side, patch, width, depth, heads, mlp_ratio, dropout, attention_dropout, in_channels
     )
 
 

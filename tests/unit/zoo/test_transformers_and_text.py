@@ -205,3 +205,14 @@ def test_the_last_state_of_the_backward_reader_is_at_the_first_word(cell: str) -
 def test_refuses_what_it_cannot_build(build: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_grey_vit_is_a_coloured_one_that_reads_the_same_three_times() -> None:
+    torch.manual_seed(0)
+    coloured = vit(5, 8, 4, 12, 1, 3).double().eval()
+    grey = vit(5, 8, 4, 12, 1, 3, in_channels=1).double().eval()
+    state = coloured.state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(1, keepdim=True)
+    grey.load_state_dict(state)
+    images = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    assert torch.allclose(grey(images), coloured(images.expand(-1, 3, -1, -1)), atol=1e-12)
