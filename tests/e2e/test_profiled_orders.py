@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from sarto.pipeline.choose import propose, refilled
 from sarto.pipeline.closing import closed
 from sarto.pipeline.order import check_order
 from sarto.types import Cost, Plan
-from sarto.types.profile import DeviceProfile, KindModel, MemoryModel, ProfiledDevice, Residuals
+from sarto.types.profile import DeviceProfile, KindModel, MemoryModel, PackModel, ProfiledDevice, Residuals
 
 ENGINES = ["slicepack", "baselines"]
 CLASSES = ("red disc", "green disc", "blue cross", "red bar")
@@ -115,6 +116,33 @@ def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None
     # Normalisation and another head are added, the donor's own head goes.
     by_kinds = Predictor(profile()).predict(ready(graph, store.get("discs").preprocessing), counts).middle
     assert plan.predicted.latency_ms == pytest.approx(alone, rel=0.15) and alone > 2 * by_kinds
+
+
+def test_a_front_that_parts_share_is_not_slowed_down_by_parts_that_run_after_it(shop: Any) -> None:
+    store = shop.market.store
+    graph = store.graph("discs")
+    terms = terms_of(graph.sketch())
+    rows = design(terms, 16, step=4, pool=60).astype(float)
+    times = terms.at(rows, width=4, step=4) @ np.full(len(terms.terms), 2.1) + 0.2
+    fit = fit_backbone(terms, rows, times, np.full(len(terms.terms), 0.5), step=4, widths=(4,))
+    model = backbone_model("discs", terms, fit)
+    request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=ENGINES)
+    share, taken = 0.1, {}
+    for slower in (0.0, share):
+        packs = PackModel(share_per_part=slower, shares=(0.0,))
+        store.profiles.put(profile(backbones=(model.replace(packs=packs),)))
+        found = check_order(request, store)
+        plan = next(p for p in propose(found).all if "shared" in p.note)
+        parts = found.predictor.parts(plan)
+        apart = [replace(part, front=None, shared=frozenset()) for part in parts]
+        taken[slower] = [found.predictor.latency(one, 2).middle for one in (parts, apart)]
+    n = len(parts)
+    assert n == 2 and len({part.front for part in parts}) == 1
+    # Apart, each part runs the front itself.
+    front = (taken[0.0][1] - taken[0.0][0]) / (n - 1)
+    more, more_apart = (taken[share][place] - taken[0.0][place] for place in (0, 1))
+    assert front > 0 and more_apart > 0
+    assert more == pytest.approx(more_apart - share * (n - 1) * n * front)
 
 
 @pytest.mark.parametrize("step", [1, 4])

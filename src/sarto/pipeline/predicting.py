@@ -136,7 +136,8 @@ class PlanPredictor:
     def latency(self, parts: Sequence[Part], n_classes: int) -> Estimate:
         """Milliseconds of extractors side by side under one linear head, their counts rounded up to the device's step.
 
-        Parts of a backbone whose packs were measured take longer the more there are, and the bounds are those of packs.
+        Parts of a backbone whose packs were measured take longer the more run side by side, and the bounds are those of
+        packs. A front that several share runs once, beside the other fronts alone.
         Bounds of parts of different backbones are added, which is wider than they need to be. What a runtime takes for
         any model, some hundredths of a millisecond, is in the measured times of each backbone and not taken off.
 
@@ -144,6 +145,7 @@ class PlanPredictor:
             StoreError: a donor is missing or damaged.
         """
         sums: dict[str, Floats] = {}
+        shared: dict[str, Floats] = {}
         models: dict[str, KindModel | BackboneModel] = {"": self.profile.kinds}
         fronts: set[str] = set()
         scales: set[str] = set()
@@ -152,9 +154,12 @@ class PlanPredictor:
             donor = self.donor(part.learnware)
             name = "" if donor.model is None else donor.model.backbone
             models[name] = donor.model or self.profile.kinds
-            without = donor.front(part) if part.front in fronts else frozenset()
-            fronts |= {part.front} if part.front is not None else set()
-            sums[name] = sums.get(name, 0.0) + donor.of_backbone(part.counts, without)
+            whole = donor.of_backbone(part.counts, frozenset())
+            own = whole if part.front is None else donor.of_backbone(part.counts, donor.front(part))
+            sums[name] = sums.get(name, 0.0) + own
+            if part.front is not None and part.front not in fronts:
+                shared[name] = shared.get(name, 0.0) + whole - own
+                fronts.add(part.front)
             if donor.scale not in scales:
                 # One normalisation is shared by all donors that read the same.
                 sums[""] = sums.get("", 0.0) + donor.in_front(part.counts)
@@ -164,9 +169,10 @@ class PlanPredictor:
         sums[""] = sums.get("", 0.0) + heads.head(width, n_classes, len(parts))
         if all(self.donor(part.learnware).model is None for part in parts):
             sums[""] = sums[""] + heads.fixed
+        beside = len(fronts) + sum(part.front is None for part in parts)
         low = middle = high = 0.0
-        for name, taken in sums.items():
-            one = _estimate(taken, models[name], len(parts))
+        for name, own in sums.items():
+            one = _estimate(own, shared.get(name, np.zeros_like(own)), models[name], len(parts), beside)
             low, middle, high = low + one.low, middle + one.middle, high + one.high
         return Estimate(low, middle, high)
 
@@ -279,15 +285,26 @@ def _keys(terms: Terms) -> Iterable[tuple[str, int]]:
         yield term.node, seen[term.node]
 
 
-def _estimate(taken: Floats, model: KindModel | BackboneModel, n_parts: int) -> Estimate:
-    """Of one part with the bounds of single models; of several with those of packs, where these were measured."""
+def _estimate(
+    own: Floats, shared: Floats, model: KindModel | BackboneModel, n_parts: int, n_fronts: int
+) -> Estimate:
+    """Of one part with the bounds of single models; of several with those of packs, where these were measured.
+
+    Args:
+        own: milliseconds of what each part has for itself, by the fit and without each part of the rows.
+        shared: of the fronts that parts share.
+        n_fronts: parts that run side by side in front.
+    """
     packs = model.packs if isinstance(model, BackboneModel) and n_parts > 1 else None
     if packs is None:
-        known = model.residuals
+        taken, known = own + shared, model.residuals
         middle = float(taken[0])
         low, high = interval(taken[None, 1:], np.array(known.part, np.int64), np.array(known.shares, float))
     else:
-        middle = float(taken[0]) * (1 + packs.share_per_part * (n_parts - 1))
+        slower = packs.share_per_part
+        middle = float(own[0]) * (1 + slower * (n_parts - 1)) + float(shared[0]) * (
+            1 + slower * (n_fronts - 1)
+        )
         shares = np.array(packs.shares, float)
         low, high = interval(np.full((1, len(shares)), middle), np.arange(len(shares)), shares)
     return Estimate(min(float(low[0]), middle), middle, max(float(high[0]), middle))
