@@ -313,7 +313,7 @@ def _tell(profile: DeviceProfile) -> None:
         n = sum(row.what == "subnet" for row in own)
         typer.echo(
             f"{model.backbone}: mean error {model.residuals.error_share:.1%} on subnets left out, from {n} subnets; "
-            f"channels count in {model.vector_width}s"
+            f"its time rises in stairs of {model.vector_width} channels"
         )
         if model.packs is not None:
             typer.echo(
@@ -325,7 +325,7 @@ def _tell(profile: DeviceProfile) -> None:
     )
     if profile.unit_step > 1:
         typer.echo(
-            f"layers are quick where their channels are multiples of {profile.unit_step}; orders round widths up to it"
+            f"below a multiple of {profile.unit_step} channels a layer is no quicker, or slower; orders round widths up to it"
         )
     if profile.noise is not None:
         typer.echo(
