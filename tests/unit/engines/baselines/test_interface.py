@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sarto.engines.baselines import BASELINES, Budget, Given, Original, left_out_folds
-from sarto.engines.baselines.descent import Views, descend, draw_weights
+from sarto.engines.baselines.descent import Views, descend
 from sarto.engines.baselines.given import Meter, shared_out
 from sarto.errors import GraphError, RequestError, ShapeError
 from sarto.graph import capture, features
+from sarto.training import draw_weights
 
 SIDE, COLOURS = 8, 4
 
