@@ -169,8 +169,9 @@ def test_indexing_again_adds_only_what_is_new(indexed: Shop) -> None:
     assert index_zoo(store, "zoo").added == ()
     indexed.add("more", ("red bar", "blue bar", "green bar"), indexed.models["discs"], samples=None)
     done = index_zoo(store, "zoo")
-    # The same network under other class names is a copy: it is there already.
-    assert "more" in done.known
+    # The same network under other class names is a copy, and is not entered again.
+    assert ("more", "it is a copy of 'discs': the same graph and weights") in done.skipped
+    assert set(done.known) == set(indexed.donors)
     with pytest.raises(StoreError, match="other probe images"):
         index_zoo(store, "zoo", probes=_images(40))
 
@@ -315,9 +316,11 @@ def test_on_a_profiled_device_blocks_cost_milliseconds(indexed: Shop) -> None:
     assert kept
     assert all((plan.predicted.latency_high_ms or 0.0) <= limit for plan in kept if plan.predicted)
     tight = indexed.order(*RED, device=device, engines=["reassembly"], budget={"latency_ms": 1e-3})
-    with pytest.raises(
-        InfeasibleError, match=r"no chain of blocks keeps latency_ms <= 0\.001\. Floor of each alone"
-    ):
+    told = (
+        r"no plan fits latency_ms <= 0\.001\. .*25% of its units by class\. Raise latency_ms to .*"
+        r"no chain of blocks keeps latency_ms <= 0\.001\. Floor of each alone"
+    )
+    with pytest.raises(InfeasibleError, match=told):
         indexed.market.plan(tight)
 
 

@@ -31,8 +31,8 @@ class Indexing:
 
     Attributes:
         added: names of the models that were added.
-        known: those that were there already, or a copy of them.
-        skipped: those that can't be indexed, and why.
+        known: those that were there already.
+        skipped: those that can't be indexed, or are copies of another, and why.
         doubtful: those that were added, and what seems wrong with them.
     """
 
@@ -88,7 +88,8 @@ def index_zoo(
         held = probes if probes is not None else _drawn(store, images, n_probes)
         _check_probes(held, batch)
         index = found.create(_about(name, held, batch, cells), held)
-    known = {(m.graph_hash, m.weights_hash) for m in index.models()}
+    known = {(m.graph_hash, m.weights_hash): m.learnware for m in index.models()}
+    stocked = {item.id: item.name for item in store.learnwares()}
     added, there = list[str](), list[str]()
     skipped, doubtful = list[tuple[str, str]](), list[tuple[str, str]]()
     skipped += [
@@ -98,8 +99,12 @@ def index_zoo(
     ]
     for place, item in enumerate(images):
         progress(f"indexing {item.name}", place, len(images))
-        if (item.graph_hash, item.weights_hash) in known:
-            there.append(item.name)
+        same = known.get((item.graph_hash, item.weights_hash))
+        if same is not None:
+            if same == item.id or same not in stocked:
+                there.append(item.name)
+            else:
+                skipped.append((item.name, f"it is a copy of {stocked[same]!r}: the same graph and weights"))
             continue
         try:
             doubt = _enter(store, index, item, held)
@@ -108,7 +113,7 @@ def index_zoo(
             continue
         added.append(item.name)
         doubtful += [(item.name, doubt)] if doubt is not None else []
-        known.add((item.graph_hash, item.weights_hash))
+        known[item.graph_hash, item.weights_hash] = item.id
     progress("indexing", len(images), len(images))
     if not added and not there:
         if is_new:
