@@ -251,8 +251,11 @@ class _Offer:
     def sliced(self) -> list[Plan]:
         """Slices of the best chain that any budget allows, each of fewer units; none where no classifier may end it.
 
-        The first comes whole too where the budget allows it; where it does not, a slice may still keep the budget.
+        The first comes whole too where the budget allows it; where it does not, a slice may still keep the budget. None
+        where chains must differ: slices of one chain have the same blocks.
         """
+        if self.wanted.rules.differ > 1:
+            return []
         wish = self.wanted.wish
         free = replace(self, wanted=replace(self.wanted, wish=replace(wish, budget=Budget())))
         try:
