@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,31 +49,33 @@ class GraphFile:
     size_bytes: int
 
 
-def write_graph(graph: ModelGraph, folder: str | os.PathLike[str]) -> GraphFile:
+def write_graph(
+    graph: ModelGraph, folder: str | os.PathLike[str], *, meanwhile: Callable[[], object] | None = None
+) -> GraphFile:
     """Write a graph into a folder, which is made where it is missing.
 
     Both files are complete and safe on disk under temporary names before either gets its own name. Tensors
     are written one by one, so that the weights are not held in memory twice.
+
+    Args:
+        meanwhile: called while the system brings the files to the disk; where it raises, nothing is written.
 
     Raises:
         GraphError: the graph breaks a rule of the format, or a tensor has no data; nothing was written.
         StoreError: the folder can't be made, or holds folders of the names of the two files; nothing was written.
         OSError: the folder can't be written, or the disk is full; no temporary file stays behind.
     """
-    text = encode(graph)
-    weights_head(graph.tensors)
+    text, head = encode(graph), weights_head(graph.tensors)
     home = _folder(folder)
     weights_path, graph_path = home / WEIGHTS_NAME, home / GRAPH_NAME
     mark = uuid.uuid4().hex
     new_weights, new_graph = home / f".{WEIGHTS_NAME}.{mark}", home / f".{GRAPH_NAME}.{mark}"
     try:
-        with new_weights.open("xb") as file:
-            weights_hash = write_weights(graph.tensors, file)
-            _sync(file)
+        with new_weights.open("xb") as file, new_graph.open("xb") as other:
+            weights_hash = write_weights(graph.tensors, file, head)
             size_bytes = file.tell() + len(text)
-        with new_graph.open("xb") as file:
-            file.write(text)
-            _sync(file)
+            other.write(text)
+            _sync(file, other, meanwhile=meanwhile)
         os.replace(new_weights, weights_path)
         os.replace(new_graph, graph_path)
     finally:
@@ -144,16 +147,19 @@ def read_graph_files(
     return graph
 
 
-def write_weights(tensors: Mapping[str, Tensor], file: BinaryIO) -> str:
+def write_weights(tensors: Mapping[str, Tensor], file: BinaryIO, head: bytes | None = None) -> str:
     """The hash ("sha256:<64 hex>") of the safetensors bytes that are written, one tensor after the other.
 
     Order: widest type first, then by name, so that every tensor lies at a multiple of its item size and can
     be used where it is mapped. Tensors that share storage are each written in full.
 
+    Args:
+        head: what `weights_head` gives for these tensors, where it is known.
+
     Raises:
         GraphError: a tensor has no data, or a type or layout that can't be stored.
     """
-    head = weights_head(tensors)
+    head = weights_head(tensors) if head is None else head
     digest = hashlib.sha256(head)
     file.write(head)
     for name in _order(tensors):
@@ -294,9 +300,22 @@ def _told(path: Path) -> Iterator[None]:
         raise type(error)(error.detail, where=str(path), problems=error.problems) from error
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _sync(*files: BinaryIO, meanwhile: Callable[[], object] | None = None) -> None:
+    """Wait until files are safe on disk; what is to be done meanwhile is done first."""
+
+    def brought() -> None:
+        for file in files:
+            os.fsync(file.fileno())
+
+    for file in files:
+        file.flush()
+    if meanwhile is None:
+        brought()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        safe = pool.submit(brought)
+        meanwhile()
+        safe.result()
 
 
 def _sync_folder(folder: Path) -> None:
