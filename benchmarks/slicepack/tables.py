@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from benchmarks.slicepack.donors import Donor, Pictures, reading, setting
 from benchmarks.slicepack.heads import fitted
 from benchmarks.slicepack.methods import CUTS, cut_fragments
 from benchmarks.slicepack.tasks import orders
-from sarto.devices import count
+from sarto.devices import count, interleaved, load_onnx, onnx_call
+from sarto.export import to_onnx
 from sarto.graph import ModelGraph, branch, with_head
 
 BATCH = 200
@@ -56,6 +58,20 @@ class Features:
         return parts, torch.repeat_interleave(torch.arange(len(order)), counts)
 
 
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A method on one draw of samples.
+
+    Attributes:
+        scores: accuracy on the test images of each order.
+        pack: of the first order; None for a probe.
+    """
+
+    row: dict[str, Any]
+    scores: tuple[float, ...]
+    pack: ModelGraph | None = None
+
+
 def table(
     *,
     task: str,
@@ -79,19 +95,23 @@ def table(
     """
     of, donors, pictures = setting(task, architecture, seed)
     chosen = orders(of, n_orders, seed)
-    rows: list[dict[str, Any]] = []
+    tried: list[Tried] = []
     for k in ks:
         for draw in range(n_draws):
+            tried = [one if one.pack is None else replace(one, pack=None) for one in tried]
             cache = Features(pictures, k, draw, n_tested)
-            rows += _one_draw(cache, donors, chosen, methods, seed)
-            for row in rows[-len(methods) :]:
-                said = f"{task} {architecture} k={k} draw={draw} {row['method']}"
-                print(f"{said}: {row['accuracy_tested']:.4f}", file=sys.stderr, flush=True)
+            tried += _one_draw(cache, donors, chosen, methods, seed)
+            for one in tried[-len(methods) :]:
+                said = f"{task} {architecture} k={k} draw={draw} {one.row['method']}"
+                print(f"{said}: {one.row['accuracy_tested']:.4f}", file=sys.stderr, flush=True)
+    rows = [one.row for one in tried]
     numbers: dict[str, Any] = {
         "n_orders": len(chosen),
         "n_draws": n_draws,
         **{f"accuracy_paper_{name}": value for name, value in (paper or {}).items()},
         **summary(rows, methods, ks),
+        **errors(tried),
+        **latencies({one.row["method"]: one.pack for one in tried if one.pack is not None}),
     }
     own = [donor.accuracy_test for donor in donors if donor.accuracy_test is not None]
     if own:
@@ -128,10 +148,41 @@ def summary(rows: list[dict[str, Any]], methods: list[str], ks: list[int]) -> di
     return found
 
 
+def errors(tried: Sequence[Tried]) -> dict[str, float]:
+    """Standard error, over orders, of the points that each method lies under the ensemble, by k."""
+    scores: dict[tuple[str, int], list[tuple[float, ...]]] = {}
+    for one in tried:
+        scores.setdefault((one.row["method"], one.row["n_samples_per_class"]), []).append(one.scores)
+    found = {}
+    for (method, k), mine in scores.items():
+        whole = scores.get(("ensemble", k))
+        if whole is None or method == "ensemble" or len(mine[0]) < 2:
+            continue
+        # Draws of one order are averaged first: they share its test images.
+        under = [
+            statistics.mean(w[order] - m[order] for w, m in zip(whole, mine, strict=True))
+            for order in range(len(mine[0]))
+        ]
+        error = 100 * statistics.stdev(under) / math.sqrt(len(under))
+        found[f"points_under_ensemble_{method}_k{k}_error"] = error
+    return found
+
+
+def latencies(packs: Mapping[str, ModelGraph]) -> dict[str, float]:
+    """Milliseconds of each pack for one image in ONNX Runtime, one thread, in turns; their ratio to the ensemble's."""
+    calls = [onnx_call(load_onnx(to_onnx(pack).SerializeToString())) for pack in packs.values()]
+    timings = dict(zip(packs, interleaved(calls, threads=1), strict=True))
+    found = {f"latency_ms_{method}": timing.median_ms for method, timing in timings.items()}
+    if "ensemble" in timings:
+        whole = timings["ensemble"].median_ms
+        found |= {f"latency_ratio_{method}": timing.median_ms / whole for method, timing in timings.items()}
+    return found
+
+
 def _one_draw(
     cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]], methods: list[str], seed: int
-) -> list[dict[str, Any]]:
-    """Rows of all methods on one draw of samples."""
+) -> list[Tried]:
+    """All methods on one draw of samples."""
     owner = {cls: donor for donor in donors for cls in donor.classes}
     begun = time.perf_counter()
     samples = {
@@ -163,8 +214,9 @@ def _row(
     chosen: list[tuple[str, ...]],
     body: Callable[[str], ModelGraph],
     slice_seconds: float | None,
-) -> dict[str, Any]:
+) -> Tried:
     scores, params, flops, sizes, packing = [], [], [], [], []
+    first: ModelGraph | None = None
     for order in chosen:
         graphs = [body(cls) for cls in order]
         parts, labels = cache.matrix(graphs, order, "samples")
@@ -172,13 +224,14 @@ def _row(
         head = fitted(parts, labels).head
         packed = with_head(branch(graphs), head.weight, head.bias)
         packing.append(1000 * (time.perf_counter() - begun))
+        first = packed if first is None else first
         tested, truth = cache.matrix(graphs, order, "tested")
         scores.append(float((head.predict(torch.cat(tested, 1)) == truth).float().mean()))
         cost = count(packed)
         params.append(cost.params)
         flops.append(cost.flops)
         sizes.append(cost.size_bytes)
-    return {
+    row = {
         "method": method,
         "n_samples_per_class": cache.k,
         "n_draw": cache.draw,
@@ -191,9 +244,10 @@ def _row(
         "slice_seconds_per_class": slice_seconds,
         "pack_ms": statistics.median(packing),
     }
+    return Tried(row, tuple(scores), first)
 
 
-def _probe(cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]]) -> dict[str, Any]:
+def _probe(cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]]) -> Tried:
     """A linear probe on the donor that does best on the order's own samples."""
     scores, params, packing = [], [], []
     for order in chosen:
@@ -208,7 +262,7 @@ def _probe(cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]]) 
         tested, truth = cache.matrix([best.extractor], order, "tested")
         scores.append(float((head.predict(tested[0]) == truth).float().mean()))
         params.append(count(best.extractor).params)
-    return {
+    row = {
         "method": "probe",
         "n_samples_per_class": cache.k,
         "n_draw": cache.draw,
@@ -221,3 +275,4 @@ def _probe(cache: Features, donors: list[Donor], chosen: list[tuple[str, ...]]) 
         "slice_seconds_per_class": None,
         "pack_ms": statistics.median(packing),
     }
+    return Tried(row, tuple(scores))
