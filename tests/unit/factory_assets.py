@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from sarto.errors import RequestError
 
 SPACE = """
 space: 1
@@ -30,6 +34,36 @@ def write_digits(folder: Path) -> Path:
     }
     np.savez(folder / "digits.npz", **held)
     return folder
+
+
+class Odd:
+    """Data of the pico space that are wrong in one way."""
+
+    def __init__(self, wrong: str) -> None:
+        self.wrong, self.calls = wrong, 0
+
+    def draw(
+        self, tasks: Sequence[frozenset[str]], split: str, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (n, 1, 12, 12) of noise, and answers that are yes and no in turn."""
+        self.calls += 1
+        first = frozenset({"has", "digit_7"})
+        if self.wrong == "no samples" and first in tasks:
+            raise RequestError("it has no samples in the train split")
+        n = 0 if self.wrong == "none at all" else len(tasks)
+        answers = torch.arange(n) % 2
+        if self.wrong == "never yes" and first in tasks:
+            answers = torch.zeros_like(answers)
+        images = torch.randn(n, 1, 12, 12, generator=generator)
+        # Five tasks are looked at before the training, which sees what comes after.
+        if self.wrong == "infinite later" and self.calls > 5 + 3:
+            images = images * torch.inf
+        return images, answers
+
+
+def odd(wrong: str) -> Odd:
+    """Data that are wrong in one way."""
+    return Odd(wrong)
 
 
 def described(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -298,6 +298,11 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["task"] = {"classes": names(flags["classes"])}
     if flags["task"]:
         first, *others = ([name.strip() for name in text.split("+")] for text in flags["task"])
+        if not all(all(task) for task in (first, *others)):
+            raise RequestError(
+                f"--task {' '.join(map(repr, flags['task']))}: a task has properties with plus signs between them, for "
+                "instance exactly_2+digit_7"
+            )
         known = {
             key: value for key, value in (given.get("task") or {}).items() if key in ("space", "supernet")
         }

@@ -11,7 +11,10 @@ import yaml
 
 from sarto.market import Store
 from tests.unit.cli.markets import run
-from tests.unit.factory_assets import described
+from tests.unit.factory_assets import SPACE, described
+
+#: The function of the pico space.
+NUMVQA = "sarto.engines.factory.spaces.numvqa:numvqa"
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,101 @@ def test_bad_descriptions_are_told_in_words(trained: Path, changes: dict[str, An
     done = run("factory", "train", trained / "bad.yaml", "-m", trained / "market")
     assert done.exit_code in (1, 2), done.output
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--task", ""), "--task '': a task has properties with plus signs between them, for instance"),
+        (("--task", "has+odd", "--task", "has+"), "--task 'has+odd' 'has+': a task has properties"),
+        (("--task", "has+digit_8"), "'digit_8' is no property of 'few' (did you mean 'digit_"),
+        (("--task", "exactly_2"), "nothing of group 'predicate' is named; give one of digit_7, digit_1, odd"),
+        (("--task", "has+exactly_2+odd"), "has and exactly_2 contradict each other"),
+        (("--task", "has+has+odd"), "'has' is named twice"),
+        (("--task", "has+odd", "--max-size-bytes", "10"), "Raise size_bytes to"),
+        (("--task", "has+odd", "--max-latency-ms", "0"), "latency_ms"),
+        (("--task", "has+odd", "--profile", "nowhere"), "no device profile 'nowhere'"),
+    ],
+)
+def test_bad_orders_by_task_are_told_in_words(trained: Path, words: tuple[str, ...], says: str) -> None:
+    done = run("plan", *words, "-m", trained / "market")
+    assert done.exit_code in (1, 2, 3), done.output
+    assert says in " ".join(done.stderr.split()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ("0", "a limit is a share of units in (0, 1], got 0"),
+        ("1.5", "a limit is a share of units in (0, 1], got 1.5"),
+        ("-1", "a limit is a share of units in (0, 1], got -1"),
+        ("nan", "a limit is a share of units in (0, 1], got nan"),
+        ("0.001", "the smallest limit is 0.0"),
+        ("much", "'much' is no number"),
+        ("size_bytes=10", "Raise size_bytes to"),
+    ],
+)
+def test_limits_that_are_none_are_told_in_words(trained: Path, limit: str, says: str) -> None:
+    done = run("factory", "delta", "few", "has+odd@0.5", f"has+odd@{limit}", "-m", trained / "market")
+    assert done.exit_code in (1, 2, 3) and says in " ".join(done.stderr.split()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("no samples", "task 'has+digit_7': it has no samples in the train split"),
+        ("none at all", "64 samples were asked for, 0 inputs and 0 answers were drawn"),
+        ("never yes", "task 'has+digit_7': all of 64 samples answer 'no'; nothing can be learnt from that"),
+    ],
+)
+def test_data_that_nothing_can_be_learnt_from_are_refused_before_training(
+    trained: Path, wrong: str, says: str
+) -> None:
+    (trained / "odd.yaml").write_text(SPACE.replace(NUMVQA, "tests.unit.factory_assets:odd"))
+    config = described(trained, name="odd", space=str(trained / "odd.yaml"), data={"wrong": wrong})
+    (trained / "bad.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = run("factory", "train", trained / "bad.yaml", "-m", trained / "market")
+    assert done.exit_code in (1, 2) and says in " ".join(done.stderr.split()), done.stderr
+    assert not list((trained / "market.odd.training").glob("*.safetensors"))
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(trained: Path) -> None:
+    (trained / "odd.yaml").write_text(SPACE.replace(NUMVQA, "tests.unit.factory_assets:odd"))
+    config = described(
+        trained,
+        name="later",
+        space=str(trained / "odd.yaml"),
+        data={"wrong": "infinite later"},
+        joint={"steps": 8, "batch": 12, "save_every": 1, "lr": 0.01},
+        judging={"limits": [0.5], "samples": 4, "most_tasks": 1},
+    )
+    (trained / "later.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = run("factory", "train", trained / "later.yaml", "-m", trained / "market")
+    assert "training ended early: the loss of step" in done.stderr, done.stderr
+    assert "the weights are those of step" in done.stderr
+    assert done.exit_code == 0 and "stocked it in" in done.output
+
+
+def test_a_backbone_without_groups_to_slice_is_refused(trained: Path, tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    from sarto import Market, Samples
+
+    torch.manual_seed(0)
+    with Market.create(tmp_path / "market") as market:
+        market.add(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 2)).eval(),
+            name="flat",
+            classes=("a", "b"),
+            preprocessing={"size": [12, 12], "channels": 1, "mean": [0.5], "std": [0.5]},
+            samples=Samples(np.zeros((4, 12, 12, 1), np.uint8), np.array([0, 0, 1, 1]), ("a", "b")),
+        )
+    config = described(tmp_path, backbone={"learnware": "flat"})
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = run("factory", "train", tmp_path / "train.yaml", "-m", tmp_path / "market")
+    assert done.exit_code in (1, 2), done.output
+    assert "no channel group of this model can have gates" in done.stderr, done.stderr
 
 
 def test_a_learnware_can_be_the_backbone(trained: Path, tmp_path: Path) -> None:

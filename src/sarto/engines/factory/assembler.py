@@ -131,8 +131,9 @@ class Assembler(nn.Module):
         """Zeros and ones (n, units); the share of ones is never above the limit.
 
         Raises:
-            RequestError: a limit leaves no room for the units that each group keeps.
+            RequestError: a limit is outside (0, 1], or leaves no room for the units that each group keeps.
         """
+        check_limits(limits)
         check_room(limits, self.layout, self.least)
         weights = self.weights(codes, limits)
         least = self.least
