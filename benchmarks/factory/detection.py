@@ -157,7 +157,8 @@ def detection(
     the subnet for the task that fills the budget as measured. Beside it:
 
     - shared: one detector with maps of all twenty kinds of objects, whole: it keeps no budget.
-    - retrain: the widest network of the same kind that keeps the budget as measured, trained for the task alone.
+    - retrain: the whole network, trained for the task alone; it keeps no budget either, as in the paper.
+    - retrain small: the widest network of the same kind that keeps the budget as measured, trained for the task alone.
     - prune and tune: the shared detector cut by Torch-Pruning to that width, then tuned on the task.
 
     All of them see the same images of each task. Seconds are those of a processor, or with a GPU those on the wall.
@@ -380,19 +381,21 @@ def _others(
         "latency_ms_shared": whole[0],
         "memory_bytes_shared": whole[1],
     }
-    width, costs = _widest(setting, held, device, budget)
-    begun = setting.clock()
-    alone = _alone(setting, setting.net(width), task, steps_each)
-    row |= {
-        "customise_seconds_retrain": setting.clock() - begun,
-        "map_retrain": _judged(setting, task, _plain(setting, alone), n_test),
-        "latency_ms_retrain": costs[0],
-        "memory_bytes_retrain": costs[1],
-        "retrain_keeps": costs[0] <= budget["budget_ms"] and costs[1] <= budget["budget_memory_bytes"],
-    }
+    small, costs = _widest(setting, held, device, budget)
+    whole = _costs(setting, held, device, setting.net(setting.width))
+    for way, width, found in (("retrain", setting.width, whole), ("retrain_small", small, costs)):
+        begun = setting.clock()
+        alone = _alone(setting, setting.net(width), task, steps_each)
+        row |= {
+            f"customise_seconds_{way}": setting.clock() - begun,
+            f"map_{way}": _judged(setting, task, _plain(setting, alone), n_test),
+            f"latency_ms_{way}": found[0],
+            f"memory_bytes_{way}": found[1],
+            f"keeps_{way}": found[0] <= budget["budget_ms"] and found[1] <= budget["budget_memory_bytes"],
+        }
     if importlib.util.find_spec("torch_pruning") is not None:
         begun = setting.clock()
-        tuned = _alone(setting, _pruned(setting, shared, width), task, steps_each)
+        tuned = _alone(setting, _pruned(setting, shared, small), task, steps_each)
         row |= {
             "customise_seconds_prune_tune": setting.clock() - begun,
             "map_prune_tune": _judged(setting, task, _plain(setting, tuned), n_test),
@@ -485,11 +488,14 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "latency_shared_to_ours_times": statistics.fmean(
             row["latency_ms_shared"] / row["latency_ms_ours"] for row in rows
         ),
+        "latency_retrain_to_ours_times": statistics.fmean(
+            row["latency_ms_retrain"] / row["latency_ms_ours"] for row in rows
+        ),
         "memory_shared_to_ours_times": statistics.fmean(
             row["memory_bytes_shared"] / row["memory_bytes_ours"] for row in rows
         ),
     }
-    for way in ("ours", "shared", "retrain", "prune_tune"):
+    for way in ("ours", "shared", "retrain", "retrain_small", "prune_tune"):
         if any(f"map_{way}" not in row for row in rows):
             continue
         numbers[f"map_share_mean_{way}"] = statistics.fmean(row[f"map_{way}"] for row in rows)

@@ -25,7 +25,7 @@ from sarto.engines.factory.subnets import cut, recalibrated
 from sarto.engines.factory.supernet import Supernet, placed
 from sarto.engines.factory.training import qualities, train_supernet
 from sarto.graph import capture
-from sarto.pipeline.factory import read_space
+from sarto.pipeline.factory import read_space, spread
 from sarto.training import draws
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 
@@ -46,6 +46,17 @@ TABLE_2 = (
 #: Limit at which statistics of batch norms are taken anew, and from how many samples.
 RECALIBRATED = 0.1
 SAMPLES = 256
+#: Limits, tasks and images of each by which training is watched, that many times; they choose nothing.
+WATCHED, FEW, LOOKED_AT, LOOKS = (0.1, 0.5), 6, 100, 10
+#: Tasks whose open units are compared, as in the paper's figure 15; the third is never trained.
+ALIKE = (
+    "exactly_1+digit_0",
+    "exactly_3+digit_0",
+    "exactly_2+digit_0",
+    "has+digit_0",
+    "exactly_1+digit_3",
+    "exactly_2+odd",
+)
 #: Counts of one digit: none to four.
 COUNTS = DIGITS + 1
 
@@ -97,8 +108,11 @@ def numvqa(
         net.load_state_dict({**fresh, **kept})
         graph = capture(net.eval(), torch.rand(2, 1, side, side), prove=False)
 
+        watch = _Watch(work / "progress.json", space, data, clock)
+
         def told(step: int, loss: float) -> None:
             clock.tick()
+            watch.step = step
             if step % 100 == 0:
                 print(f"step {step}, loss {loss:.3f}, {clock.minutes:.1f} CPU minutes", file=sys.stderr)
 
@@ -121,6 +135,8 @@ def numvqa(
             ),
             folder=work / "joint",
             told=told,
+            shown=watch,
+            show_every=max(1, steps // LOOKS),
         )
     supernet = trained.supernet
     numbers: dict[str, Any] = {
@@ -154,7 +170,25 @@ def numvqa(
     if table:
         numbers["accuracy_table_2_mean"] = statistics.fmean(table)
         numbers["accuracy_table_2_worst"] = min(table)
-    return {**numbers, "rows": rows}
+    return {**numbers, "rows": [*rows, *watch.rows(), *overlaps(supernet, space)]}
+
+
+def overlaps(supernet: Supernet, space: TaskSpace) -> list[dict[str, Any]]:
+    """Open units that two tasks have in common, over those that either has, with a tenth of the units."""
+    limit = max(0.1, lowest_limit(supernet.layout, supernet.assembler.least) * (1 + 1e-6))
+    codes = torch.tensor([space.code(space.task(name)) for name in ALIKE], dtype=torch.float32)
+    gates = supernet.assembler.gates(codes, torch.full((len(codes),), limit))
+    return [
+        {
+            "kind": "overlap",
+            "task": one,
+            "other": two,
+            "limit": limit,
+            "overlap": float((gates[i] * gates[j]).sum() / torch.maximum(gates[i], gates[j]).sum()),
+        }
+        for i, one in enumerate(ALIKE)
+        for j, two in enumerate(ALIKE)
+    ]
 
 
 def recalibration(
@@ -195,6 +229,33 @@ class _Clock:
     @property
     def minutes(self) -> float:
         return self.before / 60
+
+
+class _Watch:
+    """Mean accuracy of a few trained tasks as training goes on, kept in a file; it counts as no training."""
+
+    def __init__(self, path: Path, space: TaskSpace, data: NumVqa, clock: _Clock) -> None:
+        self.path, self.space, self.data, self.clock, self.step = path, space, data, clock, 0
+        self.seen: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def __call__(self, supernet: Supernet) -> None:
+        floor = lowest_limit(supernet.layout, supernet.assembler.least)
+        limits = tuple(limit for limit in WATCHED if limit >= floor)
+        found = qualities(supernet, self.data, spread(self.space.seen, FEW), limits, n=LOOKED_AT)
+        self.seen[str(self.step)] = {
+            str(limit): statistics.fmean(quality for (_, at), (quality, _) in found.items() if at == limit)
+            for limit in limits
+        }
+        self.path.write_text(json.dumps(self.seen))
+        self.clock.last = time.process_time()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each look and limit."""
+        return [
+            {"kind": "progress", "step": int(step), "limit": float(limit), "accuracy": accuracy}
+            for step, found in self.seen.items()
+            for limit, accuracy in found.items()
+        ]
 
 
 def open_digits(digits: str, folder: Path) -> tuple[TaskSpace, NumVqa]:
