@@ -168,7 +168,7 @@ def _ordered(
             "device": device.model_dump(mode="json"),
         }
     )
-    known = {"task": space.named(task), "seen": task in space.seen, "budget_ms": limit}
+    known: dict[str, Any] = {"task": space.named(task), "seen": task in space.seen, "budget_ms": limit}
     try:
         artifact = market.make(request, out)
     except InfeasibleError as error:

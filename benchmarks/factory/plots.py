@@ -78,7 +78,8 @@ def tasks(result: Result, axes: Any) -> bool:
 def progress(result: Result, axes: Any) -> bool:
     """Accuracy of a few tasks while training goes on (figure 12)."""
     found: dict[float, list[tuple[int, float]]] = {}
-    for row in result.rows:
+    rows: Sequence[Mapping[str, Any]] = result.rows
+    for row in rows:
         if row["kind"] == "progress":
             found.setdefault(float(row["limit"]), []).append((int(row["step"]), 100 * float(row["accuracy"])))
     for limit, points in sorted(found.items()):
@@ -91,7 +92,7 @@ def progress(result: Result, axes: Any) -> bool:
 
 def overlaps(result: Result, axes: Any) -> bool:
     """Share of open units that two tasks have in common (figure 15a)."""
-    rows = [row for row in result.rows if row["kind"] == "overlap"]
+    rows: list[Mapping[str, Any]] = [row for row in result.rows if row["kind"] == "overlap"]
     names = list(dict.fromkeys(row["task"] for row in rows))
     if not names:
         return False
