@@ -18,11 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sarto.errors import StoreError
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - systems without file locks
-    fcntl = None  # type: ignore[assignment]
+from sarto.market.file_locks import lock_file
 
 KEY = re.compile(r"sha256:[0-9a-f]{64}")
 #: Age after which a temporary folder is given up where its owner can't be asked (no file locks).
@@ -228,7 +224,7 @@ class _Session:
             folder.mkdir(parents=True)
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             # Between these two lines somebody may take the new folder for an abandoned one.
-            if _try_lock(lock) is not False and (folder / _LOCK).exists():
+            if lock_file(lock) is not False and (folder / _LOCK).exists():
                 break
             os.close(lock)
         self.folder = folder
@@ -253,7 +249,7 @@ def _clear(folder: Path) -> bool:
         return False
     try:
         # The folder goes while the lock is held, so that nobody can move in meanwhile.
-        locked = None if lock is None else _try_lock(lock)
+        locked = None if lock is None else lock_file(lock)
         free = old if locked is None else locked
         if free:
             shutil.rmtree(folder, ignore_errors=True)
@@ -261,19 +257,6 @@ def _clear(folder: Path) -> bool:
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def _try_lock(file: int) -> bool | None:
-    """Whether the lock of a file was free and is ours now; None where this file system has no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ on disk before the line that makes them known; what a crash leaves beyond the la
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sarto.errors import RequestError, StoreError, suggest
+from sarto.market.file_locks import lock_file
 from sarto.market.index import now
 from sarto.market.reading import read_encoded
 from sarto.market.samples import Samples
@@ -212,7 +212,7 @@ class ProbeIndex:
     def _locked(self) -> Iterator[None]:
         """One writer at a time; the lock goes with the process that holds it."""
         with (self.folder / LOCK).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file.fileno(), wait=True)
             yield
 
 

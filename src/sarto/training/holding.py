@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sarto.errors import StoreError
+from sarto.market.file_locks import lock_file
 
 #: Beside the checkpoints: who trains here. It stays; without a holder it means nothing.
 LOCK = "training.lock"
@@ -44,13 +44,10 @@ def held(folder: Path) -> Iterator[None]:
 
 def _free(file: TextIO, owner: tuple[int, str] | None) -> bool:
     """Whether nobody holds the file; the lock is then ours, where there are locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
+    locked = lock_file(file.fileno())
+    if locked is None:
         return owner is None or owner[1] != platform.node() or not _lives(owner[0])
-    return True
+    return locked
 
 
 def _lives(process: int) -> bool:

@@ -207,7 +207,7 @@ def test_without_locks_of_the_file_system_the_named_process_decides(
     def none(file: object, how: int) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("sarto.training.holding.fcntl.flock", none)
+    monkeypatch.setattr("fcntl.flock", none)
     with held(tmp_path):
         left = (tmp_path / LOCK).read_text()
         with pytest.raises(StoreError, match=f"process {os.getpid()} on"), held(tmp_path):
