@@ -21,10 +21,11 @@ from sarto.engines.reassembly import (
     layout,
     tune_chain,
 )
+from sarto.engines.reassembly.tuning import Scope
 from sarto.graph import ModelGraph, block, features
 
 #: What is trained towards what: the features of the tail donor, labels unread, or labels.
-WAYS = (
+WAYS: tuple[tuple[str, Scope], ...] = (
     ("features", "stitches"),
     ("features", "full"),
     ("labels", "stitches"),
@@ -40,6 +41,7 @@ def protocols(
     n_probes: int,
     n_blocks: int,
     steps: list[int],
+    rates: dict[str, float],
     batch: int,
     n_tested: int,
     seed: int,
@@ -51,6 +53,7 @@ def protocols(
 
     Args:
         steps: of separate trainings, each with its own schedule.
+        rates: scope -> step size; the student's is that of `Tuning`.
     """
     inputs, truth = probes(data, n_probes, seed)
     images, labels = tests(data, n_tested)
@@ -69,9 +72,11 @@ def protocols(
     }
     for n in steps:
         for towards, scope in WAYS:
-            how = Tuning(scope=scope, steps=n, batch=batch, seed=seed)  # type: ignore[arg-type]
-            target = {"wanted": wanted} if towards == "features" else {"labels": truth}
-            tuned, _ = tune_chain(chain, inputs, how, **target)
+            how = Tuning(scope, steps=n, batch=batch, rate=rates[scope], seed=seed)
+            if towards == "features":
+                tuned, _ = tune_chain(chain, inputs, how, wanted=wanted)
+            else:
+                tuned, _ = tune_chain(chain, inputs, how, labels=truth)
             numbers[f"accuracy_{towards}_{scope}_{n}_steps"] = accuracy_of(tuned, images, labels)
         fresh = Tuning(scope="full", steps=n, batch=batch, fresh=True, seed=seed)
         student, _ = tune_chain(chain, inputs, fresh, wanted=wanted)

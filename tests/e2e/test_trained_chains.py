@@ -104,6 +104,16 @@ def test_a_trained_chain_is_made_again_from_its_lock(towards: str, indexed: Shop
     assert one.pick.note == two.pick.note and one.pick.accuracy_loto == two.pick.accuracy_loto
 
 
+def test_step_sizes_are_small_unless_the_order_names_one(indexed: Shop) -> None:
+    order = _order(indexed)
+    chain = _chain(order, "ridge")
+    rates = [
+        next(n.rate for n in _tuned(order, chain, **how).nodes.values() if isinstance(n, TuneNode))
+        for how in ({}, {"scope": "full"}, {"scope": "full", "rate": 0.02})
+    ]
+    assert rates == [1e-4, 3e-5, 0.02]
+
+
 def test_nothing_that_is_left_out_is_trained_on(indexed: Shop) -> None:
     order = _order(indexed)
     builder, samples = _builder(indexed, order), order.samples

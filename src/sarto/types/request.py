@@ -147,14 +147,15 @@ class Training(Value):
         towards: the features of the chain's last donor, labels unread; or labels. None: labels where the order gives
             samples of its own, else features.
         scope: what changes: the stitches; these, the first layer and the classifier; everything.
-        batch, rate: images a step, and step size of AdamW.
+        batch: images a step.
+        rate: largest step size of AdamW; None: a small one, by scope.
     """
 
     epochs: Positive
     towards: Literal["features", "labels"] | None = None
     scope: Literal["stitches", "frozen", "full"] = "stitches"
     batch: Positive = 64
-    rate: AboveZero = 1e-3
+    rate: AboveZero | None = None
 
 
 class Request(Value):
