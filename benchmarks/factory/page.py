@@ -17,7 +17,7 @@ PAGE, RESULTS = ROOT / "docs" / "nn-factory.md", ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 #: Results with a table, in the order of the page; of those in `DRAWN` the rows are drawn too.
 NAMES = ("numvqa", "numvqa-vit", "cifar100", "attrod", "orders", "baselines", "requests")
-DRAWN = ("numvqa", "numvqa-vit")
+DRAWN = ("numvqa", "numvqa-vit", "attrod")
 BEGIN, END = "<!-- rows: written by `python -m benchmarks.factory.page` -->", "<!-- end of rows -->"
 
 

@@ -1,4 +1,4 @@
-"""Plots of the results for docs/nn-factory.md, after figures 9, 11, 12, 14 and 15 of the paper.
+"""Plots of the results for docs/nn-factory.md, after figures 9 to 12, 14 and 15 of the paper.
 
 `python -m benchmarks.factory.page` draws them: docs/images/factory-*.svg, each from the rows that a result has. Needs
 matplotlib (extra `bench`).
@@ -23,15 +23,18 @@ def by_limit(rows: Sequence[Mapping[str, Any]], kind: str, what: str) -> dict[fl
     """Limit -> values of all tasks of a kind."""
     found: dict[float, list[float]] = {}
     for row in rows:
-        if row["kind"] == kind:
+        if row.get("kind") == kind:
             found.setdefault(float(row["limit"]), []).append(float(row[what]))
     return dict(sorted(found.items()))
 
 
 def quality(result: Result, axes: Any) -> bool:
     """Accuracy against the limit, mean and worst task (figure 9)."""
+    limits: list[float] = []
     for kind, (said, colour) in KINDS.items():
         found = by_limit(result.rows, kind, "accuracy")
+        if not found:
+            return False
         limits = [100 * limit for limit in found]
         axes.plot(
             limits,
@@ -45,7 +48,7 @@ def quality(result: Result, axes: Any) -> bool:
     axes.set_xticks(limits, [f"{limit:g}" for limit in limits])
     axes.minorticks_off()
     axes.legend()
-    return bool(limits)
+    return True
 
 
 def ratios(result: Result, axes: Any) -> bool:
@@ -53,6 +56,8 @@ def ratios(result: Result, axes: Any) -> bool:
     for kind, (said, colour) in KINDS.items():
         found = by_limit(result.rows, kind, "ratio")
         points = [(100 * limit, 100 * ratio) for limit, held in found.items() for ratio in held]
+        if not points:
+            return False
         axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.5, label=said)
     top = max(limit for limit, _ in points)
     axes.plot([0, top], [0, top], color="black", linewidth=0.8, linestyle=":", label="the limit")
@@ -80,7 +85,7 @@ def progress(result: Result, axes: Any) -> bool:
     found: dict[float, list[tuple[int, float]]] = {}
     rows: Sequence[Mapping[str, Any]] = result.rows
     for row in rows:
-        if row["kind"] == "progress":
+        if row.get("kind") == "progress":
             found.setdefault(float(row["limit"]), []).append((int(row["step"]), 100 * float(row["accuracy"])))
     for limit, points in sorted(found.items()):
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=f"{limit:.0%} of the units")
@@ -92,7 +97,7 @@ def progress(result: Result, axes: Any) -> bool:
 
 def overlaps(result: Result, axes: Any) -> bool:
     """Share of open units that two tasks have in common (figure 15a)."""
-    rows: list[Mapping[str, Any]] = [row for row in result.rows if row["kind"] == "overlap"]
+    rows: list[Mapping[str, Any]] = [row for row in result.rows if row.get("kind") == "overlap"]
     names = list(dict.fromkeys(row["task"] for row in rows))
     if not names:
         return False
@@ -107,9 +112,31 @@ def overlaps(result: Result, axes: Any) -> bool:
     return True
 
 
+def tradeoff(result: Result, axes: Any) -> bool:
+    """Precision against latency of every task's model, by the way that it was made (figure 10)."""
+    rows: Sequence[Mapping[str, Any]] = result.rows
+    for way, said in (
+        ("ours", "subnet"),
+        ("retrain_small", "trained within the budget"),
+        ("retrain", "trained"),
+    ):
+        points = [
+            (float(row[f"latency_ms_{way}"]), 100 * float(row[f"map_{way}"]))
+            for row in rows
+            if f"map_{way}" in row
+        ]
+        if not points:
+            return False
+        axes.plot(*zip(*points, strict=True), "o", alpha=0.7, label=said)
+    axes.set(xlabel="measured latency, ms", ylabel="average precision, %")
+    axes.legend()
+    return True
+
+
 #: Name of a picture -> what draws it, and what it shows in words.
 PICTURES: Mapping[str, tuple[Callable[[Result, Any], bool], str]] = {
     "quality": (quality, "accuracy against the share of the units, as in figure 9 of the paper"),
+    "tradeoff": (tradeoff, "precision against latency, as in figure 10"),
     "ratios": (ratios, "units that are open against the limit, as in figure 11"),
     "progress": (progress, "accuracy while training goes on, as in figure 12"),
     "tasks": (tasks, "every question with a tenth of the units, as in figure 14"),

@@ -52,8 +52,12 @@ def test_pictures_are_drawn_from_the_rows_that_are_there(tmp_path: Path) -> None
     ]
     every: Any = {"rows": tuple(more)}
     assert [name for name, _ in draw(result.replace(**every), tmp_path)] == [
-        f"factory-numvqa-{name}.svg" for name in PICTURES
+        f"factory-numvqa-{name}.svg" for name in PICTURES if name != "tradeoff"
     ]
+    ways = ("ours", "retrain", "retrain_small")
+    row = {f"{what}_{way}": 0.5 for what in ("latency_ms", "map") for way in ways}
+    only: Any = {"rows": ({"task": "car", **row},), "name": "factory-attrod"}
+    assert [name for name, _ in draw(result.replace(**only), tmp_path)] == ["factory-attrod-tradeoff.svg"]
     assert all("<svg" in path.read_text(encoding="utf-8") for path in tmp_path.iterdir())
 
 
