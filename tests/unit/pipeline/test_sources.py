@@ -18,6 +18,7 @@ from sarto.graph import write_graph
 from sarto.graph.pt2 import write_pt2
 from sarto.pipeline import InputSpec, load_source, read_input
 from sarto.pipeline.sources.calling import Called, capture_called
+from sarto.pipeline.sources.factory import load_weights
 from sarto.pipeline.sources.named import load_named
 
 
@@ -407,3 +408,33 @@ def test_weights_of_another_model_are_told_in_one_sentence(sized: str, tmp_path:
     words = r"those of another model: none of its 3 tensors \(head.bias, .*is one of the model's 4 \(0.bias"
     with pytest.raises(RequestError, match=words):
         load_source(sized, weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_a_type_that_needs_a_scale_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 2)
+    before, path = model.weight.clone(), tmp_path / "weights.safetensors"
+    save_file({"weight": torch.ones(2, 3).to(dtype), "bias": torch.zeros(2)}, path)
+    found = str(dtype).removeprefix("torch.")
+    words = rf"weight: holds {found}, the model takes float32: give the weights before they were quantised"
+    with pytest.raises(RequestError, match=words):
+        load_weights(model, path)
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_float_type_and_narrower_counters_are_read(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model, path = nn.BatchNorm1d(2), tmp_path / "weights.safetensors"
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    state |= {"weight": torch.tensor([0.5, -2.0], dtype=dtype), "num_batches_tracked": torch.tensor(7).int()}
+    save_file(state, path)
+    load_weights(model, path)
+    assert model.weight.tolist() == [0.5, -2.0] and model.weight.dtype == torch.float32
+    assert model.num_batches_tracked is not None and int(model.num_batches_tracked) == 7
+    save_file({**state, "num_batches_tracked": torch.tensor(7.5)}, path)
+    with pytest.raises(
+        RequestError, match="num_batches_tracked: holds float32, the model takes int64: save it as"
+    ):
+        load_weights(model, path)

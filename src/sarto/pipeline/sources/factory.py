@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from sarto.types.sources import refuse_pickle
 
 #: Hints against which an argument can be held.
 _PLAIN = (int, float, str, bool, list, dict)
+#: Types of weights that stand for the same numbers, more or less exactly.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_factory(
@@ -89,7 +92,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a module's state from a safetensors file, strictly; batch counters may be missing.
 
     Raises:
-        RequestError: names every tensor that is missing, left over or of another shape.
+        RequestError: names every tensor that is missing, left over, of another shape, or of a type that can't stand for
+            the model's.
     """
     try:
         state: dict[str, Tensor] = load_file(path)
@@ -115,9 +119,38 @@ def load_weights(model: nn.Module, path: Path) -> None:
         for name in sorted(set(own) & set(state))
         if state[name].shape != own[name].shape
     ]
+    problems += [
+        f"{name}: holds {_plain(state[name].dtype)}, the model takes {_plain(own[name].dtype)}: {_cure(own[name].dtype)}"
+        for name in sorted(set(own) & set(state))
+        if not _keeps_values(state[name].dtype, own[name].dtype)
+    ]
     if problems:
         raise RequestError(f"weights {path.name} don't fit the model", problems=problems, where=str(path))
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
+
+
+def _keeps_values(found: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers of one type can be read as those of another: floats for floats, whole numbers for wider ones.
+
+    Whole numbers for floats are codes that need a scale.
+    """
+    if found == wanted or (found in _FLOATS and wanted in _FLOATS):
+        return True
+    if found.is_floating_point or found.is_complex or wanted.is_floating_point or wanted.is_complex:
+        return False
+    return torch.bool not in (found, wanted) and torch.promote_types(found, wanted) == wanted
+
+
+def _cure(wanted: torch.dtype) -> str:
+    if wanted.is_floating_point:
+        return (
+            f"give the weights before they were quantised, or times their scale and saved as {_plain(wanted)}"
+        )
+    return f"save it as {_plain(wanted)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _few(names: Iterable[str]) -> str:
