@@ -65,9 +65,10 @@ def subject(name: str, n_samples: int, n_calibration: int) -> Subject:
 
 
 def _cifar(depth: int, n_samples: int, n_calibration: int) -> Subject:
+    from benchmarks.place import data_folder
     from benchmarks.slicepack.images import read
 
-    folder = Path(os.environ["SARTO_DATA"])
+    folder = data_folder()
     model = zoo.cifar_resnet(10, depth, shortcut="pad")
     model.load_state_dict(load_file(folder / "weights" / f"{RESNETS[depth]}.safetensors"), strict=True)
     parts = []

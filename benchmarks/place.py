@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, machine, versions."""
+"""Where a number comes from: commit, machine, versions, data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.schema import Machine
+from sarto.errors import RequestError
 
 
 def revision(folder: Path) -> tuple[str | None, bool]:
@@ -29,6 +30,22 @@ def revision(folder: Path) -> tuple[str | None, bool]:
     except (OSError, subprocess.CalledProcessError):
         return None, True
     return commit, bool(changes)
+
+
+def data_folder() -> Path:
+    """The folder of data sets and weights that SARTO_DATA names.
+
+    Raises:
+        RequestError: the variable is not set, or names no folder.
+    """
+    named = os.environ.get("SARTO_DATA", "")
+    if not named or not Path(named).is_dir():
+        raise RequestError(
+            f"the environment variable SARTO_DATA {f'names {named}, which is no folder' if named else 'is not set'}: "
+            "it names the folder of the data sets and weights that benchmarks read (cifar10, cifar100, mnist, trec, "
+            "weights and others); --smoke runs without it"
+        )
+    return Path(named)
 
 
 def this_machine() -> Machine:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.place import data_folder
 from sarto import zoo
 from sarto.engines.factory.data import open_data, score
 from sarto.engines.factory.gates import lowest_limit
@@ -261,7 +262,7 @@ class _Watch:
 def open_digits(digits: str, folder: Path) -> tuple[TaskSpace, NumVqa]:
     """The space and its data: real digits under SARTO_DATA, or ten shapes."""
     if digits == "mnist":
-        space = read_space("numvqa", {"folder": f"{os.environ['SARTO_DATA']}/mnist"})
+        space = read_space("numvqa", {"folder": str(data_folder() / "mnist")})
     else:
         shapes = np.repeat(np.random.default_rng(0).integers(0, 255, (10, 16, 16), dtype=np.uint8), 4, 0)
         labels = np.repeat(np.arange(10), 4)

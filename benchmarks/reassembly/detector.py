@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.place import data_folder
 from benchmarks.reassembly.zero_gradient import accuracy_of
 from benchmarks.reassembly.zoo import SHIPPED, donor, names, probes, tests
 from sarto import zoo
@@ -37,7 +36,7 @@ def detector(
     last = donor(data, names(data)[0] if data == SHIPPED else tail, inputs)
     model: nn.Module = zoo.fastestdet()
     if data != SHIPPED:
-        model.load_state_dict(load_file(Path(os.environ["SARTO_DATA"]) / "weights" / FILE))
+        model.load_state_dict(load_file(data_folder() / "weights" / FILE))
     graph = capture(model.eval(), torch.rand(2, 3, side, side), prove=False)
     first = Donor("fastestdet", graph, anatomy(graph), _enlarged(inputs, side))
     rows = last.anatomy.places[entered].grid[0]

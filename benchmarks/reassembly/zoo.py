@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.place import data_folder
 from benchmarks.slicepack.images import read, to_unit, train_and_pool
 from benchmarks.slicepack.originals import MEAN, STD, Recipe, accuracy, train
 from sarto import zoo
@@ -97,7 +98,7 @@ def graph_of(data: str, name: str) -> ModelGraph:
     if name in REAL:
         file, depth = REAL[name]
         model: nn.Module = zoo.cifar_resnet(n_classes=10, depth=depth, shortcut="pad")
-        state = load_file(Path(os.environ["SARTO_DATA"]) / "weights" / file)
+        state = load_file(data_folder() / "weights" / file)
         model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
         return normalise(capture(model.eval(), example, prove=False), REAL_MEAN, REAL_STD)
     path = _path(data, name)

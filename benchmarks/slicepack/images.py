@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from benchmarks.place import data_folder
 
 #: Train images of each class that the originals never see; the few samples of an order are drawn from them.
 POOL = {"cifar10": 100, "cifar100": 50}
@@ -35,7 +35,7 @@ def read(data: str, split: str) -> Images:
     """The whole train or test split under SARTO_DATA."""
     import imagecodecs
 
-    folder = Path(os.environ["SARTO_DATA"]) / data
+    folder = data_folder() / data
     meta = json.loads((folder / "meta.json").read_text())
     per_class = meta["per_class"][split]
     pixels, labels = [], []

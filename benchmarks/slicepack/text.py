@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.place import data_folder
 from benchmarks.slicepack.originals import FOLDER
 from sarto import zoo
 
@@ -194,7 +194,7 @@ def _generated(split: str) -> list[tuple[str, str]]:
 def _read(data: str, split: str) -> list[tuple[str, str]]:
     if data == "generated":
         return _generated(split)
-    path = Path(os.environ["SARTO_DATA"]) / data / f"{split}.tsv"
+    path = data_folder() / data / f"{split}.tsv"
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     if data == "trec":

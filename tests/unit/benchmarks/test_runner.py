@@ -13,7 +13,7 @@ import pytest
 
 import benchmarks
 from benchmarks import runner
-from benchmarks.place import revision
+from benchmarks.place import data_folder, revision
 from benchmarks.schema import Case, Result
 from benchmarks.table import BEGIN, END, table, write_table
 from sarto.errors import RequestError
@@ -246,3 +246,14 @@ def test_the_table_has_one_row_a_result_and_keeps_the_text_around_it(folder: Pat
     assert "n_runs 6; n_seed 0; sum_ratio 3" in rows[0] and "adds up" in rows[0]
     write_table(readme, out)
     assert readme.read_text() == text
+
+
+def test_data_that_nobody_named_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SARTO_DATA", raising=False)
+    with pytest.raises(RequestError, match="SARTO_DATA is not set: it names the folder of the data sets and"):
+        data_folder()
+    monkeypatch.setenv("SARTO_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(RequestError, match=r"SARTO_DATA names .*nowhere, which is no folder"):
+        data_folder()
+    monkeypatch.setenv("SARTO_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
