@@ -92,8 +92,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a module's state from a safetensors file, strictly; batch counters may be missing.
 
     Raises:
-        RequestError: names every tensor that is missing, left over, of another shape, or of a type that can't stand for
-            the model's.
+        RequestError: names every tensor that is missing, left over, of another shape, or of a type whose numbers are
+            not the model's.
     """
     try:
         state: dict[str, Tensor] = load_file(path)
@@ -120,7 +120,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if state[name].shape != own[name].shape
     ]
     problems += [
-        f"{name}: holds {_plain(state[name].dtype)}, the model takes {_plain(own[name].dtype)}: {_cure(own[name].dtype)}"
+        f"{name}: holds {_plain(state[name].dtype)}, the model takes {_plain(own[name].dtype)}: "
+        f"{_cure(own[name].dtype)}"
         for name in sorted(set(own) & set(state))
         if not _keeps_values(state[name].dtype, own[name].dtype)
     ]
