@@ -174,6 +174,40 @@ def test_a_student_has_the_shape_of_the_chain_and_the_classifier_of_its_teacher(
     assert same and all("fc." in name for name in same)
 
 
+@pytest.mark.parametrize("right", ["trained", "untrained", "both"])
+def test_the_trained_chain_takes_the_place_of_the_other_only_where_more_is_right(
+    right: str, indexed: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = _order(indexed)
+    labels = torch.from_numpy(order.samples.labels.copy())
+
+    def said(builder: Builder, plan: Plan, samples: Samples) -> torch.Tensor:
+        good = right in ("both", "trained" if schooling.training_of(plan) is not None else "untrained")
+        return labels if good else 1 - labels
+
+    monkeypatch.setattr(schooling, "left_out", said)
+    asked = replace(
+        order,
+        requirement=order.requirement.replace(request=order.request.replace(train=Training(epochs=1))),
+    )
+    row = {"name": "chain", "role": "plan", "note": "a -> b", "accuracy_loto": 0.5}
+    plain = {"row": row, "plan": _chain(order, "restrict").model_dump(mode="json"), "correct": []}
+    score = Score.from_plain({**plain, "predictions": [], "heldout": None})
+    rows = {s.row.name: s.row for s in schooling.train_best(_builder(indexed, order), asked, [score])}
+    if right == "trained":
+        assert {name: found.role for name, found in rows.items()} == {
+            "chain, before training": "baseline",
+            "chain, trained": "plan",
+        }
+        assert rows["chain, trained"].note.endswith("0.0% right before, 100.0% after: kept")
+    else:
+        assert {name: found.role for name, found in rows.items()} == {
+            "chain": "plan",
+            "chain, trained": "baseline",
+        }
+        assert rows["chain, trained"].note.endswith(": not kept")
+
+
 def test_a_chain_that_can_not_be_trained_says_why(indexed: Shop) -> None:
     order = _order(indexed)
     sliced = next(
