@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from sarto.errors import RequestError
 
 if TYPE_CHECKING:
     from sarto.pipeline import Artifact
-    from sarto.types import Request
+    from sarto.types import Interval, Request
 
 DEFAULT = "market"
 
@@ -145,7 +146,7 @@ def plan(
     """List the plans for an order, from manifests alone; nothing is built."""
     with told(as_json=as_json, debug=debug):
         order = _request(request, locals())
-        from sarto.pipeline import Market
+        from sarto.pipeline import Market, Plans
 
         with Market.open(market) as opened:
             plans = opened.plan(order)
@@ -153,6 +154,8 @@ def plan(
             if not 1 <= number <= len(plans.all):
                 raise RequestError(f"--number {number}: there are {len(plans.all)} plans, counted from 1")
             plans.all[number - 1].write(out)
+        if isinstance(plans, Plans):
+            _tell_notes(plans.order.requirement.notes)
         if as_json:
             emit({"plans": plans.to_plain()})
             return
@@ -291,7 +294,7 @@ _TRAINING = {"epochs": "train", "towards": "train_on", "scope": "train_scope"}
 
 def _request(path: str | None, flags: dict[str, Any]) -> Request:
     """The order of a file, with the flags that were given on top."""
-    from sarto.types import Request
+    from sarto.types import Interval, Request
 
     given: dict[str, Any] = json.loads(Request.read(path).to_json()) if path is not None else {}
     if flags["classes"]:
@@ -367,7 +370,8 @@ def out_of(out: str) -> Path:
 
 def delivered(artifact: Artifact, as_json: bool) -> None:
     """Say what was made: a line for people, or the report as JSON."""
-    report = artifact.report
+    report, requirement = artifact.report, artifact.requirement
+    _tell_notes(requirement.notes if requirement is not None else ())
     if as_json:
         emit(
             {
@@ -382,7 +386,7 @@ def delivered(artifact: Artifact, as_json: bool) -> None:
     pick = report.pick
     typer.echo(f"{pick.name}: {', '.join(artifact.classes)}")
     for accuracy, interval, basis in (
-        (pick.accuracy_loto, pick.interval, "on your samples, one of each class left out"),
+        (pick.accuracy_loto, pick.interval, f"on your samples, {_basis(pick.interval)}"),
         (pick.accuracy_heldout, pick.heldout_interval, f"on held-out {report.reads}s"),
     ):
         if accuracy is not None:
@@ -402,11 +406,21 @@ def delivered(artifact: Artifact, as_json: bool) -> None:
     typer.echo(f"the page: {artifact.folder / 'report.html'}")
 
 
+def _tell_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
 def _interval(cost: dict[str, Any], low: str, middle: str, high: str, factor: float = 1.0) -> str:
     """A predicted number with its bounds; nothing where they are not known."""
     if cost.get(middle) is None or cost.get(high) is None:
         return ""
     return f"{factor * cost[middle]:.3g} ({factor * cost[low]:.3g} to {factor * cost[high]:.3g})"
+
+
+def _basis(interval: Interval | None) -> str:
+    """How an accuracy on the order's samples was measured."""
+    return interval.method.partition(", ")[2] if interval is not None else "none left out"
 
 
 def _shown(value: float | None) -> str:

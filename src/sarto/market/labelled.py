@@ -43,6 +43,10 @@ class Labelled(ABC):
         """
 
     @abstractmethod
+    def contents(self) -> list[bytes]:
+        """What each sample holds without its label; equal samples give equal bytes."""
+
+    @abstractmethod
     def _chosen(self, classes: tuple[str, ...], labels: NDArray[np.int64], places: NDArray[np.intp]) -> Self:
         """The samples at some places, with new labels."""
 

@@ -54,6 +54,10 @@ class Samples(Labelled):
         """The samples as a safetensors file; equal samples give equal bytes."""
         return encode_samples(self)
 
+    def contents(self) -> list[bytes]:
+        """The pixels of each image."""
+        return [image.tobytes() for image in self.images]
+
     def concat(self, *others: Samples) -> Samples:
         """These samples followed by others; classes are joined by name.
 

@@ -64,6 +64,10 @@ class TextSamples(Labelled):
             grouped[label].append(text)
         return to_json_text({"classes": list(ordered.classes), "format": FORMAT, "texts": grouped}).encode()
 
+    def contents(self) -> list[bytes]:
+        """The letters of each text."""
+        return [text.encode() for text in self.texts]
+
     def concat(self, *others: TextSamples) -> TextSamples:
         """These samples followed by others; classes are joined by name."""
         classes, labels = joined_labels((self, *others))

@@ -20,6 +20,8 @@ from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.subnets import ENGINE, class_plans
 from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
+#: Accuracies that are no further apart are equal.
+SAME = 1e-9
 #: Share of the FLOPs of a kind's largest pack that counts as clearly fewer.
 QUICKER = 0.75
 
@@ -352,6 +354,7 @@ def show(name: str, value: float) -> str:
 def ranked(rows: Sequence[tuple[float | None, Cost, int]]) -> list[int]:
     """Places of rows in the order in which they are delivered: accuracy on the order's samples, then fewer parameters.
 
+    Accuracies that differ by less than `SAME` are equal: they are means over pairings, and differ in the last digit.
     Rows without an accuracy come last, in the order given.
     """
     return sorted(
@@ -359,6 +362,6 @@ def ranked(rows: Sequence[tuple[float | None, Cost, int]]) -> list[int]:
         key=lambda i: (
             (1, 0.0, 0, rows[i][2])
             if rows[i][0] is None
-            else (0, -(rows[i][0] or 0.0), rows[i][1].params, rows[i][2])
+            else (0, -round((rows[i][0] or 0.0) / SAME), rows[i][1].params, rows[i][2])
         ),
     )

@@ -22,7 +22,7 @@ from sarto.training import (
     ridge_loto,
     wilson,
 )
-from sarto.types import Cost, Interval, Plan, Row
+from sarto.types import Cost, Interval, Plan, Row, SliceNode
 
 #: Level of every interval in a report.
 LEVEL = 0.9
@@ -77,7 +77,8 @@ def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name
     """Build a plan and score it on the order's samples.
 
     A head that was fitted on them is scored by leaving one of each class out; a donor's own head was not fitted on
-    them and is scored on all.
+    them and is scored on all. Slices are chosen and repaired once, on all samples; where that may have learnt them by
+    heart, for want of a second sample of each class, nothing is said of an own head either.
     """
     assembly = builder.build(plan)
     labels = torch.from_numpy(samples.labels.copy())
@@ -94,6 +95,15 @@ def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name
         accuracy = float(correct.mean())
         interval = jeffreys(float(correct.sum()), len(labels), level=LEVEL)
         method = "jeffreys, nothing was fitted"
+        seen = _made_from(builder, plan, samples)
+        if seen:
+            method = "jeffreys, slices made from these samples under the donor's own classifier"
+        if seen and min(samples.counts.values()) < 2:
+            note = (
+                f"{note}; made from these samples, of which no second one of each class is left to try it on"
+            )
+            accuracy, interval = None, None
+            correct, predictions = torch.full_like(correct, torch.nan), torch.full_like(predictions, -1)
     row = Row(
         name=name,
         role=role,
@@ -105,6 +115,14 @@ def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name
         note=note,
     )
     return Score(row, plan, correct, predictions)
+
+
+def _made_from(builder: Builder, plan: Plan, samples: Labelled) -> bool:
+    """Whether slices of the plan were chosen or repaired on some of these samples."""
+    read = {node.samples for node in plan.nodes.values() if isinstance(node, SliceNode)}
+    own = set(samples.contents())
+    held = (builder.samples[digest] for digest in read if digest in builder.samples)
+    return any(not own.isdisjoint(part.contents()) for part in held)
 
 
 def score_trivial(samples: Labelled, features: Tensor) -> list[Score]:

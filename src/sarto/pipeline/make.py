@@ -14,7 +14,7 @@ from sarto.market import Labelled, Store, read_samples
 from sarto.pipeline.alternatives import score_alternatives
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, to_build
+from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, ranked, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.job import Job
@@ -92,6 +92,10 @@ def make(
         Verified.from_plain,
     )
     rows = [verified.score.as_pick(verified.cost), *(s for s in scores if not _same(s, verified.score))]
+    picked = verified.score.plan
+    rows += job.hop(
+        "controls", lambda: score_controls(builder, order, scores, picked, progress), _plain, _scores
+    )
     rows += job.hop("baselines", lambda: _alternatives(builder, order, rows, heldout), _plain, _scores)
     if plan is None:
         beside = rows
@@ -111,7 +115,7 @@ def make(
 
 
 def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Progress = silent) -> list[Score]:
-    """Scores of the packs, the baselines, the control and the trivial classifiers, on the order's samples."""
+    """Scores of the packs, the chains, the baselines and the trivial classifiers, on the order's samples."""
     order = plans.order
     todo: list[tuple[Plan, Role, str]] = []
     if given is not None:
@@ -124,8 +128,6 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     taken = {plan.key() for plan, _, _ in todo}
     for plan in chains_to_build(plans) if given is None else ():
         todo.append((plan, "plan", plan.note))
-        if not any(role == "control" for _, role, _ in todo):
-            todo.append((_stitched_at_random(plan), "control", "random stitches, same blocks"))
         if not any(name == SELF_STITCHED for _, _, name in todo):
             todo.append((_stitched_to_itself(plan), "baseline", SELF_STITCHED))
         if plans.drawn is not None and not any(name == DRAWN_AT_RANDOM for _, _, name in todo):
@@ -133,9 +135,6 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:
             todo.append((plan, _role(plan), plan.note))
-    control = next((plan for plan, role, _ in todo if role == "plan" and _sliced(plan)), None)
-    if control is not None:
-        todo.append((_randomised(control), "control", "random units, same widths, with repair"))
     todo = _told_apart(todo)
     scores = []
     for place, (plan, role, name) in enumerate(todo):
@@ -145,6 +144,35 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
     progress("building and scoring", len(todo), len(todo))
     whole = whole_donors(order)
     return scores + score_trivial(order.samples, builder.features(whole, whole.out, order.samples))
+
+
+def score_controls(
+    builder: Builder, order: Order, scores: Sequence[Score], picked: Plan | None, progress: Progress = silent
+) -> list[Score]:
+    """What chance makes of the delivered plan: random units in its slices, random stitches in its chain.
+
+    Where it has no slices, or no chain, those of the best plan that has stand in for it, and the name says so.
+    """
+    rows = [(s.row, s.plan) for s in scores if s.row.role == "plan" and s.plan is not None]
+    costs = [
+        (row.accuracy_loto, row.cost, place) for place, (row, _) in enumerate(rows) if row.cost is not None
+    ]
+    plans = [picked, *(rows[costs[place][2]][1] for place in ranked(costs))]
+    names = {plan.key(): row.name for row, plan in rows}
+    todo = []
+    for name, has, drawn in (
+        ("random units, same widths, with repair", _sliced, _randomised),
+        ("random stitches, same blocks", _chained, _stitched_at_random),
+    ):
+        plan = next((plan for plan in plans if plan is not None and has(plan)), None)
+        if plan is not None:
+            said = name if plan is picked else f"{name}, of {names.get(plan.key(), plan.note)}"
+            todo.append((drawn(plan), said))
+    found = []
+    for place, (plan, name) in enumerate(todo):
+        progress("building controls", place, len(todo))
+        found.append(score_plan(builder, plan, order.samples, "control", name))
+    return found
 
 
 def _told_apart(todo: list[tuple[Plan, Role, str]]) -> list[tuple[Plan, Role, str]]:

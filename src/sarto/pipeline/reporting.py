@@ -372,10 +372,21 @@ def _sentences(
     row, cost = delivered.pick.row, delivered.verified.cost
     n, noun = len(order.samples), order.samples.noun
     if row.accuracy_loto is not None and row.interval is not None:
+        fitted = delivered.assembly.head is not None
+        how = (
+            "measured by leaving one of each class out of the head"
+            if fitted
+            else "under a donor's own classifier, which none of them fitted"
+        )
         yield (
             f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) on "
-            f"{noun}s like your {n}, measured by leaving one of each class out."
+            f"{noun}s like your {n}, {how}."
         )
+        if _sliced_from_these(order, delivered):
+            yield (
+                f"Its slices were chosen and repaired on all of these {noun}s at once, so that new ones may do a "
+                "little worse: give held-out samples to see."
+            )
     else:
         yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
     if row.accuracy_heldout is not None and delivered.heldout is not None:
@@ -386,7 +397,16 @@ def _sentences(
     yield from _foretold(order, delivered)
     if delivered.rejection is not None:
         yield _refusals(delivered.rejection, noun)
-    yield "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the smallest."
+    built = sum(score.row.role in ("pick", "plan") for score in delivered.rows)
+    if built == 1:
+        yield "Delivered: the only plan that was built."
+    elif row.accuracy_loto is None:
+        yield "Delivered: the first of the plans that keep the budget, for nothing could be measured."
+    else:
+        yield (
+            "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the "
+            "smallest."
+        )
     for found in comparisons:
         gap = f"{100 * found.gap:+.1f} points"
         if found.verdict == "cannot be told apart":
@@ -404,6 +424,15 @@ def _sentences(
     failed = [check.name for check in checks if not check.ok]
     if failed:
         yield f"Checks that failed: {', '.join(failed)}."
+
+
+def _sliced_from_these(order: Order, delivered: Delivered) -> bool:
+    """Whether the delivered plan has slices, and some of the order's samples are those that donors were sliced with."""
+    plan = delivered.pick.plan
+    if plan is None or not any(isinstance(node, SliceNode) for node in plan.nodes.values()):
+        return False
+    own = set(order.samples.contents())
+    return any(not own.isdisjoint(samples.contents()) for samples in order.donor_samples.values())
 
 
 def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:

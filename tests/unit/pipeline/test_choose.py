@@ -29,6 +29,12 @@ def test_the_most_accurate_comes_first_and_of_equals_the_smallest() -> None:
     assert ranked(rows) == [2, 1, 0, 3, 4], "unmeasured rows last, in the order given"
 
 
+def test_accuracies_that_differ_in_the_last_digit_are_equal() -> None:
+    rows = [(1.0, cost(410), 0), (1.0 - 1e-16, cost(186), 1), (0.9999999999999999, cost(256), 2)]
+    assert ranked(rows) == [1, 2, 0]
+    assert ranked([(0.9, cost(1), 0), (0.901, cost(2), 1)]) == [1, 0]
+
+
 def test_a_predicted_latency_refuses_only_below_its_floor() -> None:
     budget = Budget(latency_ms=1.0)
     assert over(cost(1, latency_low_ms=0.5), budget) == ()
