@@ -135,7 +135,9 @@ def add(
                 origin=loaded.origin,
                 progress=tell,
             )
-        for note in (*loaded.notes, *assumed, *(_left_out(samples, learnware) if samples else ())):
+        known_as = [f"already stocked as {learnware.name}; the name {called} is not given"]
+        renamed = known_as if learnware.name != called else []
+        for note in (*loaded.notes, *assumed, *(_left_out(samples, learnware) if samples else ()), *renamed):
             typer.echo(f"note: {note}", err=True)
         if as_json:
             emit(json.loads(learnware.to_json()))

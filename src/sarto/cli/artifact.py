@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sarto.cli.output import Debug, Json, emit, told
-from sarto.errors import VerifyError
+from sarto.errors import StoreError, VerifyError
 
 
 def verify(
@@ -35,6 +35,13 @@ def verify(
                     f"{path} failed: {', '.join(check.name for check in checks if not check.ok)}"
                 )
             return
+        if not Path(path).is_dir():
+            what = "that is a file" if Path(path).exists() else "there is no such folder"
+            raise StoreError(
+                f"no finished model and no market at {path}: {what}; give the folder that `sarto make -o` wrote, or "
+                "that of a market",
+                where=path,
+            )
         with Market.open(path) as market:
             problems = market.verify()
         damaged = [problem for problem in problems if not problem.startswith("info:")]

@@ -108,10 +108,16 @@ def enter(session: Session, learnware: Learnware) -> Learnware:
         StoreError: its name belongs to another learnware.
     """
     row = session.get(LearnwareRow, learnware.id)
-    if row is not None and row.removed is None:
-        return manifest(row)
     query = select(LearnwareRow).where(LearnwareRow.name == learnware.name, LearnwareRow.removed.is_(None))
     other = session.scalars(query).first()
+    if row is not None and row.removed is None:
+        if other is not None and other.id != row.id:
+            raise StoreError(
+                f"this model is stocked already as {row.name!r}, and the name {learnware.name!r} belongs to another "
+                f"learnware ({other.id[:19]}...); the market is unchanged: leave out the one or the other",
+                where=learnware.name,
+            )
+        return manifest(row)
     if other is not None:
         raise StoreError(
             f"the name {learnware.name!r} belongs to another learnware ({other.id[:19]}...); the market is "

@@ -24,6 +24,7 @@ from sarto.market import (
 from sarto.pipeline.builder import ready, run
 from sarto.pipeline.progress import Progress, silent
 from sarto.types import Learnware, Objective, Preprocessing, TextPreprocessing, WidthCost
+from sarto.types.fields import twice
 
 #: What stocked widths are solved for. Milliseconds are not: they belong to a machine, a manifest to all.
 STOCKED: tuple[Objective, ...] = ("params", "flops")
@@ -56,6 +57,12 @@ def stock(
         StoreError: the name is taken by other content, or writing failed.
     """
     check_reads(graph)
+    doubled = [
+        f"classes: {cls!r} is named {list(classes).count(cls)} times; each output needs a name of its own (--classes)"
+        for cls in twice(classes)
+    ]
+    if doubled:
+        raise RequestError(doubled[0], problems=doubled)
     own = _own_samples(samples, classes)
     problems = _problems(graph, classes, preprocessing, vocabulary)
     problems += sample_problems(own, classes, preprocessing) if own is not None else []

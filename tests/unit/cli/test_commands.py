@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from sarto.types import Plan
+from sarto.zoo import vgg
 from tests.unit.cli.markets import CLASSES, FACTORY, run, write_samples
 
 ORDER = ("--classes", "cat,dog", "--engines", "slicepack")
@@ -173,3 +175,33 @@ def test_what_is_left_out_of_samples_is_told(tmp_path: Path) -> None:
     assert added.exit_code == 0, added.output
     assert "note: samples of [red]ship are left out: tiny has no such class" in added.stderr
     assert "note: no samples of cow: " in added.stderr and "samples of every class" in added.stderr
+
+
+def test_a_model_that_is_stocked_keeps_its_name_and_says_so(tmp_path: Path) -> None:
+    weights, market = tmp_path / "weights.safetensors", tmp_path / "market"
+    save_file(vgg(widths=[4, "M", 6, "M"], n_classes=3).state_dict(), weights)
+    run("market", "init", market)
+    stock = ("add", *FACTORY, "--weights", weights, "--size", "8,8", "--market", market)
+    first = run(*stock, "--classes", "cat,dog,ship", "--name", "tiny")
+    assert first.exit_code == 0 and "already stocked" not in first.stderr, first.output
+    again = run(*stock, "--classes", "cat,dog,ship", "--name", "mine")
+    assert again.exit_code == 0 and "stocked tiny" in again.stdout
+    assert "note: already stocked as tiny; the name mine is not given" in again.stderr
+    assert run(*stock, "--classes", "a,b,c", "--name", "other").exit_code == 0
+    taken = run(*stock, "--classes", "cat,dog,ship", "--name", "other")
+    assert taken.exit_code == 1 and "stocked already as 'tiny'" in taken.stderr
+    assert "the name 'other' belongs to another learnware" in taken.stderr
+    samples = ("--samples", write_samples(tmp_path / "samples.npz"))
+    doubled = run(*stock, *samples, "--classes", "cat,cat,dog", "--name", "twice")
+    assert doubled.exit_code == 2
+    assert (
+        "classes: 'cat' is named 2 times; each output needs a name of its own (--classes)" in doubled.stderr
+    )
+
+
+def test_verifying_what_is_not_there_names_both_things_that_could_be(tmp_path: Path) -> None:
+    gone = run("verify", tmp_path / "p")
+    assert gone.exit_code == 1 and "market init" not in gone.stderr
+    assert f"no finished model and no market at {tmp_path / 'p'}: there is no such folder" in gone.stderr
+    (tmp_path / "file").write_text("x")
+    assert "that is a file" in run("verify", tmp_path / "file").stderr
