@@ -106,11 +106,27 @@ def _tell_stocked(done: Stocking, *, as_json: bool) -> None:
     for failed in done.failed:
         piece = failed.piece
         typer.echo(f"error: {piece.cls} of {piece.name} at {piece.share:.1%}: {failed.reason}", err=True)
-    if done.failed:
-        typer.echo(
-            f"{len(done.failed)} fragments are missing; run the same command again to try them once more",
-            err=True,
+    for line in _left(done):
+        typer.echo(line, err=True)
+
+
+def _left(done: Stocking) -> list[str]:
+    """What the fragments that failed leave behind, a line for each case."""
+    missing = [failed for failed in done.failed if failed.left == "missing"]
+    older = [failed for failed in done.failed if failed.left == "older"]
+    gone = dict.fromkeys(failed.piece.name for failed in done.failed if failed.left == "removed")
+    lines = [
+        f"learnware {name!r} was removed meanwhile: its fragments are not needed any more" for name in gone
+    ]
+    if older:
+        lines.append(
+            f"{len(older)} fragments could not be replaced; none is missing: the older ones are still there"
         )
+    if missing:
+        lines.append(
+            f"{len(missing)} fragments are missing; run the same command again to try them once more"
+        )
+    return lines
 
 
 def _tell_pruned(done: Pruned, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from sarto.errors import SartoError, StoreError
 from sarto.market import Store
@@ -69,10 +69,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Failed:
-    """A fragment that could not be made."""
+    """A fragment that could not be made.
+
+    Attributes:
+        left: what that leaves: it is missing, the older one stays in its place, or its learnware was removed meanwhile.
+    """
 
     piece: Piece
     reason: str
+    left: Literal["missing", "older", "removed"] = "missing"
 
 
 Outcome = Made | Failed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sarto.engines.slicepack import slice_node
@@ -57,7 +57,10 @@ class Stocking:
                 {**_piece(made.piece), "params": made.params, "seconds": made.seconds} for made in self.made
             ],
             "present": [_piece(piece) for piece in self.present],
-            "failed": [{**_piece(failed.piece), "reason": failed.reason} for failed in self.failed],
+            "failed": [
+                {**_piece(failed.piece), "reason": failed.reason, "left": failed.left}
+                for failed in self.failed
+            ],
             "skipped": list(self.skipped),
             "seconds": round(self.seconds, 3),
         }
@@ -136,10 +139,23 @@ def stock_fragments(
     return Stocking(
         tuple(made),
         tuple(piece for piece in pieces if piece.key in present),
-        tuple(failed),
+        tuple(_with_left(store, failed)),
         tuple(skipped),
         time.perf_counter() - begun,
     )
+
+
+def _with_left(store: Store, failed: Sequence[Failed]) -> Iterator[Failed]:
+    """The same, each with what the market has in its place."""
+    stocked = store.sound_fragments(item.piece.key for item in failed)
+    there = {donor.id for donor in store.learnwares()} if failed else set()
+    for item in failed:
+        if item.piece.learnware not in there:
+            yield replace(item, left="removed")
+        elif item.piece.key in stocked:
+            yield replace(item, left="older")
+        else:
+            yield item
 
 
 def pieces_of(

@@ -72,3 +72,33 @@ def test_a_fragment_that_fails_is_named_and_the_exit_code_says_so(
     assert failed.exit_code == 1 and "stocked 2 fragments" in failed.stdout
     assert "error: dog of tiny at 50.0%: ValueError: no luck" in failed.stderr
     assert "1 fragments are missing; run the same command again" in failed.stderr
+
+
+def test_what_failed_says_what_it_leaves(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sarto.errors import StoreError
+    from sarto.market import Store
+
+    run("stock", "--market", own, "--sizes", ".5", "--processes", 1)
+
+    def refused(self: Store, *given: object, **more: object) -> object:
+        raise StoreError("the market can't be written to")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "put_fragment", refused)
+        again = run("stock", "--again", "--market", own, "--sizes", ".5", "--processes", 1)
+    assert again.exit_code == 1 and again.stderr.count("the market can't be written to") == 3
+    assert (
+        "3 fragments could not be replaced; none is missing: the older ones are still there" in again.stderr
+    )
+    assert "run the same command again" not in again.stderr
+
+    def removing(self: Store, *given: object, **more: object) -> object:
+        if any(found.name == "tiny" for found in self.learnwares()):
+            self.remove("tiny")
+        raise StoreError("learnware 'tiny' was removed")
+
+    monkeypatch.setattr(Store, "put_fragment", removing)
+    gone = run("stock", "--market", own, "--sizes", ".8", "--processes", 1)
+    assert gone.exit_code == 1
+    assert "learnware 'tiny' was removed meanwhile: its fragments are not needed any more" in gone.stderr
+    assert "missing" not in gone.stderr
