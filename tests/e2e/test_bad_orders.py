@@ -6,6 +6,8 @@ import pickle
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import torch
 import sarto
 from sarto import GraphError, Market, Request, RequestError, ShapeError, StoreError
 from sarto.pipeline import Artifact
+from sarto.pipeline.job import Job
+from sarto.pipeline.order import check_order
 from sarto.pipeline.sources import load_source, load_weights
 
 Files = Callable[[Path], dict[str, Any]]
@@ -33,7 +37,11 @@ RED = ("red disc", "red bar")
         (("red disk", "red bar"), [r"no model in the market knows 'red disk' \(did you mean 'red disc'\?\)"]),
         (("red disk", "gren bar", "red bar"), ["2 problems", "'red disk'", "did you mean 'green bar'"]),
         (("disks:red disc", "red bar"), [r"no learnware 'disks' \(did you mean 'discs'\?\)"]),
-        (("bars:red disc", "red bar"), ["knows 'red disc'"]),
+        (("bars:red disc", "red bar"), ["learnware 'bars' does not know 'red disc'; 'discs' does"]),
+        (
+            ("bars:red disk", "red bar"),
+            [r"learnware 'bars' does not know 'red disk' \(known: blue bar, green bar, red bar\)"],
+        ),
         (("discs:red disc", "red disc"), ["'red disc' is asked from two learnwares"]),
         (("red disc", "red disc"), ["'red disc' is named twice"]),
     ],
@@ -62,6 +70,47 @@ def test_samples_and_heldout_that_are_missing_or_lack_a_class_are_named(shared: 
     with pytest.raises(RequestError, match=r"samples: .*some has none of class 'red bar'"):
         shared.make(shared.order(*RED, samples=some), "never")
     assert not (shared.folder / "never").exists()
+
+
+def test_heldout_images_that_decide_the_order_are_refused(shared: Any, tmp_path: Path) -> None:
+    own = shared.draw(RED, 3, 5)
+    path = str(shared.write_images(own, tmp_path / "own"))
+    words = r"heldout: .*own: 6 of 6 held-out images equal images that the order is decided on.*give others"
+    with pytest.raises(RequestError, match=words):
+        check_order(shared.order(*RED, samples=path, heldout=path), shared.market.store)
+    stocked = shared.market.store.samples("discs").only(["red disc"]).take(2)
+    mixed = stocked.concat(shared.draw(["red disc", "red bar"], 2, 6))
+    path = str(shared.write_images(mixed, tmp_path / "mixed"))
+    with pytest.raises(RequestError, match="2 of 6 held-out images equal images"):
+        check_order(shared.order(*RED, heldout=path), shared.market.store)
+    order = check_order(shared.order(*RED), shared.market.store)
+    assert order.heldout is not None and len(order.heldout) == 24
+
+
+def test_samples_that_are_not_used_are_noted(shared: Any, tmp_path: Path) -> None:
+    path = str(shared.write_images(shared.draw([*RED, "blue bar"], 3, 5), tmp_path / "own"))
+    noted = check_order(shared.order(*RED, samples=path, samples_per_class=50), shared.market.store)
+    assert noted.requirement.notes == (
+        f"samples of blue bar in {path} are left out: the order is for red disc, red bar",
+        "50 samples of each class were asked for, but red disc has 3, red bar has 3: all of them are used",
+    )
+    for used in (shared.order(*RED, samples_per_class=3), shared.order("blue bar", *RED, samples=path)):
+        assert check_order(used, shared.market.store).requirement.notes == ()
+
+
+def test_two_processes_do_not_make_in_one_folder(shared: Any, tmp_path: Path) -> None:
+    request = shared.order(*RED)
+    holder = "import sys; from pathlib import Path; from sarto import Request; from sarto.pipeline.job import Job\n"
+    holder += "job = Job(Path(sys.argv[1]), Request.parse(sys.argv[2])); print('held', flush=True); input()"
+    said = [sys.executable, "-c", holder, str(tmp_path / "out"), request.to_json()]
+    with subprocess.Popen(said, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(
+            RequestError, match=r"another make works in .*out: wait until it is done, or choose"
+        ):
+            Job(tmp_path / "out", request)
+        other.communicate("\n")
+    assert Job(tmp_path / "out", request).finished is None, "a dead process holds nothing"
 
 
 def test_images_of_another_size_in_an_order_are_refused(shared: Any, tmp_path: Path) -> None:

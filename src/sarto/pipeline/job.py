@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sarto.errors import RequestError
+from sarto.market.file_locks import lock_file
 from sarto.pipeline.artifact import MANIFEST, Artifact, write_text
 from sarto.types import Request
 
 T = TypeVar("T")
 FOLDER = ".job"
+#: In it: which process works here. It stays; without a holder it means nothing.
+LOCK = "make.lock"
 
 
 class Job:
-    """The hops of one order. A hop's file is written whole, after its work is done."""
+    """The hops of one order. A hop's file is written whole, after its work is done.
+
+    Its folder belongs to one process at a time, as long as the job is used.
+    """
 
     def __init__(self, out: Path, request: Request, *, extra: str = "") -> None:
         """Open or begin the job in a folder.
@@ -26,7 +34,8 @@ class Job:
             extra: what else identifies the job, e.g. the key of a given plan.
 
         Raises:
-            RequestError: the folder holds another order, or files that sarto did not write.
+            RequestError: the folder holds another order, or files that sarto did not write, or another process works
+                in it.
         """
         self.out = out
         self.folder = out / FOLDER
@@ -44,11 +53,37 @@ class Job:
                     f"{out} is not empty ({', '.join(strangers[:5])}); choose a new folder", where=str(out)
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        if not known.is_file():
             write_text(known, identity)
         self._seconds: dict[str, float] = {}
         times = self.folder / "seconds.json"
         if times.is_file():
             self._seconds.update(json.loads(times.read_text(encoding="utf-8")))
+
+    def _hold(self) -> None:
+        """Take the folder's lock; the system gives it up with this process, however that ends.
+
+        What is left of an earlier job of this process, after an error that somebody keeps, stands in nobody's way.
+        """
+        try:
+            file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            # Nobody works in a folder that can't be written; a finished model is still read from it.
+            return
+        own = str(os.getpid()).encode()
+        ours = os.read(file, 20) == own
+        if lock_file(file) is False and not ours:
+            os.close(file)
+            raise RequestError(
+                f"another make works in {self.out}: wait until it is done, or choose another folder",
+                where=str(self.out),
+            )
+        if not ours:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+            os.write(file, own)
+        weakref.finalize(self, os.close, file)
 
     @property
     def seconds(self) -> Mapping[str, float]:

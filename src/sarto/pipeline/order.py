@@ -34,6 +34,7 @@ class Order:
         predictor: of latency and memory on the order's device; None where it names no profile.
         subnets: the market's supernets, for plans with subnets.
         chains: the market's indexed zoos, for plans with chains of blocks.
+        heldout: samples of the wanted classes that only the report reads; None where none are given.
     """
 
     requirement: Requirement
@@ -46,6 +47,7 @@ class Order:
     subnets: Subnets | None = None
     chains: Chains | None = None
     supernets: Mapping[str, StockedSupernet] = field(default_factory=dict)
+    heldout: Labelled | None = None
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -79,7 +81,8 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
 
     Raises:
         RequestError: unknown classes or learnwares (with suggestions), classes without any samples, unreadable or
-            unfitting samples, donors that read different images; all problems at once.
+            unfitting samples, held-out samples that are the order's, donors that read different images; all problems
+            at once.
     """
     learnwares = {learnware.id: learnware for learnware in store.learnwares()}
     problems: list[str] = []
@@ -120,7 +123,8 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         raise RequestError(problems[0], problems=problems)
     intakes = {donor.id: intake_of(store, donor) for donor in donors}
     intake = joint_intake([(donor, intakes[donor.id]) for donor in donors])
-    samples = _samples(request, offers, learnwares, store, intake, problems)
+    notes: list[str] = []
+    samples = _samples(request, offers, learnwares, store, intake, problems, notes)
     if problems or samples is None:
         raise RequestError(problems[0], problems=problems)
     requirement = Requirement(
@@ -129,10 +133,12 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         others=tuple(others),
         n_samples=samples.counts,
         samples_digest=samples.digest,
+        notes=tuple(notes),
     )
     for donor in _rivals(donors, others, learnwares, store, intake):
         intakes[donor.id] = intake_of(store, donor)
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
+    heldout = _heldout(request, [offer.cls for offer in offers], intake, [samples, *donor_samples.values()])
     predictor = PlanPredictor(profile, store) if profile is not None else None
     subnets = Subnets(store, profile)
     return Order(
@@ -146,6 +152,7 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         subnets,
         Chains(store),
         allowed(store.supernets, request.donors),
+        heldout,
     )
 
 
@@ -178,8 +185,14 @@ def _offers(
         if not known:
             return f"no learnware {whose!r}{suggest(whose, [k.name for k in learnwares.values()])}"
     found = [learnware for learnware in known if cls in learnware.classes]
+    elsewhere = [learnware.name for learnware in learnwares.values() if cls in learnware.classes]
+    if not found and elsewhere:
+        verb = "does" if len(elsewhere) == 1 else "do"
+        return f"learnware {whose!r} does not know {cls!r}; {', '.join(map(repr, elsewhere))} {verb}"
     if not found:
         classes = sorted({name for learnware in known for name in learnware.classes})
+        if whose is not None:
+            return f"learnware {whose!r} does not know {cls!r}{suggest(cls, classes)}"
         return f"no model in the market knows {cls!r}{suggest(cls, classes)}"
     offers = [
         ClassOffer(
@@ -242,7 +255,13 @@ def _samples(
     store: Store,
     intake: Intake,
     problems: list[str],
+    notes: list[str],
 ) -> Labelled | None:
+    """The samples that everything is decided on; None where there are problems.
+
+    Args:
+        problems, notes: what is found is added to them.
+    """
     classes = [offer.cls for offer in offers]
     found: Labelled | None
     if request.samples is not None:
@@ -254,6 +273,12 @@ def _samples(
         ]
         if own.noun != intake.kind:
             problems.append(f"samples: {request.samples} holds {own.noun}s, the donors read {intake.kind}s")
+        strange = [cls for cls in own.classes if cls not in classes]
+        if strange:
+            notes.append(
+                f"samples of {', '.join(strange)} in {request.samples} are left out: the order is for "
+                f"{', '.join(classes)}"
+            )
         found = None if problems else own.only(classes)
     else:
         parts = list[Samples | TextSamples]()
@@ -267,8 +292,14 @@ def _samples(
                 continue
             parts.append(store.samples(donor.id).only([offer.cls]))
         found = joined(parts, intake).only(classes) if parts and not problems else None
-    if found is not None and request.samples_per_class is not None:
-        found = found.take(request.samples_per_class)
+    k = request.samples_per_class
+    if found is not None and k is not None:
+        few = [f"{cls} has {count}" for cls, count in found.counts.items() if count < k]
+        if few:
+            notes.append(
+                f"{k} samples of each class were asked for, but {', '.join(few)}: all of them are used"
+            )
+        found = found.take(k)
     if found is not None:
         check_reads_samples("samples", request.samples or "those of the learnwares", found, intake)
     return found
@@ -285,6 +316,37 @@ def check_reads_samples(field: str, path: str, samples: Labelled, intake: Intake
     except (RequestError, ShapeError) as error:
         told = "; ".join(error.problems) or error.detail
         raise type(error)(f"{field}: {path}: {told}", where=field, problems=error.problems) from None
+
+
+def _heldout(
+    request: Request, classes: Sequence[str], intake: Intake, deciding: Sequence[Labelled]
+) -> Labelled | None:
+    """The held-out samples of the wanted classes; None where the order has none.
+
+    Args:
+        deciding: samples that something is chosen or fitted on.
+
+    Raises:
+        RequestError: they lack a class, can't be read by the model, or some of them decide something.
+    """
+    path = request.heldout
+    if path is None:
+        return None
+    read = read_samples(Path(path))
+    missing = [cls for cls in classes if cls not in read.classes]
+    if missing:
+        raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
+    check_reads_samples("heldout", path, read, intake)
+    found = read.only(classes)
+    decides = {content for samples in deciding for content in samples.contents()}
+    known = sum(content in decides for content in found.contents())
+    if known:
+        raise RequestError(
+            f"heldout: {path}: {known} of {len(found)} held-out {found.noun}s equal {found.noun}s that the order is "
+            "decided on (its samples, or those that its donors are sliced with): give others, which choose nothing",
+            where="heldout",
+        )
+    return found
 
 
 def joined(parts: Sequence[Samples | TextSamples], intake: Intake) -> Labelled:

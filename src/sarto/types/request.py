@@ -20,6 +20,7 @@ from sarto.types.fields import (
     Several,
     Sha,
     Share,
+    Text,
     Whole,
     twice,
 )
@@ -246,6 +247,7 @@ class Requirement(Value):
         others: who else knows these classes.
         n_samples: samples of each class that the order may use.
         samples_digest: content hash of these samples; None where none were needed.
+        notes: what of the samples that were given is not used, and what was asked for and is not there.
     """
 
     request: Request
@@ -253,6 +255,7 @@ class Requirement(Value):
     others: Several[ClassOffer] = ()
     n_samples: Frozen[Name, Whole] = Field(default_factory=dict, validate_default=True)
     samples_digest: Sha | None = None
+    notes: Several[Text] = ()
 
     @model_validator(mode="after")
     def _check_offers(self) -> Requirement:
