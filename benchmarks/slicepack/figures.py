@@ -7,9 +7,12 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.slicepack.donors import reading, setting
 from benchmarks.slicepack.heads import fitted
@@ -17,7 +20,8 @@ from benchmarks.slicepack.methods import CUTS, cut_fragments
 from benchmarks.slicepack.tables import Features
 from benchmarks.slicepack.tasks import orders
 from sarto.engines.slicepack import choose_units, rate_widths
-from sarto.graph import branch, with_head
+from sarto.graph import ModelGraph, branch, with_head
+from sarto.training import PackState
 
 
 def overlap(
@@ -113,8 +117,13 @@ def expansion(
     return {**numbers, "rows": rows}
 
 
-def seconds(*, architecture: str, methods: list[str], k: int, seed: int) -> dict[str, Any]:
-    """Slicing and packing seconds a class by the number of classes ordered, on T1 (Figure 7)."""
+def seconds(*, architecture: str, methods: list[str], k: int, seed: int, n_runs: int = 7) -> dict[str, Any]:
+    """Slicing, packing and adding by the number of classes ordered, on T1 (Figure 7).
+
+    Packing fits, scores and calibrates the head on features that are there; adding is the same for one class more than
+    a pack has. `forward_seconds` is what adding takes besides: the new samples through all fragments, and all others
+    through the new one. Medians of `n_runs`.
+    """
     of, donors, pictures = setting("T1", architecture, seed)
     owner = {cls: donor for donor in donors for cls in donor.classes}
     classes = [cls for group in itertools.zip_longest(*of.models) for cls in group if cls is not None]
@@ -129,19 +138,74 @@ def seconds(*, architecture: str, methods: list[str], k: int, seed: int) -> dict
             order = tuple(classes[:n])
             parts = [made[cls].graph for cls in order]
             x, y = cache.matrix(parts, order, "samples")
-            begun = time.perf_counter()
-            head = fitted(x, y).head
-            with_head(branch(parts), head.weight, head.bias)
-            packing = time.perf_counter() - begun
+            packing = _median_seconds(partial(_pack, parts, order, x, y), n_runs)
             slicing = statistics.mean(shared + made[cls].seconds for cls in order)
-            rows.append(
-                {
-                    "method": method,
-                    "n_classes": n,
-                    "slice_seconds_per_class": slicing,
-                    "pack_seconds_per_class": packing / n,
-                }
-            )
+            row = {
+                "method": method,
+                "n_classes": n,
+                "slice_seconds_per_class": slicing,
+                "pack_seconds": packing,
+                "pack_seconds_per_class": packing / n,
+            }
+            if n > 2:
+                added, forward = _adding(parts, order, x, y, samples, n_runs)
+                row |= {"add_seconds": added, "forward_seconds": forward}
+            rows.append(row)
         numbers[f"slice_seconds_per_class_{method}"] = slicing
         numbers[f"pack_seconds_{method}"] = packing
+        numbers[f"pack_seconds_most_{method}"] = max(
+            row["pack_seconds"] for row in rows if row["method"] == method
+        )
+        numbers[f"add_seconds_{method}"], numbers[f"forward_seconds_{method}"] = added, forward
     return {**numbers, "n_classes": len(classes), "rows": rows}
+
+
+def _adding(
+    parts: list[ModelGraph],
+    order: tuple[str, ...],
+    features: list[Tensor],
+    labels: Tensor,
+    samples: Mapping[str, Tensor],
+    n_runs: int,
+) -> tuple[float, float]:
+    """Seconds to add the last class of an order to the pack of the others, and of the forward passes for it."""
+    old = labels < len(order) - 1
+    whole = _named(features)
+    *before, last = whole
+    state = PackState.of({part: whole[part][old] for part in before}, labels[old], order[:-1])
+    new = {part: whole[part][~old] for part in before}
+
+    def add() -> None:
+        _packed(parts, state.with_class(order[-1], new).with_part(last, whole[last]))
+
+    def forward() -> None:
+        for part in parts[:-1]:
+            part(samples[order[-1]])
+        for cls in order:
+            parts[-1](samples[cls])
+
+    return _median_seconds(add, n_runs), _median_seconds(forward, 1)
+
+
+def _pack(
+    parts: list[ModelGraph], order: tuple[str, ...], features: list[Tensor], labels: Tensor
+) -> ModelGraph:
+    return _packed(parts, PackState.of(_named(features), labels, order))
+
+
+def _packed(parts: list[ModelGraph], state: PackState) -> ModelGraph:
+    head = state.head().head
+    return with_head(branch(parts), head.weight, head.bias)
+
+
+def _named(features: list[Tensor]) -> dict[str, Tensor]:
+    return {str(place): part for place, part in enumerate(features)}
+
+
+def _median_seconds(call: Callable[[], object], n_runs: int) -> float:
+    taken = []
+    for _ in range(n_runs):
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)

@@ -98,14 +98,14 @@ def tables() -> str:
 
 
 def _against_the_paper(results: Sequence[Result]) -> list[str]:
-    """The paper's tasks at k = 20 in one table: what it prints, our largest pack of no more parameters, the distances."""
+    """The paper's tasks at k = 20 in one table: what it prints, our largest pack that is no larger, the distances."""
     sizes = " | ".join(f"under it at {size} %" for size in SIZES)
     lines = [
         "### The paper's tasks at k = 20",
         "",
         "Accuracy in percent. `S&P (T)` is what the paper prints, on its own originals; the pack beside it is the "
-        "largest of ours with no more parameters. The last columns say how many points the closed form lies under our ensemble "
-        "at that share of its parameters, with the standard error over orders where it was measured.",
+        "largest of ours with no more parameters. The last columns say how many points the closed form lies under our "
+        "ensemble at that share of its parameters, with the standard error over orders where it was measured.",
         "",
         f"| task | originals | S&P (T) | ours, no larger | share of the ensemble kept | our ensemble | {sizes} |",
         "|---|---|---|---|---|---|" + "---|" * len(SIZES),
