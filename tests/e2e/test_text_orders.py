@@ -24,6 +24,7 @@ from sarto.graph.file import write_graph
 from sarto.market import Intake, TextSamples, Vocabulary
 from sarto.pipeline import Artifact, verify_artifact
 from sarto.pipeline.market import described_by
+from sarto.pipeline.order import check_order
 from sarto.zoo import recurrent, text_cnn
 
 #: A toy language: each subject has words of its own, all share the small words.
@@ -136,6 +137,24 @@ def made(library: Library) -> Artifact:
         }
     )
     return library.market.make(request, library.folder / "made")
+
+
+def test_texts_that_decide_the_order_are_no_heldout_texts_and_unused_ones_are_noted(
+    library: Library, tmp_path: Path
+) -> None:
+    store, wanted = library.market.store, {"task": {"classes": ["food", "music"]}}
+    stocked = store.samples("cnn").only(["food"]).take(3)
+    assert isinstance(stocked, TextSamples)
+    mixed = write_table(tmp_path / "mixed.tsv", stocked.concat(draw(("music",), 5, 98)))
+    with pytest.raises(
+        RequestError, match=r"heldout: .*mixed.tsv: 3 of 8 held-out texts equal texts that the"
+    ):
+        check_order(Request.parse({**wanted, "heldout": str(mixed)}), store)
+    other = str(write_table(tmp_path / "other.tsv", draw(("food", "music"), 2, 97)))
+    order = check_order(Request.parse({**wanted, "samples": str(library.heldout), "heldout": other}), store)
+    assert order.heldout is not None and len(order.heldout) == 4
+    (note,) = order.requirement.notes
+    assert note.startswith("samples of money in ") and note.endswith("the order is for food, music")
 
 
 def test_a_market_of_texts_is_sound_and_gives_back_what_went_in(library: Library) -> None:

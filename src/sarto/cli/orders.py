@@ -294,7 +294,7 @@ _TRAINING = {"epochs": "train", "towards": "train_on", "scope": "train_scope"}
 
 def _request(path: str | None, flags: dict[str, Any]) -> Request:
     """The order of a file, with the flags that were given on top."""
-    from sarto.types import Interval, Request
+    from sarto.types import Request
 
     given: dict[str, Any] = json.loads(Request.read(path).to_json()) if path is not None else {}
     if flags["classes"]:

@@ -121,3 +121,14 @@ def test_a_changed_model_fails_and_says_which_file(made: tuple[Path, str], tmp_p
     (check,) = json.loads(found.stdout)["checks"]
     assert not check["ok"] and "plan.json" in check["detail"]
     assert run("verify", copy).exit_code == 1
+
+
+def test_samples_that_are_not_used_are_noted(market: Path, tmp_path: Path) -> None:
+    samples = write_samples(tmp_path / "samples.npz", seed=2)
+    found = run("plan", *ORDER, "--samples", samples, "--samples-per-class", 50, "--market", market)
+    assert found.exit_code == 0, found.output
+    first, second = found.stderr.splitlines()
+    assert first == f"note: samples of [red]ship in {samples} are left out: the order is for cat, dog"
+    assert second.startswith("note: 50 samples of each class were asked for, but cat has 6, dog has 6")
+    refused = run("plan", *ORDER, "--samples", samples, "--heldout", samples, "--market", market)
+    assert refused.exit_code == 2 and "12 of 12 held-out images equal images" in refused.stderr
