@@ -75,7 +75,9 @@ def without_constants(graph: ModelGraph) -> ModelGraph:
         return TensorRef(names[name])
 
     def reading(node: Node) -> Node:
-        mine = [(key, arg.name) for key, arg in node.args.items() if isinstance(arg, Ref) and arg.name in known]
+        mine = [
+            (key, arg.name) for key, arg in node.args.items() if isinstance(arg, Ref) and arg.name in known
+        ]
         if node.op not in _BROADCASTING or len(mine) != 1 or mine[0][0] not in ("self", "other"):
             return node
         key, name = mine[0]
