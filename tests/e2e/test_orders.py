@@ -206,6 +206,24 @@ def test_a_plan_of_other_classes_is_refused(made: Artifact, shop: Any) -> None:
 # --- budgets ------------------------------------------------------------------------------------------------------
 
 
+def test_an_order_changes_the_repair_of_its_slices_and_nothing_else(shop: Any) -> None:
+    changes = {"polish": True, "towards": "zero", "lam": 0.5}
+    plain = shop.market.plan(shop.order("red disc", "red bar", **QUICK))
+    changed = shop.market.plan(shop.order("red disc", "red bar", repair=changes, **QUICK))
+    assert len(changed.all) == len(plain.all)
+    for one, two in zip(plain.all, changed.all, strict=True):
+        for name, node in one.nodes.items():
+            other = two.nodes[name]
+            if isinstance(node, SliceNode) and node.repair is not None:
+                assert other == node.replace(repair=node.repair.replace(**changes)) != node
+            else:
+                assert other == node
+    made = shop.make(shop.order("red disc", "red bar", repair=changes, **QUICK))
+    assert made.report.pick.accuracy_loto is not None
+    with pytest.raises(RequestError, match=r"repair: the paper's method trains its repair"):
+        shop.order("red disc", "red bar", repair=changes, method="paper")
+
+
 def test_an_impossible_size_is_refused_before_anything_is_built_with_one_that_works(
     shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

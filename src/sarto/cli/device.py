@@ -325,8 +325,8 @@ def _tell(profile: DeviceProfile) -> None:
     )
     if profile.unit_step > 1:
         typer.echo(
-            f"below a multiple of {profile.unit_step} channels a layer is no quicker, or slower; orders round widths up "
-            "to it"
+            f"below a multiple of {profile.unit_step} channels a layer is no quicker, or slower; orders round widths "
+            "up to it"
         )
     if profile.noise is not None:
         typer.echo(

@@ -53,7 +53,7 @@ from sarto.types.report import (
     Row,
     licences_of,
 )
-from sarto.types.request import ClassOffer, DonorRules, Request, Requirement, Task, Training
+from sarto.types.request import ClassOffer, DonorRules, RepairChanges, Request, Requirement, Task, Training
 from sarto.types.space import TaskSpace
 from sarto.types.value import Value
 
@@ -95,6 +95,7 @@ __all__ = [
     "Preprocessing",
     "Rejection",
     "Repair",
+    "RepairChanges",
     "Report",
     "Request",
     "Requirement",

@@ -11,6 +11,7 @@ from sarto.types.cost import Budget
 from sarto.types.device import Device
 from sarto.types.fields import (
     AboveZero,
+    AtLeastZero,
     FilePath,
     Flag,
     Frozen,
@@ -24,6 +25,7 @@ from sarto.types.fields import (
     Whole,
     twice,
 )
+from sarto.types.nodes import Repair
 from sarto.types.paper import PaperSettings
 from sarto.types.value import Value
 
@@ -159,6 +161,22 @@ class Training(Value):
     rate: AboveZero | None = None
 
 
+class RepairChanges(Value):
+    """What an order changes of the repair of slices; None leaves what the method does. See `Repair`."""
+
+    lam: AtLeastZero | None = None
+    wpos: Share | None = None
+    sequential: Flag | None = None
+    rivals: Positive | None = None
+    towards: Literal["kept", "zero"] | None = None
+    recalibrate: Flag | None = None
+    polish: Flag | None = None
+
+    def of(self, repair: Repair) -> Repair:
+        """The repair with the changes."""
+        return repair.replace(**self.model_dump(exclude_none=True))
+
+
 class Request(Value):
     """An order as the user gives it.
 
@@ -171,6 +189,7 @@ class Request(Value):
         seed: of everything that is drawn.
         method: how fragments are made: solved in closed form, or trained as the paper does.
         paper: the numbers of the paper's method; None takes its defaults.
+        repair: what changes of the closed form's repair, for ablations or to polish; fragments are then made anew.
         recalibrate: of a subnet: take the statistics of batch norms anew from the order's samples, labels unread.
         donors: which models parts may come from, and how many.
         train: to train the best chain of blocks a little; None: nothing is trained.
@@ -188,6 +207,7 @@ class Request(Value):
     name: Name | None = None
     method: Literal["closed_form", "paper"] = "closed_form"
     paper: PaperSettings | None = None
+    repair: RepairChanges = RepairChanges()
     recalibrate: Flag = False
     donors: DonorRules = DonorRules()
     train: Training | None = None
@@ -203,6 +223,10 @@ class Request(Value):
             problems.append(
                 ".paper.select: an order is planned by size, so its units are chosen by rate; a threshold decides "
                 "sizes by itself"
+            )
+        if self.repair != RepairChanges() and self.method == "paper":
+            problems.append(
+                ".repair: the paper's method trains its repair; give method: closed_form, or leave it out"
             )
         if self.recalibrate and self.samples is None:
             problems.append(

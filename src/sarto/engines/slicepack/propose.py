@@ -18,6 +18,7 @@ from sarto.types import (
     PaperSettings,
     Plan,
     PlanNode,
+    RepairChanges,
     Requirement,
     SliceNode,
     SourceNode,
@@ -67,7 +68,8 @@ def propose(
         used = {offer.learnware: learnwares[offer.learnware] for offer in offers}
         for objective in ("params", "flops") if quick else ("params",):
             solved = {id_: _solved_for(donor, objective) for id_, donor in used.items()}
-            for plan in _proposed(requirement, offers, solved, samples):
+            for proposed in _proposed(requirement, offers, solved, samples):
+                plan = _changed(proposed, requirement.request.repair)
                 said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
                 plans.setdefault(plan.key(), plan.replace(note=said + told))
     return list(plans.values())
@@ -94,6 +96,19 @@ def offered(
         both = tuple(each for offer in chosen for each in (offer, second.get(offer.cls)) if each is not None)
         found.append((both, f", {', '.join(second)} of two donors each"))
     return found
+
+
+def _changed(plan: Plan, changes: RepairChanges) -> Plan:
+    """The plan with what an order changes of the repair."""
+    if changes == RepairChanges():
+        return plan
+    nodes = {
+        name: node.replace(repair=changes.of(node.repair))
+        if isinstance(node, SliceNode) and node.repair is not None
+        else node
+        for name, node in plan.nodes.items()
+    }
+    return plan.replace(nodes=nodes)
 
 
 def _solved_for(donor: Learnware, objective: str) -> Learnware:
