@@ -131,7 +131,7 @@ def seconds(*, architecture: str, methods: list[str], k: int, seed: int, n_runs:
     samples = {cls: pictures.samples(cls, k, 0) for cls in classes}
     readings = {donor.name: reading(donor, samples) for donor in donors}
     shared = (time.perf_counter() - begun) / len(classes)
-    cache, rows, numbers = Features(pictures, k, 0, 1), [], dict[str, Any]()
+    cache, rows, numbers = Features(pictures, k, 0, 1), list[dict[str, Any]](), dict[str, Any]()
     for method in methods:
         made = cut_fragments(CUTS[method], owner, readings, classes, seed)
         for n in range(2, len(classes) + 1):

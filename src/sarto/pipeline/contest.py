@@ -121,7 +121,7 @@ def _made_from(builder: Builder, plan: Plan, samples: Labelled) -> bool:
     """Whether slices of the plan were chosen or repaired on some of these samples."""
     read = {node.samples for node in plan.nodes.values() if isinstance(node, SliceNode)}
     own = set(samples.contents())
-    held = (builder.samples[digest] for digest in read if digest in builder.samples)
+    held = [part for digest, part in builder.samples.items() if digest in read]
     return any(not own.isdisjoint(part.contents()) for part in held)
 
 
