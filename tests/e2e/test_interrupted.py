@@ -66,12 +66,12 @@ def test_a_killed_order_goes_on_where_it_stopped(shop: Any) -> None:
     artifact = shop.make(request)
     assert shop.sliced() == []
     assert "building and scoring" not in shop.said, "the scores were finished"
-    assert shop.fragments() == fragments
+    assert set(fragments) < set(shop.fragments()), "the control's are added"
     assert artifact.damage() == [] and shop.market.verify() == []
 
     with type(shop.market).open(shop.folder / "calm") as calm:
         whole = calm.make(request, shop.folder / "whole")
-        assert {f.key for f in calm.store.fragments()} == set(fragments)
+        assert {f.key for f in calm.store.fragments()} == set(shop.fragments())
     for name in ("graph/graph.json", "graph/weights.safetensors"):
         assert artifact.manifest.files[name] == whole.manifest.files[name]
     assert artifact.plan == whole.plan

@@ -249,11 +249,20 @@ def infeasible(plans: Plans) -> InfeasibleError:
 
     plan, nearest = min(known, key=lambda pair: excess(pair[1]))
     needs = {name: max(limits[name], least(nearest, name)) for name in limits}
+    # Without a profile, latency is known from FLOPs alone: no model is that quick.
+    bare = "latency_ms" in limits and any(cost.latency_ms is None for _, cost in known)
+
+    def told(name: str, value: float) -> str:
+        return f"{'at least ' if bare and name == 'latency_ms' else ''}{show(name, value)}"
+
+    counted = " (what its FLOPs alone take; the whole is known once it is measured, or with a profile)"
     raised = ", ".join(
-        f"{name} to {show(name, value)}" for name, value in needs.items() if value > limits[name]
+        f"{name} to {told(name, value)}{counted if bare and name == 'latency_ms' else ''}"
+        for name, value in needs.items()
+        if value > limits[name]
     )
     return InfeasibleError(
-        f"no plan fits {asked}. Floor: {', '.join(f'{n} {show(n, v)}' for n, v in floor.items())}. "
+        f"no plan fits {asked}. Floor: {', '.join(f'{n} {told(n, v)}' for n, v in floor.items())}. "
         f"Nearest: {plan.engine}, {plan.note}. Raise {raised}.{without}",
         floor=floor,
         nearest=needs,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sarto.errors import RequestError, VerifyError
 from sarto.graph.file import write_graph
-from sarto.market import Labelled, Store, read_samples
+from sarto.market import Labelled, Store
 from sarto.pipeline.alternatives import score_alternatives
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder
@@ -19,7 +19,7 @@ from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.job import Job
 from sarto.pipeline.locking import LOCK, lock_of
-from sarto.pipeline.order import Order, check_order, check_reads_samples
+from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.rejection import fit_rejection, write_novelty
@@ -69,7 +69,7 @@ def make(
         raise RequestError(
             f"the given plan breaks what the order asks of donors: {', '.join(broken)}; plan anew"
         )
-    heldout = _heldout(order)
+    heldout = order.heldout
     plans = propose(order)
     if plan is None and not plans.feasible:
         raise infeasible(plans)
@@ -251,18 +251,6 @@ def _deliver(
         plan_key=plan.key(),
         lineage=report.lineage,
     )
-
-
-def _heldout(order: Order) -> Labelled | None:
-    path = order.request.heldout
-    if path is None:
-        return None
-    found = read_samples(Path(path))
-    missing = [cls for cls in order.classes if cls not in found.classes]
-    if missing:
-        raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
-    check_reads_samples("heldout", path, found, order.intake)
-    return found.only(order.classes)
 
 
 def _plain(scores: Iterable[Score]) -> list[object]:

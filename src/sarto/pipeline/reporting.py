@@ -526,4 +526,5 @@ def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
     if delivered.heldout is None:
         noun = order.samples.noun
         yield f"held-out {noun}s: none were given, so accuracy is known from the order's own samples alone"
+    yield from order.requirement.notes
     yield "int8, pruning with retraining: not built by this version"

@@ -72,7 +72,8 @@ class Slicer:
 
     def make(self, node: SliceNode, cut: Cut) -> tuple[ModelGraph, dict[str, Any]]:
         """A new fragment and its lineage in plain JSON; its seconds leave out reading the donor, which all share."""
-        self.progress(f"slicing {', '.join(node.classes) or 'all classes'} out of {cut.learnware.name}", 0, 1)
+        doing = "drawing random units for" if node.select == "random" else "slicing"
+        self.progress(f"{doing} {', '.join(node.classes) or 'all classes'} out of {cut.learnware.name}", 0, 1)
         if node.paper is None:
             self.read(cut)
         begun = time.perf_counter()

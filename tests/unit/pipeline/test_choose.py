@@ -55,6 +55,16 @@ def test_an_infeasible_latency_names_a_limit_that_is_kept() -> None:
     assert over_middle(said, Budget(latency_ms=error.nearest["latency_ms"])) == ()
 
 
+def test_a_latency_that_is_known_from_flops_alone_is_told_as_the_least_that_it_can_be() -> None:
+    plan = pack(0.5, 10, 100)
+    assert plan.predicted is not None
+    said = plan.predicted.replace(latency_low_ms=0.02)
+    order = plans(Budget(latency_ms=1e-6, params=50)).order
+    error = str(infeasible(Plans(order, (), ((plan.replace(predicted=said), ("latency_ms",)),))))
+    assert "latency_ms at least 0.02" in error and "params 10" in error
+    assert "Raise latency_ms to at least 0.02 (what its FLOPs alone take" in error
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"), [("latency_ms", 0.28912, "0.289"), ("params", 261973.0, "261_973")]
 )
