@@ -286,7 +286,8 @@ def test_classes_come_and_go_and_only_new_fragments_are_made(shop: Any) -> None:
         after = shop.fragments()
         assert {key: after[key] for key in before} == before
         new = set(after) - set(before)
-        told = [text for text in shop.said[said:] if text.startswith("slicing")]
+        made = ("slicing", "drawing random units")
+        told = [text for text in shop.said[said:] if text.startswith(made)]
         fresh = [text for text in told if text in ("slicing red bar out of bars",)]
         assert set(keys) & set(before), "what is known already is used again"
         assert len(told) == len(new), "every slicing makes a new fragment"

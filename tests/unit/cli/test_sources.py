@@ -180,7 +180,7 @@ def test_every_source_has_one_rule_for_colours(store: Path, tmp_path: Path, kind
         for name, said in (
             ("bare", ()),
             ("half", ("--mean", "0.5,0.5,0.5")),
-            ("full", ("--mean", "0.5,0.5,0.5", "--std", "1,1,1")),
+            ("full", ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")),
         )
     )
     assert [found.exit_code for found in (bare, half, full)] == [0, 0, 0], bare.output
