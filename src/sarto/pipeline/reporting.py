@@ -383,10 +383,8 @@ def _sentences(
             f"{noun}s like your {n}, {how}."
         )
         if _sliced_from_these(order, delivered):
-            yield (
-                f"Its slices were chosen and repaired on all of these {noun}s at once, so that new ones may do a "
-                "little worse: give held-out samples to see."
-            )
+            told = f"Its slices were chosen and repaired on all of these {noun}s at once: new ones may do a little worse"
+            yield told + ("." if delivered.heldout is not None else "; give held-out samples to see.")
     else:
         yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
     if row.accuracy_heldout is not None and delivered.heldout is not None:
