@@ -383,7 +383,7 @@ def _sentences(
             f"{noun}s like your {n}, {how}."
         )
         if _sliced_from_these(order, delivered):
-            told = f"Its slices were chosen and repaired on all of these {noun}s at once: new ones may do a little worse"
+            told = f"Its slices were chosen and repaired on all these {noun}s at once: new ones may do a little worse"
             yield told + ("." if delivered.heldout is not None else "; give held-out samples to see.")
     else:
         yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
