@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from sarto import zoo
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.search import search
-from sarto.engines.factory.subnets import compared, cut, write_compared
+from sarto.engines.factory.subnets import compared, cut
 from sarto.engines.factory.supernet import Supernet, placed
-from sarto.graph import GraphFile, ModelGraph, capture, gate_layout, write_graph
+from sarto.graph import capture, gate_layout, write_graph
 from sarto.pipeline.factory import read_space
 from sarto.types import AssemblerSettings, Budget
 
@@ -36,8 +36,7 @@ def requests(
 ) -> dict[str, Any]:
     """Medians over requests of random tasks and budgets, all ways in turn in one process.
 
-    Weights are random: no step looks at what they are. A subnet's files are brought to the disk while it is compared;
-    the same one after the other stands beside it. The paper's way is a call of the assembler and a prediction a
+    Weights are random: no step looks at what they are. The paper's way is a call of the assembler and a prediction a
     round, then Torch-Pruning's trace of the network and its cut of the units.
 
     Args:
@@ -57,9 +56,7 @@ def requests(
     tasks = space.seen
     whole = sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
     floor = table.costs(_least(supernet), ["size_bytes"])["size_bytes"][0]
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("in_memory", "verified_file", "one_after_the_other", "paper")
-    }
+    seconds: dict[str, list[float]] = {name: [] for name in ("in_memory", "verified_file", "paper")}
     cpu: dict[str, list[float]] = {name: [] for name in seconds}
     differences, slack = [], []
     for place in range(-1, n_requests):
@@ -70,15 +67,10 @@ def requests(
         found = search(supernet, [task], budget, table)
         model = cut(supernet, found.gates)
         took = {"in_memory": _since(begun)}
-        # In turns, so that neither has the warmer caches.
-        for name in ("verified_file", "one_after_the_other")[:: 1 if place % 2 else -1]:
-            write = write_compared if name == "verified_file" else _one_after_the_other
-            with tempfile.TemporaryDirectory() as folder:
-                begun = _clocks()
-                _, difference = write(
-                    supernet, gated, found.gates, model, range(len(space.answers)), Path(folder)
-                )
-                took[name] = _added(took["in_memory"], _since(begun))
+        with tempfile.TemporaryDirectory() as folder:
+            difference = compared(supernet, gated, found.gates, model, range(len(space.answers)))
+            write_graph(model, Path(folder))
+            took["verified_file"] = _since(begun)
         used = table.costs(_counts(supernet, found.gates), ["size_bytes"])["size_bytes"][0]
         if torch_pruning and importlib.util.find_spec("torch_pruning") is not None:
             took["paper"] = _papers(net, example, supernet, task, found.gates, table)
@@ -102,10 +94,6 @@ def requests(
             numbers[f"{name}_ms_median"] = statistics.median(values)
             numbers[f"{name}_ms_worst"] = max(values)
             numbers[f"{name}_cpu_ms_median"] = statistics.median(cpu[name])
-    numbers["one_after_the_other_to_verified_file_times"] = statistics.median(
-        before / after
-        for before, after in zip(seconds["one_after_the_other"], seconds["verified_file"], strict=True)
-    )
     if cpu["paper"]:
         numbers["paper_to_ours_cpu_times"] = (
             numbers["paper_cpu_ms_median"] / numbers["in_memory_cpu_ms_median"]
@@ -121,23 +109,6 @@ def _clocks() -> tuple[float, float]:
 def _since(begun: tuple[float, float]) -> tuple[float, float]:
     """Milliseconds on the wall and of this process."""
     return 1e3 * (time.perf_counter() - begun[0]), 1e3 * (time.process_time() - begun[1])
-
-
-def _added(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    return one[0] + other[0], one[1] + other[1]
-
-
-def _one_after_the_other(
-    supernet: Supernet,
-    gated: ModelGraph,
-    gates: torch.Tensor,
-    model: ModelGraph,
-    rows: Sequence[int],
-    folder: Path,
-) -> tuple[GraphFile, float]:
-    """Compared first, then written."""
-    difference = compared(supernet, gated, gates, model, rows)
-    return write_graph(model, folder), difference
 
 
 def _least(supernet: Supernet) -> Any:

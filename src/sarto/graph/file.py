@@ -9,8 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +48,11 @@ class GraphFile:
     size_bytes: int
 
 
-def write_graph(
-    graph: ModelGraph, folder: str | os.PathLike[str], *, meanwhile: Callable[[], object] | None = None
-) -> GraphFile:
+def write_graph(graph: ModelGraph, folder: str | os.PathLike[str]) -> GraphFile:
     """Write a graph into a folder, which is made where it is missing.
 
     Both files are complete and safe on disk under temporary names before either gets its own name. Tensors
     are written one by one, so that the weights are not held in memory twice.
-
-    Args:
-        meanwhile: called while the system brings the files to the disk; where it raises, nothing is written.
 
     Raises:
         GraphError: the graph breaks a rule of the format, or a tensor has no data; nothing was written.
@@ -71,11 +65,13 @@ def write_graph(
     mark = uuid.uuid4().hex
     new_weights, new_graph = home / f".{WEIGHTS_NAME}.{mark}", home / f".{GRAPH_NAME}.{mark}"
     try:
-        with new_weights.open("xb") as file, new_graph.open("xb") as other:
+        with new_weights.open("xb") as file:
             weights_hash = write_weights(graph.tensors, file, head)
+            _sync(file)
             size_bytes = file.tell() + len(text)
-            other.write(text)
-            _sync(file, other, meanwhile=meanwhile)
+        with new_graph.open("xb") as file:
+            file.write(text)
+            _sync(file)
         os.replace(new_weights, weights_path)
         os.replace(new_graph, graph_path)
     finally:
@@ -300,22 +296,9 @@ def _told(path: Path) -> Iterator[None]:
         raise type(error)(error.detail, where=str(path), problems=error.problems) from error
 
 
-def _sync(*files: BinaryIO, meanwhile: Callable[[], object] | None = None) -> None:
-    """Wait until files are safe on disk; what is to be done meanwhile is done first."""
-
-    def brought() -> None:
-        for file in files:
-            os.fsync(file.fileno())
-
-    for file in files:
-        file.flush()
-    if meanwhile is None:
-        brought()
-        return
-    with ThreadPoolExecutor(1) as pool:
-        safe = pool.submit(brought)
-        meanwhile()
-        safe.result()
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sarto.errors import GraphError, StoreError, VerifyError
+from sarto.errors import GraphError, StoreError
 from sarto.graph import BatchDim, Constant, Input, ModelGraph, Node, Ref, Selection, capture, slice
 from sarto.graph.arguments import Kind, Scope, argument_problems, form_of
 from sarto.graph.encoding import decode, encode
@@ -379,40 +379,6 @@ def test_a_failed_write_leaves_a_readable_graph_and_no_temporary_files(
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH_NAME, WEIGHTS_NAME]
     assert_same(read_graph(tmp_path), new if (broken, at) == ("replace", 2) else old)
-
-
-def test_what_is_done_while_a_graph_is_brought_to_the_disk_can_still_stop_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = captured("plain")
-    write_graph(old, tmp_path)
-    new = replace(old, tensors={name: tensor + 1 for name, tensor in old.tensors.items()})
-    seen: list[dict[str, Tensor]] = []
-
-    def look() -> None:
-        seen.append({name: tensor.clone() for name, tensor in read_graph(tmp_path).tensors.items()})
-
-    with pytest.raises(VerifyError, match="not what was promised"):
-        write_graph(new, tmp_path, meanwhile=refused)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH_NAME, WEIGHTS_NAME]
-    assert_same(read_graph(tmp_path), old)
-    write_graph(new, tmp_path, meanwhile=look)
-    assert_same(read_graph(tmp_path), new)
-    assert seen[0].keys() == old.tensors.keys()
-    assert all(torch.equal(seen[0][name], old.tensors[name]) for name in old.tensors), "not yet in its place"
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_graph(old, tmp_path, meanwhile=lambda: None)
-    monkeypatch.undo()
-    assert_same(read_graph(tmp_path), new)
-
-
-def refused() -> None:
-    raise VerifyError("not what was promised")
 
 
 def test_a_place_that_can_hold_no_graph_is_refused_in_words(tmp_path: Path) -> None:

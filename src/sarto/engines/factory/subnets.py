@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +12,7 @@ from torch import Tensor
 from sarto.engines.factory.gates import Layout
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import GraphError, RequestError, VerifyError
-from sarto.graph import (
-    GraphFile,
-    ModelGraph,
-    gate,
-    gate_layout,
-    relative_difference,
-    restrict,
-    through_norms,
-    write_graph,
-)
+from sarto.graph import ModelGraph, gate, gate_layout, relative_difference, restrict, through_norms
 from sarto.graph.model import Node, Ref, TensorRef, size_at
 from sarto.graph.run import Edit, run_node
 from sarto.training import draws
@@ -131,29 +121,6 @@ def compared(
             "it is not delivered. `sarto market` verify finds damaged files; else report this"
         )
     return difference
-
-
-def write_compared(
-    supernet: Supernet,
-    gated: ModelGraph,
-    gates: Tensor,
-    graph: ModelGraph,
-    rows: Sequence[int],
-    folder: Path,
-) -> tuple[GraphFile, float]:
-    """A subnet's files in a folder, and its difference from the gated supernet as `compared` finds it.
-
-    It is compared while the system brings its files to the disk; of one that differs no file stays behind.
-
-    Raises:
-        VerifyError: it is not what was trained.
-        OSError: the folder can't be written, or the disk is full.
-    """
-    found: list[float] = []
-    written = write_graph(
-        graph, folder, meanwhile=lambda: found.append(compared(supernet, gated, gates, graph, rows))
-    )
-    return written, found[0]
 
 
 def gates_of(kept: Mapping[str, Sequence[int]], layout: Layout) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from torch import nn
 from sarto import zoo
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.spaces.numvqa import NumVqa
-from sarto.engines.factory.subnets import compared, cut, together, write_compared
+from sarto.engines.factory.subnets import together
 from sarto.engines.factory.supernet import Supernet, as_placed, placed, selection
 from sarto.engines.factory.training import draw_limits, qualities, ramp, train_supernet
-from sarto.errors import GraphError, RequestError, ShapeError, VerifyError
+from sarto.errors import GraphError, RequestError, ShapeError
 from sarto.graph import (
     ModelGraph,
     capture,
@@ -29,7 +28,6 @@ from sarto.graph import (
     relative_difference,
     slice,
     through_norms,
-    write_graph,
 )
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 
@@ -91,20 +89,6 @@ def test_extraction_equals_the_gated_supernet(name: str, placement: str) -> None
     assert relative_difference(whole, net.graph(inputs)) <= (
         1e-5 if (name, placement) == ("vit", "wide") else 0
     )
-
-
-def test_a_subnet_is_compared_while_it_is_written_and_one_that_differs_is_not(tmp_path: Path) -> None:
-    made = supernet(backbone("basic"))
-    gates = made.assembler.gates(torch.tensor([SPACE.code(SPACE.seen[0])]).float(), torch.tensor([0.4]))[0]
-    model, gated = cut(made, gates), made.gated()
-    written, difference = write_compared(made, gated, gates, model, (0, 1), tmp_path / "right")
-    assert difference == compared(made, gated, gates, model, (0, 1)) <= 1e-5
-    assert written == write_graph(model, tmp_path / "right")
-    name = next(name for name in model.tensors if name.endswith("fc.weight"))
-    wrong = replace(model, tensors={**model.tensors, name: model.tensors[name] + 0.1})
-    with pytest.raises(VerifyError, match=r"differs from the gated supernet by .* it is not delivered"):
-        write_compared(made, gated, gates, wrong, (0, 1), tmp_path / "wrong")
-    assert list((tmp_path / "wrong").iterdir()) == []
 
 
 def test_kinds_decide_where_gates_stand() -> None:
