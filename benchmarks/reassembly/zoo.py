@@ -178,7 +178,7 @@ def main() -> None:
             images,
             labels,
             n_classes,
-            member.epochs,
+            [32] * member.epochs,
             member.seed,
             path.with_suffix(".checkpoint"),
         )

@@ -73,14 +73,29 @@ def load_original(
     return model.eval(), about
 
 
+def image_sides(epochs: int, grow: bool) -> list[int]:
+    """Side of the images in every epoch: 32, or 16 in the first 3/8 of them, 24 up to 5/8 and 32 after that."""
+    if not grow:
+        return [32] * epochs
+    return [16 if 8 * at < 3 * epochs else 24 if 8 * at < 5 * epochs else 32 for at in range(epochs)]
+
+
 def train(
-    recipe: Recipe, images: Tensor, labels: Tensor, n_classes: int, epochs: int, seed: int, checkpoint: Path
+    recipe: Recipe,
+    images: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    sides: list[int],
+    seed: int,
+    checkpoint: Path,
 ) -> nn.Module:
     """SGD with Nesterov momentum, or AdamW, and a one-cycle schedule; prints the loss of every epoch.
 
     Args:
+        sides: of the images, one for each epoch; smaller ones are bilinear means.
         checkpoint: written after every epoch; where it exists, training goes on from it.
     """
+    epochs = len(sides)
     torch.manual_seed(seed)
     model = quicken(recipe.build(n_classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     padded = F.pad(images, (MARGIN,) * 4)
@@ -107,7 +122,10 @@ def train(
     for epoch in range(first, epochs):
         order, total = torch.randperm(len(labels)), 0.0
         for index in order[: steps * BATCH].split(BATCH):
-            batch = augment(padded, index).contiguous(memory_format=torch.channels_last)
+            batch = augment(padded, index)
+            if sides[epoch] != batch.shape[-1]:
+                batch = F.interpolate(batch, size=(sides[epoch],) * 2, mode="bilinear", antialias=True)
+            batch = batch.contiguous(memory_format=torch.channels_last)
             # The plain form of attention: in half precision the fused one's gradient takes twice as long here.
             with (
                 torch.autocast("cpu", torch.bfloat16, enabled=recipe.half_precision),
@@ -167,6 +185,7 @@ def main() -> None:
     parser.add_argument("--task", choices=[name for name in NAMES if name != "T3h"], required=True)
     parser.add_argument("--architecture", choices=sorted(RECIPES), required=True)
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--grow", action="store_true", help="smaller images in the first epochs: faster")
     parser.add_argument("--seed", type=int, default=0, help="of the partition of classes and of the training")
     parser.add_argument("--only", type=int, help="train one of the task's models, counted from 0")
     parser.add_argument("--threads", type=int, default=1)
@@ -178,10 +197,10 @@ def main() -> None:
             continue
         if _path(of.name, given.architecture, place, given.seed).with_suffix(".json").exists():
             continue
-        train_original(of, given.architecture, place, given.epochs, given.seed)
+        train_original(of, given.architecture, place, image_sides(given.epochs, given.grow), given.seed)
 
 
-def train_original(of: Task, architecture: str, place: int, epochs: int, seed: int) -> None:
+def train_original(of: Task, architecture: str, place: int, sides: list[int], seed: int) -> None:
     """Train one of a task's models and keep it; prints what it is and how well it does."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path, classes, recipe = _path(of.name, architecture, place, seed), of.models[place], RECIPES[architecture]
@@ -189,11 +208,12 @@ def train_original(of: Task, architecture: str, place: int, epochs: int, seed: i
     trained, test = train_and_pool(of.data)[0], read(of.data, "test")
     images, labels = own(trained, classes)
     checkpoint = path.with_suffix(".checkpoint")
-    model = train(recipe, images, labels, len(classes), epochs, 100 * seed + place, checkpoint)
+    model = train(recipe, images, labels, len(classes), sides, 100 * seed + place, checkpoint)
     seconds = torch.load(checkpoint, weights_only=True)["seconds"]
     about = {
         "classes": classes,
-        "epochs": epochs,
+        "epochs": len(sides),
+        "image_sides": sides,
         "peak_rate": recipe.peak_rate,
         "images_per_class": len(trained.of(classes[0])),
         "accuracy_test": accuracy(model, *own(test, classes)),

@@ -93,12 +93,12 @@ def vit(
         labels = torch.arange(len(classes)).repeat_interleave(16)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "vit.checkpoint"
-            module = train(RECIPES["vit"], images, labels, len(classes), epochs, seed, checkpoint)
+            module = train(RECIPES["vit"], images, labels, len(classes), [32] * epochs, seed, checkpoint)
         about: dict[str, Any] = {"epochs": epochs}
     else:
         path = FOLDER / f"{of.name}-vit-{seed}-{place}.json"
         if not path.exists():
-            train_original(of, "vit", place, epochs, seed)
+            train_original(of, "vit", place, [32] * epochs, seed)
         module, about = load_original(of.name, "vit", place, seed)
         if about["epochs"] != epochs:
             raise ValueError(
