@@ -16,6 +16,7 @@ from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, wr
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, ranked, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
+from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.job import Job
 from sarto.pipeline.locking import LOCK, lock_of
@@ -23,7 +24,7 @@ from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.rejection import fit_rejection, write_novelty
-from sarto.pipeline.reporting import Delivered, make_report
+from sarto.pipeline.reporting import make_report
 from sarto.pipeline.schooling import score_student, score_tuned, train_best, training_of
 from sarto.pipeline.verify import Verified, verify
 from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode

@@ -1,9 +1,8 @@
-"""The report of a delivered model: the comparison, the checks, the lineage, and what it all says in words."""
+"""The report of a delivered model: the comparison, the checks, the lineage, and the costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -11,22 +10,19 @@ from typing import Literal
 import torch
 
 from sarto.devices import count
-from sarto.engines.baselines import NAMES
 from sarto.graph import branch, prove
 from sarto.graph.encoding import encode
 from sarto.graph.file import read_graph
-from sarto.market import Labelled
-from sarto.pipeline.alternatives import TITLES
 from sarto.pipeline.artifact import GRAPH, file_hash
-from sarto.pipeline.builder import Assembly, Builder
-from sarto.pipeline.choose import show, trunks
+from sarto.pipeline.builder import Builder
+from sarto.pipeline.choose import trunks
 from sarto.pipeline.contest import LEVEL, Score
+from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import sources
 from sarto.pipeline.order import Order
-from sarto.pipeline.schooling import not_made, training_of
+from sarto.pipeline.sentences import not_tried, sentences
 from sarto.pipeline.subnets import certificate_sentences
-from sarto.pipeline.verify import Verified
 from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
 from sarto.types import (
     Certificate,
@@ -35,13 +31,11 @@ from sarto.types import (
     ClassScore,
     Comparison,
     Confusion,
-    Cost,
     Donor,
     HeadNode,
     Interval,
     Part,
     Plan,
-    Rejection,
     Report,
     SliceNode,
     StockedSupernet,
@@ -52,25 +46,6 @@ from sarto.types import (
 #: Largest relative difference that counts as equal in single and in double precision (design promise 1).
 SINGLE, DOUBLE = 1e-5, 1e-12
 SHUFFLES = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Delivered:
-    """What came out of an order; the pick is the first of the rows."""
-
-    assembly: Assembly
-    verified: Verified
-    rows: tuple[Score, ...]
-    heldout: Labelled | None
-    rejection: Rejection | None = None
-
-    @property
-    def pick(self) -> Score:
-        return self.rows[0]
-
-    @property
-    def plan(self) -> Plan:
-        return self.assembly.plan
 
 
 def make_report(
@@ -108,11 +83,11 @@ def make_report(
         environment=environment(order.request.device.threads),
         seconds=dict(seconds),
         sentences=(
-            *_sentences(order, delivered, comparisons, checks),
+            *sentences(order, delivered, comparisons, checks),
             f"Licences of what it is made of: {', '.join(licences_of(lineage))}.",
             *(certificate_sentences(certificate).values() if certificate is not None else ()),
         ),
-        not_tried=tuple(_not_tried(order, delivered)),
+        not_tried=tuple(not_tried(order, delivered)),
         certificate=certificate,
     )
 
@@ -364,165 +339,3 @@ def _lineage(order: Order, delivered: Delivered) -> Iterator[Donor]:
             samples_hash=learnware.samples_hash,
             classes=learnware.classes,
         )
-
-
-def _sentences(
-    order: Order, delivered: Delivered, comparisons: Sequence[Comparison], checks: Sequence[Check]
-) -> Iterator[str]:
-    row, cost = delivered.pick.row, delivered.verified.cost
-    n, noun = len(order.samples), order.samples.noun
-    if row.accuracy_loto is not None and row.interval is not None:
-        fitted = delivered.assembly.head is not None
-        how = (
-            "measured by leaving one of each class out of the head"
-            if fitted
-            else "under a donor's own classifier, which none of them fitted"
-        )
-        yield (
-            f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) on "
-            f"{noun}s like your {n}, {how}."
-        )
-        if _sliced_from_these(order, delivered):
-            told = f"Its slices were chosen and repaired on all these {noun}s at once: new ones may do a little worse"
-            yield told + ("." if delivered.heldout is not None else "; give held-out samples to see.")
-    else:
-        yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
-    if row.accuracy_heldout is not None and delivered.heldout is not None:
-        n_held = len(delivered.heldout)
-        yield f"{row.accuracy_heldout:.1%} of {n_held} held-out {noun}s, which chose nothing, are named right."
-    each = f"{cost.flops:,} FLOPs {'an image' if noun == 'image' else f'a {noun}'}"
-    yield f"{cost.params:,} parameters, {each}, {_latency(cost)}, {cost.size_bytes:,} bytes."
-    yield from _foretold(order, delivered)
-    if delivered.rejection is not None:
-        yield _refusals(delivered.rejection, noun)
-    built = sum(score.row.role in ("pick", "plan") for score in delivered.rows)
-    if built == 1:
-        yield "Delivered: the only plan that was built."
-    elif row.accuracy_loto is None:
-        yield "Delivered: the first of the plans that keep the budget, for nothing could be measured."
-    else:
-        yield (
-            "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the "
-            "smallest."
-        )
-    for found in comparisons:
-        gap = f"{100 * found.gap:+.1f} points"
-        if found.verdict == "cannot be told apart":
-            more = f" (about {found.samples_needed:,} labelled samples would)" if found.samples_needed else ""
-            yield f"Against {found.row}: {gap}; your samples cannot tell them apart{more}."
-        else:
-            yield f"Against {found.row}: {gap}, {found.verdict}."
-    yield from _best_donor(order, delivered)
-    for score in delivered.rows:
-        training = training_of(score.plan)
-        if training is not None and training.start == "given":
-            yield f"{score.row.name[:1].upper()}{score.row.name[1:]}: {score.row.note}."
-    for tried in delivered.verified.tried:
-        yield f"Verified before and over the budget: {tried}."
-    failed = [check.name for check in checks if not check.ok]
-    if failed:
-        yield f"Checks that failed: {', '.join(failed)}."
-
-
-def _sliced_from_these(order: Order, delivered: Delivered) -> bool:
-    """Whether the delivered plan has slices, and some of the order's samples are those that donors were sliced with."""
-    plan = delivered.pick.plan
-    if plan is None or not any(isinstance(node, SliceNode) for node in plan.nodes.values()):
-        return False
-    own = set(order.samples.contents())
-    return any(not own.isdisjoint(samples.contents()) for samples in order.donor_samples.values())
-
-
-def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:
-    """Beside chains of blocks: what a single donor within the budget does."""
-    plans = [score.plan for score in delivered.rows if score.plan is not None]
-    if not any(isinstance(node, ChainNode) for plan in plans for node in plan.nodes.values()):
-        return
-    budget = order.request.budget
-    whole = [
-        score.row
-        for score in delivered.rows
-        if score.row.accuracy_loto is not None
-        and score.row.cost is not None
-        and score.plan is not None
-        and len(score.plan.learnwares) == 1
-        and not any(isinstance(node, ChainNode | SliceNode) for node in score.plan.nodes.values())
-    ]
-    if not whole:
-        return
-    alone = [row for row in whole if row.cost is not None and not row.cost.over(budget)]
-    if not alone:
-        yield "No single donor, whole, keeps the budget."
-        return
-    best = max(alone, key=lambda row: (row.accuracy_loto or 0.0, -(row.cost.params if row.cost else 0)))
-    named = "the delivered model itself" if best is delivered.pick.row else best.name
-    yield (
-        f"The best single donor within the budget, whole: {named}, {best.accuracy_loto or 0.0:.1%} on your samples "
-        f"with {best.cost.params if best.cost else 0:,} parameters."
-    )
-
-
-def _foretold(order: Order, delivered: Delivered) -> Iterator[str]:
-    """What the device's profile said before anything was built, beside the measured latency and the budget."""
-    said, measured = delivered.plan.predicted, delivered.verified.cost.latency_ms
-    if order.predictor is None or said is None or said.latency_ms is None or measured is None:
-        return
-    limit = order.request.budget.latency_ms
-    yield (
-        f"Predicted from the profile {order.predictor.profile.name}: {said.latency_ms:.3g} ms, between "
-        f"{said.latency_low_ms or 0:.3g} and {said.latency_high_ms or said.latency_ms:.3g}; measured {measured:.3g}"
-        + (f", {limit:.3g} allowed." if limit is not None else ".")
-    )
-    if said.process_bytes is not None:
-        yield (
-            f"A process that runs it should grow by about {said.process_bytes / 1e6:.3g} MB, at most "
-            f"{(said.process_high_bytes or said.process_bytes) / 1e6:.3g} MB."
-        )
-
-
-def _refusals(found: Rejection, noun: str) -> str:
-    told = (
-        f"It says none of the above beyond a novelty of {found.threshold:.2f}: wrongly for about "
-        f"{found.false_reject:.0%} of {noun}s of its classes (from your {found.n_samples}, each left out)"
-    )
-    if found.detected is None:
-        return f"{told}; how often rightly is not known, the donors have no other classes to try."
-    return (
-        f"{told}, rightly for {found.detected:.0%} of {found.n_outsiders} {noun}s of {len(found.outsiders)} classes of "
-        "the donors that were not ordered."
-    )
-
-
-def _latency(cost: Cost) -> str:
-    return (
-        f"{show('latency_ms', cost.latency_ms)} ms a batch"
-        if cost.latency_ms is not None
-        else "latency unknown"
-    )
-
-
-def _not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
-    roles = {score.row.role for score in delivered.rows}
-    if "donor" not in roles:
-        asked_for = "baselines" in order.request.engines
-        why = (
-            "no single learnware knows all the wanted classes"
-            if asked_for
-            else "left out with the baselines engine"
-        )
-        yield f"a donor as it is: {why}"
-    asked = order.request.baselines if "baselines" in order.request.engines else ()
-    if "finetune" not in roles:
-        yield "fine-tuning a donor: left out with the baselines engine, or not among the request's baselines"
-    names = {score.row.name for score in delivered.rows}
-    for name in (name for name in NAMES if name != "finetune" and TITLES[name] not in names):
-        why = "these donors don't allow it" if name in asked else f"ask for it with baselines: {name}"
-        yield f"{TITLES[name]}: {why}"
-    yield from not_made(order.request, delivered.rows, heldout=delivered.heldout is not None)
-    if delivered.rejection is None:
-        yield "none of the above: needs a fitted head and three samples of every class"
-    if delivered.heldout is None:
-        noun = order.samples.noun
-        yield f"held-out {noun}s: none were given, so accuracy is known from the order's own samples alone"
-    yield from order.requirement.notes
-    yield "int8, pruning with retraining: not built by this version"
