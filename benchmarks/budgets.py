@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.export_models import MEAN, STD
-from benchmarks.predictor import blocks_of, graph_of
+from benchmarks.predictor import graph_of
+from benchmarks.profiled import journal_of, level, measured_in_turns, small_profile
 from benchmarks.slicepack.donors import EXAMPLES
 from benchmarks.slicepack.tasks import CIFAR10
 from sarto import Market
-from sarto.devices import count, open_runtime
-from sarto.devices.profiling import Backbone, Wanted, measure_all, open_in
-from sarto.export import to_onnx, write_for
+from sarto.devices import count
+from sarto.export import to_onnx
 from sarto.graph import ModelGraph
 from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, propose
 from sarto.pipeline.closing import Round, closed
 from sarto.pipeline.order import Order, check_order
-from sarto.pipeline.profiles import measure_profile
 from sarto.pipeline.verify import latency_on
 from sarto.types import BranchNode, Cost, Device, Plan, Request, SliceNode
 from sarto.types.profile import DeviceProfile
@@ -70,8 +67,6 @@ def budgets(
             `SARTO_JOURNALS`, where it is set.
     """
     device = Device.parse({"runtime": runtime, "threads": threads, "profile": NAME})
-    if journal is None and "SARTO_JOURNALS" in os.environ:
-        journal = str(Path(os.environ["SARTO_JOURNALS"], f"budgets-{backbone}-{runtime}-{threads}.journal"))
     rng = np.random.default_rng(seed)
     with (
         tempfile.TemporaryDirectory(prefix="sarto-") as folder,
@@ -82,14 +77,15 @@ def budgets(
             graph_of(backbone), name="donor", classes=CIFAR10, preprocessing=scale, samples=_images(n_images)
         )
         graph = market.store.graph("donor")
-        profile = measure_profile(
-            NAME,
+        profile = small_profile(
             device,
-            backbones={backbone: graph},
+            backbone,
+            graph,
             n_subnets=n_subnets,
-            built_in=blocks_of(n_blocks),
-            memory=False,
-            journal=None if journal is None else Path(journal),
+            n_blocks=n_blocks,
+            journal=Path(journal)
+            if journal is not None
+            else journal_of(f"budgets-{backbone}-{runtime}-{threads}"),
             seconds=seconds,
             seed=seed,
         )
@@ -97,10 +93,9 @@ def budgets(
         builder = Builder(market.store, {})
         made = [_ordered(builder, device, rng) for _ in range(n_budgets)]
         graphs = {key: model for order in made for key, model in order.graphs.items()}
-        found, level = _measured(list(graphs.values()), graph, device, measured_seconds)
+        found, now = measured_in_turns(list(graphs.values()), graph, device, measured_seconds)
         times = dict(zip(graphs, found, strict=True))
-    before = {row.chunk: row.reference_ms for row in profile.rows if row.what == "subnet"}
-    drift = level / statistics.median(before.values())
+    drift = now / level(profile.rows)
     rows = [_row(order, times, drift) for order in made]
     return {**_numbers(rows, profile), "drift_ratio": drift, "rows": rows}
 
@@ -178,26 +173,6 @@ def _twin(builder: Builder, order: Order, plan: Plan) -> ModelGraph:
     known = (order.samples, *order.donor_samples.values())
     builder.samples = {**builder.samples, **{samples.digest: samples for samples in known}}
     return builder.build(plan.replace(nodes=nodes)).graph
-
-
-def _measured(
-    models: Sequence[ModelGraph], whole: ModelGraph, device: Device, seconds: float
-) -> tuple[list[float], float]:
-    """Milliseconds of each model, and those of the reference that they took turns with."""
-    with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
-        write = None if device.runtime == "torch" else write_for
-        opener = open_in(worker, device, write=write, folder=Path(folder))
-        wanted = [
-            Wanted("subnet", f"order-{place}", {}, partial(_itself, graph))
-            for place, graph in enumerate(models)
-        ]
-        rows = measure_all(wanted, opener, Backbone("donor", whole).half(), seconds=seconds)
-    level = statistics.median({row.chunk: row.reference_ms for row in rows}.values())
-    return [row.latency_ms for row in rows], level
-
-
-def _itself(graph: ModelGraph) -> ModelGraph:
-    return graph
 
 
 def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str, Any]:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.predictor import blocks_of
+from benchmarks.profiled import journal_of, level, measured_in_turns, small_profile
 from sarto import Market
-from sarto.devices import open_runtime
-from sarto.devices.profiling import Backbone, Wanted, measure_all, open_in
 from sarto.engines.factory.supernet import Supernet, assembler_for, placed
 from sarto.errors import InfeasibleError
-from sarto.export import write_for
 from sarto.graph import ModelGraph
 from sarto.pipeline.factory import backbone_graph, read_space, stock_supernet
-from sarto.pipeline.profiles import measure_profile
 from sarto.pipeline.subnets import ReadySupernet
 from sarto.types import Budget, Device, FactoryConfig, Request
-from sarto.types.profile import DeviceProfile
 
 NAME = "orders"
 
@@ -71,14 +64,13 @@ def orders(
         graph = _stocked(market, network, arguments, channels, side, seed)
         for place, given in enumerate(devices):
             device = Device.parse({**given, "profile": f"device-{place}"})
-            profile = measure_profile(
-                f"device-{place}",
+            profile = small_profile(
                 device,
-                backbones={NAME: graph},
+                NAME,
+                graph,
                 n_subnets=n_subnets,
-                built_in=blocks_of(n_blocks),
-                memory=False,
-                journal=_journal(network, device),
+                n_blocks=n_blocks,
+                journal=journal_of(f"orders-{network}-{device.runtime}-{device.threads}"),
                 seconds=seconds,
                 seed=seed,
             )
@@ -87,8 +79,8 @@ def orders(
             n = n_orders // len(devices) + (place < n_orders % len(devices))
             made = [_ordered(market, held, device, Path(folder, f"{place}-{i}"), rng) for i in range(n)]
             models = [one.graph for one in made if one.graph is not None]
-            times, level = _measured(models, graph, device, measured_seconds)
-            drift = level / _level(profile)
+            times, now = measured_in_turns(models, graph, device, measured_seconds)
+            drift = now / level(profile.rows)
             found = _rows(made, times, device)
             key = device.runtime
             numbers |= {f"{name}_{key}": value for name, value in _numbers(found).items()}
@@ -144,12 +136,6 @@ def _stocked(
     return market.store.supernets.graph(market.store.supernets.get(NAME).id)
 
 
-def _journal(network: str, device: Device) -> Path | None:
-    if "SARTO_JOURNALS" not in os.environ:
-        return None
-    return Path(os.environ["SARTO_JOURNALS"], f"orders-{network}-{device.runtime}-{device.threads}.journal")
-
-
 def _ordered(
     market: Market, held: ReadySupernet, device: Device, out: Path, rng: np.random.Generator
 ) -> _Ordered:
@@ -191,29 +177,6 @@ def _ordered(
         ratio=None if certificate is None else certificate.ratio,
         difference=None if certificate is None else certificate.difference,
     )
-
-
-def _measured(
-    models: Sequence[ModelGraph], whole: ModelGraph, device: Device, seconds: float
-) -> tuple[list[float], float]:
-    """Milliseconds of each model, and those of the reference that they took turns with."""
-    with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
-        write = None if device.runtime == "torch" else write_for
-        opener = open_in(worker, device, write=write, folder=Path(folder))
-        wanted = [
-            Wanted("subnet", f"order-{place}", {}, partial(_itself, graph))
-            for place, graph in enumerate(models)
-        ]
-        found = measure_all(wanted, opener, Backbone(NAME, whole).half(), seconds=seconds)
-    return [row.latency_ms for row in found], statistics.median(row.reference_ms for row in found)
-
-
-def _itself(graph: ModelGraph) -> ModelGraph:
-    return graph
-
-
-def _level(profile: DeviceProfile) -> float:
-    return statistics.median(row.reference_ms for row in profile.rows if row.what == "subnet")
 
 
 def _rows(made: Sequence[_Ordered], times: Sequence[float], device: Device) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import sarto
 from sarto import InfeasibleError, Plan, RequestError
 from sarto.pipeline import Artifact
 from sarto.pipeline.builder import Builder
+from sarto.pipeline.rejection import NOVELTY
 from sarto.types import HeadNode, SliceNode
 
 FOUR = ("red disc", "green disc", "blue cross", "red bar")
@@ -169,6 +170,8 @@ def test_test_data_choose_nothing_and_orders_repeat(made: Artifact, shop: Any) -
     other = shop.make(made.request.replace(heldout=str(path)))
     assert graph_of(other) == graph_of(made)
     assert other.plan.key() == made.plan.key()
+    for name in ("model.onnx", NOVELTY):
+        assert (other.folder / name).read_bytes() == (made.folder / name).read_bytes(), name
     assert [row.name for row in other.report.rows] == [row.name for row in made.report.rows]
     scores = [
         (a.accuracy_heldout, b.accuracy_heldout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.factory.detection import PAIRS, Scarce
+from benchmarks.factory.detectors import PAIRS, Scarce
 from sarto.engines.factory.spaces.attrod import asks_for, drawn
 from sarto.pipeline.factory import read_space
 from sarto.training import draws
