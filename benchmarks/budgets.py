@@ -23,7 +23,7 @@ from sarto.graph import ModelGraph
 from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, propose
-from sarto.pipeline.closing import Round, closed
+from sarto.pipeline.closing import ROUNDS, UNUSED, Round, closed
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.verify import latency_on
 from sarto.types import BranchNode, Cost, Device, Plan, Request, SliceNode
@@ -56,6 +56,8 @@ def budgets(
     Orders are of two to four classes; budgets are uniform between the quickest and the slowest stocked pack. Numbers
     that end in `_corrected` are at the machine's speed when the profile was measured, by the reference that both were
     measured beside.
+    A row is `widest` where the delivered pack leaves room that no wider pack of its kind can take, because no pack is
+    larger than its donors; numbers that end in `_filled` leave these out.
 
     Args:
         backbone: the donor, of `benchmarks.predictor`.
@@ -199,6 +201,7 @@ def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str,
         "first_under_bound": predicted / drift
         <= ((cost.latency_high_ms if cost is not None else None) or 0.0),
         "n_rounds": len(order.rounds),
+        "widest": _is_widest(order.rounds, limit),
         "rounds_ms": ", ".join(f"{one.cost.latency_ms:.4g}" for one in order.rounds),
         "delivered_ms": delivered,
         "delivered_over": delivered is not None and delivered > limit,
@@ -208,6 +211,17 @@ def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str,
         "plan": first.note,
         "delivered": "" if order.delivered is None else order.delivered.note,
     }
+
+
+def _is_widest(rounds: Sequence[Round], limit: float) -> bool:
+    """Whether the budget has more room than any pack of the kind takes: none is larger than its donors."""
+    best = _fullest(rounds)
+    return (
+        best is not None
+        and best.plan is rounds[-1].plan
+        and len(rounds) < ROUNDS
+        and (best.cost.latency_ms or 0.0) < (1 - UNUSED) * limit
+    )
 
 
 def _n_parts(plan: Plan) -> int:
@@ -239,6 +253,9 @@ def _numbers(rows: Sequence[dict[str, Any]], profile: DeviceProfile) -> dict[str
     packs = profile.backbones[0].packs
     if packs is not None:
         numbers |= {"share_per_part": packs.share_per_part, "pack_error_ratio_mean": packs.error_share}
+    filled = [row["delivered_unused_share"] for row in delivered if not row["widest"]]
+    if filled:
+        numbers |= {"n_filled": len(filled), "unused_share_mean_filled": statistics.fmean(filled)}
     if delivered:
         numbers |= {
             "over_budget_share": statistics.fmean(row["delivered_over"] for row in delivered),
