@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,13 @@ from sarto.graph import ModelGraph
 
 #: Images that zero-cost proxies look at.
 PROXY_IMAGES = 32
+#: How chains are stitched: the default, and what it is compared with.
+WAYS = {
+    "sequential": Making(),
+    "independent": Making(sequential=False),
+    "random": Making(),
+    "narrow": Making(Fit(kernel=1)),
+}
 
 
 def accuracy_of(graph: ModelGraph, inputs: Tensor, labels: Tensor) -> float:
@@ -84,36 +93,16 @@ def same_depth(
     found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors), n_blocks))))
     paths = [choice.path for choice in random_chains(found.problem, n_chains, seed=seed)]
     best = best_chains(found.problem, 1).choices[0].path
-    rows: list[dict[str, Any]] = []
-    ways = {
-        "sequential": Making(),
-        "independent": Making(sequential=False),
-        "random": Making(random=seed + 1),
-        "narrow": Making(Fit(kernel=1)),
-    }
-    makers = {name: Assembler(donors, making) for name, making in ways.items()}
-    for path in [best, *paths]:
-        pieces = found.chain(path)
-        tail = pieces[-1].donor
-        row: dict[str, Any] = {
-            "donors": "+".join(donors[p.donor].key for p in pieces),
-            "tail": donors[tail].key,
-            "accuracy_tail": own[tail],
-            "chosen": "solver" if path == best else "drawn",
-        }
-        for name, maker in makers.items():
-            graph = maker.graph(pieces)
-            row[f"accuracy_{name}"] = accuracy_of(graph, images, labels)
-            if name == "sequential":
-                built, cost = count(graph), maker.cost(pieces)
-                row["params"] = built.params
-                row["costs_as_predicted"] = (built.params, built.flops) == (cost.params, cost.flops)
-        row["kept_share"] = row["accuracy_sequential"] / own[tail]
-        rows.append(row)
+    makers = makers_of(donors, [*WAYS], seed)
+    told = [measured(makers, found.chain(path), own, images, labels) for path in [best, *paths]]
+    rows = [
+        row | {"chosen": "solver" if path == best else "drawn"}
+        for row, path in zip(told, [best, *paths], strict=True)
+    ]
     drawn = [row for row in rows if row["chosen"] == "drawn"]
-    selfs = [_self_stitch(donors, i, parting.bounds[i], images, labels) for i in range(len(donors))]
+    selfs = [self_stitch(donors, i, parting.bounds[i], images, labels) for i in range(len(donors))]
     numbers: dict[str, Any] = {
-        f"accuracy_{name}_mean": float(np.mean([row[f"accuracy_{name}"] for row in drawn])) for name in ways
+        f"accuracy_{name}_mean": float(np.mean([row[f"accuracy_{name}"] for row in drawn])) for name in WAYS
     }
     return {
         **numbers,
@@ -134,8 +123,40 @@ def _proxies(graphs: list[ModelGraph], images: Tensor) -> dict[str, list[float]]
     return {name: [proxy(graph, images) for graph in graphs] for name, proxy in PROXIES.items()}
 
 
-def _self_stitch(donors: list[Donor], i: int, bounds: np.ndarray, images: Tensor, labels: Tensor) -> float:
-    """A donor cut where it is dissected and joined by fitted stitches."""
+def makers_of(donors: Sequence[Donor], ways: Sequence[str], seed: int) -> dict[str, Assembler]:
+    """One maker of chains for each of some `WAYS`."""
+    return {
+        name: Assembler(donors, replace(WAYS[name], random=seed + 1) if name == "random" else WAYS[name])
+        for name in ways
+    }
+
+
+def measured(
+    makers: Mapping[str, Assembler],
+    pieces: Sequence[Piece],
+    own: Sequence[float],
+    images: Tensor,
+    labels: Tensor,
+) -> dict[str, Any]:
+    """A chain: its donors, accuracy by each way of stitching beside the tail donor's, whether costs are as predicted.
+
+    Args:
+        own: accuracy of each donor on the same images.
+    """
+    sequential = makers["sequential"]
+    keys, tail = [sequential.donors[p.donor].key for p in pieces], pieces[-1].donor
+    row: dict[str, Any] = {"donors": "+".join(keys), "tail": keys[-1], "accuracy_tail": own[tail]}
+    for name, maker in makers.items():
+        row[f"accuracy_{name}"] = accuracy_of(maker.graph(pieces), images, labels)
+    built, cost = count(sequential.graph(pieces)), sequential.cost(pieces)
+    row["params"] = built.params
+    row["costs_as_predicted"] = (built.params, built.flops) == (cost.params, cost.flops)
+    row["kept_share"] = row["accuracy_sequential"] / max(own[tail], 1e-9)
+    return row
+
+
+def self_stitch(donors: list[Donor], i: int, bounds: np.ndarray, images: Tensor, labels: Tensor) -> float:
+    """Accuracy of a donor cut where it is dissected and joined by fitted stitches."""
     ends: list[int | None] = [None, *(int(b[1]) for b in bounds[:-1]), None]
     pieces = [Piece(i, ends[j], ends[j + 1]) for j in range(len(ends) - 1)]
     return accuracy_of(Assembler(donors).graph(pieces, keep_cuts=True), images, labels)

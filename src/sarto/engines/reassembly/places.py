@@ -213,7 +213,8 @@ def _channels_last(graph: ModelGraph, value: str, sizes: tuple[int, ...]) -> boo
             return False
         if reader.op == "aten.mean.dim":
             # What a mean over the grid gives has its channels last, wherever they were.
-            return sorted(dim % 4 for dim in leaves(reader.args["dim"])) == [1, 2]
+            dims = [dim % 4 for dim in leaves(reader.args["dim"]) if isinstance(dim, int)]
+            return sorted(dims) == [1, 2]
     return sizes[0] == sizes[1] != sizes[2]
 
 
