@@ -48,7 +48,7 @@ class Recipe:
 
 RECIPES = {
     "vgg16": Recipe(zoo.vgg16_bn_cifar, 0.03),
-    "resnet34": Recipe(lambda n: zoo.resnet34(n, stem="cifar"), 0.08),
+    "resnet34": Recipe(lambda n: zoo.resnet34(n, stem="cifar"), 0.02),
     "vit": Recipe(lambda n: zoo.vit_cifar(n, 96, 4, 3, 4.0), 1e-3, decay=0.05, adam=True),
 }
 
