@@ -98,8 +98,8 @@ def numvqa(folder: str) -> NumVqa:
         return NumVqa(images, labels)  # type: ignore[arg-type]
     names = {"train": "train", "test": "t10k"}
     return NumVqa(
-        {split: _idx(home, f"{name}-images-idx3-ubyte") for split, name in names.items()},  # type: ignore[misc]
-        {split: _idx(home, f"{name}-labels-idx1-ubyte") for split, name in names.items()},  # type: ignore[misc]
+        {split: read_idx(home, f"{name}-images-idx3-ubyte") for split, name in names.items()},  # type: ignore[misc]
+        {split: read_idx(home, f"{name}-labels-idx1-ubyte") for split, name in names.items()},  # type: ignore[misc]
     )
 
 
@@ -172,8 +172,8 @@ def _moved(tile: np.ndarray, down: int, right: int) -> np.ndarray:
     return moved
 
 
-def _idx(folder: Path, name: str) -> np.ndarray:
-    """An array of an IDX file of unsigned bytes."""
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """An array of an IDX file of unsigned bytes, gzipped or not, as MNIST has them."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
