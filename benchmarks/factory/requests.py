@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from sarto import zoo
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.costs import CostTable
+from sarto.engines.factory.openings import TaskOrders, counted
 from sarto.engines.factory.search import search
 from sarto.engines.factory.subnets import compared, cut
 from sarto.engines.factory.supernet import Supernet, placed
@@ -35,6 +37,9 @@ def requests(
     *, network: str, arguments: dict[str, Any], side: int, n_requests: int, torch_pruning: bool, seed: int
 ) -> dict[str, Any]:
     """Medians over requests of random tasks and budgets, all ways in turn in one process.
+
+    A supernet that is open asks its assembler for a task's order of units once; those of all trained tasks are known
+    here (`orders_ms` for all), and `in_memory_first` is a request for a task that was never asked for.
 
     Weights are random: no step looks at what they are. The paper's way is a call of the assembler and a prediction a
     round, then Torch-Pruning's trace of the network and its cut of the units.
@@ -56,21 +61,30 @@ def requests(
     tasks = space.seen
     whole = sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
     floor = table.costs(_least(supernet), ["size_bytes"])["size_bytes"][0]
-    seconds: dict[str, list[float]] = {name: [] for name in ("in_memory", "verified_file", "paper")}
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("in_memory", "in_memory_first", "verified_file", "paper")
+    }
     cpu: dict[str, list[float]] = {name: [] for name in seconds}
     differences, slack = [], []
+    orders = TaskOrders(supernet)
+    begun = _clocks()
+    orders.prepare(tasks)
+    prepared, _ = _since(begun)
     for place in range(-1, n_requests):
         task = tasks[int(torch.randint(len(tasks), (), generator=generator))]
         share = float(torch.rand((), generator=generator))
         budget = Budget(size_bytes=int(floor + 0.02 * whole + share * 0.2 * (whole - floor)))
         begun = _clocks()
-        found = search(supernet, [task], budget, table)
+        found = search(supernet, [task], budget, table, orders=orders)
         model = cut(supernet, found.gates)
         took = {"in_memory": _since(begun)}
         with tempfile.TemporaryDirectory() as folder:
             difference = compared(supernet, gated, found.gates, model, range(len(space.answers)))
             write_graph(model, Path(folder))
             took["verified_file"] = _since(begun)
+        begun = _clocks()
+        cut(supernet, search(supernet, [task], budget, table).gates)
+        took["in_memory_first"] = _since(begun)
         used = table.costs(_counts(supernet, found.gates), ["size_bytes"])["size_bytes"][0]
         if torch_pruning and importlib.util.find_spec("torch_pruning") is not None:
             took["paper"] = _papers(net, example, supernet, task, found.gates, table)
@@ -88,6 +102,7 @@ def requests(
         "supernet_params": sum(graph.tensors[name].numel() for name in graph.parameters),
         "difference_worst": max(differences),
         "unused_budget_share_mean": statistics.fmean(slack),
+        "orders_ms": prepared,
     }
     for name, values in seconds.items():
         if values:
@@ -112,14 +127,10 @@ def _since(begun: tuple[float, float]) -> tuple[float, float]:
 
 
 def _least(supernet: Supernet) -> Any:
-    import numpy as np
-
     return np.ones((1, len(supernet.layout)), np.int64)
 
 
 def _counts(supernet: Supernet, gates: torch.Tensor) -> Any:
-    from sarto.engines.factory.search import counted
-
     return counted(gates[None], supernet.layout)
 
 

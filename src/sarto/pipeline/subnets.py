@@ -13,7 +13,8 @@ from torch import Tensor
 from sarto.devices import count
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.gates import lowest_limit
-from sarto.engines.factory.search import Found, counted, floor_costs, search, search_measured
+from sarto.engines.factory.openings import TaskOrders, counted
+from sarto.engines.factory.search import Found, floor_costs, search, search_measured
 from sarto.engines.factory.subnets import (
     EQUAL,
     compared,
@@ -76,6 +77,11 @@ class ReadySupernet:
         return self.supernet.gated()
 
     @cached_property
+    def orders(self) -> TaskOrders:
+        """In which order units open; each task is asked for once."""
+        return TaskOrders(self.supernet)
+
+    @cached_property
     def table(self) -> CostTable:
         """Costs of subnets.
 
@@ -97,12 +103,12 @@ class ReadySupernet:
             RequestError: a task is none of the space's, or latency is limited and can't be known.
         """
         if budget.latency_ms is None or self.profile is not None or measure is None:
-            return search(self.supernet, tasks, budget, self.table)
+            return search(self.supernet, tasks, budget, self.table, orders=self.orders)
 
         def taken(gates: Tensor) -> float:
             return measure(self.cut(gates, tasks))
 
-        return search_measured(self.supernet, tasks, budget, self.table, taken)[0]
+        return search_measured(self.supernet, tasks, budget, self.table, taken, orders=self.orders)[0]
 
     def smallest(self, tasks: Tasks) -> Found:
         """The smallest subnet for tasks."""
@@ -265,7 +271,7 @@ class ReadySupernet:
             nearest=near,
             predicted=predicted,
             measured=measured,
-            floor=floor_costs(self.supernet, tasks, self.table, known) if known else {},
+            floor=floor_costs(self.supernet, tasks, self.table, known, self.orders) if known else {},
             slack=slack,
             difference=difference,
             difference_limit=EQUAL,

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from sarto.engines.factory.costs import CostTable, Counts, Floats
-from sarto.engines.factory.gates import Layout, lowest_limit, most_open, ranked
+from sarto.engines.factory.gates import Layout, most_open
+from sarto.engines.factory.openings import Openings, TaskOrders, columns_of, openings
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import InfeasibleError, RequestError
 from sarto.types import Budget
 
-#: Limits that are tried in one call in the paper's order: one percent to all.
-STEPS = 100
 #: Numbers of units that are tried at once when a budget is filled up.
 PROBES = 16
 
@@ -62,11 +61,15 @@ def search(
     table: CostTable,
     *,
     fill: bool = True,
+    orders: TaskOrders | None = None,
 ) -> Found:
     """Gates of the largest subnet for a task (for several: of the union of their units) that keeps a budget.
 
     All limits are tried at once; then units are opened one by one, in the assembler's order, while the budget holds:
     also those that cost nothing because the device computes them anyway.
+
+    Args:
+        orders: of this supernet, where many requests are made: no task is then asked for twice.
 
     Raises:
         InfeasibleError: the smallest subnet is over the budget; names the floor and the nearest budget.
@@ -77,18 +80,16 @@ def search(
         Differs: all limits in one batch instead of one after the other until the first that is over; equality keeps a
         budget; what is left of the budget is filled.
     """
-    order, limits, opened = _chain(supernet, tasks)
-    counts = counted(opened, supernet.layout)
-    fitting = table.fits(counts, budget)
+    asked = _asked(supernet, tasks, orders)
+    fitting = table.fits(asked.counts, budget)
     if not fitting.any():
-        raise _infeasible(supernet, tasks, budget, table, counts)
-    sizes = np.where(fitting, opened.sum(1).numpy(), -1)
-    best = int(sizes.argmax())
-    gates, filled = opened[best].clone(), 0
+        raise _infeasible(supernet, tasks, budget, table, asked.counts)
+    best = int(np.where(fitting, asked.counts.sum(1), -1).argmax())
+    gates, filled = asked.gates(best), 0
     if fill:
         most = int(most_open(supernet.assembler.held(torch.ones(1)), supernet.assembler.units))
-        gates, filled = _filled(gates, order, budget, table, supernet.layout, most)
-    return Found(gates, float(gates.mean()), float(limits[best]), filled)
+        gates, filled = _filled(gates, asked.order, budget, table, supernet.layout, most)
+    return Found(gates, float(gates.mean()), float(asked.limits[best]), filled)
 
 
 def search_measured(
@@ -99,6 +100,7 @@ def search_measured(
     measure: Callable[[Tensor], float],
     *,
     probes: int = 7,
+    orders: TaskOrders | None = None,
 ) -> tuple[Found, float]:
     """The same with real measurements in the loop: bisection on the nested order; the subnet and its milliseconds.
 
@@ -118,10 +120,10 @@ def search_measured(
     if limit is None:
         raise RequestError("measuring in the loop needs a budget of latency_ms")
     others = budget.replace(latency_ms=None)
-    _, limits, opened = _chain(supernet, tasks)
-    allowed = np.flatnonzero(table.fits(counted(opened, supernet.layout), others))
+    asked = _asked(supernet, tasks, orders)
+    allowed = np.flatnonzero(table.fits(asked.counts, others))
     if not len(allowed):
-        raise _infeasible(supernet, tasks, others, table, counted(opened, supernet.layout))
+        raise _infeasible(supernet, tasks, others, table, asked.counts)
     low, high = 0, len(allowed) - 1
     found: tuple[int, float] | None = None
     fastest = float("inf")
@@ -129,14 +131,14 @@ def search_measured(
         if low > high:
             break
         middle = (low + high + 1) // 2 if found is not None or low < high else low
-        taken = measure(opened[allowed[middle]])
+        taken = measure(asked.gates(int(allowed[middle])))
         fastest = min(fastest, taken)
         if taken <= limit:
             found, low = (middle, taken), middle + 1
         else:
             high = middle - 1
     if found is None:
-        taken = measure(opened[allowed[0]])
+        taken = measure(asked.gates(int(allowed[0])))
         if taken > limit:
             raise InfeasibleError(
                 f"the smallest subnet takes {taken:.3g} ms as measured, {limit:.3g} ms were asked for; "
@@ -147,68 +149,52 @@ def search_measured(
             )
         found = (0, taken)
     place = int(allowed[found[0]])
-    gates = opened[place]
-    return Found(gates, float(gates.mean()), float(limits[place]), 0), found[1]
+    gates = asked.gates(place)
+    return Found(gates, float(gates.mean()), float(asked.limits[place]), 0), found[1]
 
 
 def curve(supernet: Supernet, task: frozenset[str], table: CostTable, *, profiled: bool) -> list[Point]:
     """Costs of a task's subnets over all limits, from one call of the assembler."""
-    _, limits, opened = _chain(supernet, [task])
-    counts = counted(opened, supernet.layout)
-    costs = table.costs(counts, ["size_bytes", "memory_bytes"])
-    latency = table.latency_ms(counts) if profiled else None
+    asked = _asked(supernet, [task])
+    costs = table.costs(asked.counts, ["size_bytes", "memory_bytes"])
+    latency = table.latency_ms(asked.counts) if profiled else None
     return [
         Point(
-            limit=float(limits[i]),
-            ratio=float(opened[i].mean()),
+            limit=float(asked.limits[i]),
+            ratio=float(asked.gates(i).mean()),
             size_bytes=float(costs["size_bytes"][i]),
             memory_bytes=float(costs["memory_bytes"][i]),
             latency_ms=float(latency[1, i]) if latency is not None else None,
             latency_high_ms=float(latency[2, i]) if latency is not None else None,
         )
-        for i in range(len(opened))
+        for i in range(len(asked.limits))
     ]
 
 
 def floor_costs(
-    supernet: Supernet, tasks: Sequence[frozenset[str]], table: CostTable, limits: Sequence[str]
+    supernet: Supernet,
+    tasks: Sequence[frozenset[str]],
+    table: CostTable,
+    limits: Sequence[str],
+    orders: TaskOrders | None = None,
 ) -> dict[str, float]:
     """Cost of the smallest subnet for tasks: limit -> number."""
-    _, _, opened = _chain(supernet, tasks)
-    costs = table.costs(counted(opened[:1], supernet.layout), limits)
+    costs = table.costs(_asked(supernet, tasks, orders).counts[:1], limits)
     return {name: float(values.min()) for name, values in costs.items()}
 
 
-def counted(gates: Tensor, layout: Layout) -> Counts:
-    """Open units of each group, shape (n, groups), of gates (n, units)."""
-    return torch.stack([gates[:, start:stop].sum(1) for start, stop in layout.values()], 1).long().numpy()
+def _asked(supernet: Supernet, tasks: Sequence[frozenset[str]], orders: TaskOrders | None = None) -> Openings:
+    """The subnets for tasks at every limit.
 
-
-def _chain(supernet: Supernet, tasks: Sequence[frozenset[str]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The order in which units open (units,), limits (n,), and gates (n, units) at them; several tasks: their union."""
+    Raises:
+        RequestError: there is no task, or a set of properties is none of the space's; all problems at once.
+    """
     if not tasks:
         raise RequestError("a subnet is for at least one task")
     problems = [why for task in tasks for why in supernet.space.problems(task)]
     if problems:
         raise RequestError(f"no task: {problems[0]}", problems=problems)
-    assembler = supernet.assembler
-    floor = lowest_limit(supernet.layout, assembler.least)
-    steps = torch.arange(1, STEPS + 1) / STEPS
-    limits = torch.cat([torch.tensor([floor * (1 + 1e-6)]).clamp(max=1), steps[steps > floor * (1 + 1e-6)]])
-    limits = torch.unique(assembler.held(limits))
-    codes = torch.tensor([supernet.space.code(task) for task in tasks], dtype=torch.float32)
-    if assembler.settings.order == "nested":
-        with torch.no_grad():
-            scores = assembler.weights(codes, torch.ones(len(tasks)))
-        places = ranked(scores, supernet.layout, assembler.least)
-        n_open = most_open(limits, assembler.units)
-        opened = (places[:, None] < n_open[None, :, None]).any(0).float()
-        return places.amin(0).argsort(stable=True), limits, opened
-    gates = [assembler.gates(code.expand(len(limits), -1), limits) for code in codes]
-    opened = torch.stack(gates).amax(0)
-    with torch.no_grad():
-        scores = assembler.weights(codes, torch.ones(len(tasks))).amax(0)
-    return scores.argsort(descending=True, stable=True), limits, opened
+    return openings(supernet, tasks, orders)
 
 
 def _filled(
@@ -220,9 +206,7 @@ def _filled(
     up, and the others go on. No cost falls when a unit is added, so what is given up would not fit later either.
     """
     unit_order = order.numpy()
-    columns = np.empty(len(gates), np.int64)
-    for column, (start, stop) in enumerate(layout.values()):
-        columns[start:stop] = column
+    columns = columns_of(layout, len(gates))
     opened = gates.numpy() > 0.5
     counts = np.bincount(columns[opened], minlength=len(layout))
     left = unit_order[~opened[unit_order]]

@@ -11,7 +11,8 @@ from sarto.devices import count
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.delta import delta
-from sarto.engines.factory.search import counted, curve, search, search_measured
+from sarto.engines.factory.openings import TaskOrders, counted, openings
+from sarto.engines.factory.search import curve, search, search_measured
 from sarto.engines.factory.supernet import Supernet, as_placed, placed
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import Selection, capture, gate_layout, slice
@@ -75,6 +76,38 @@ def test_the_largest_that_fits_is_found(supernet: Supernet, share: float) -> Non
     plain = search(supernet, [TASK], budget, table, fill=False)
     assert plain.filled == 0 and bool((plain.gates <= found.gates).all())
     assert int(found.gates.sum() - plain.gates.sum()) == found.filled
+
+
+@pytest.mark.parametrize("tasks", [[TASK], [TASK, OTHER]])
+def test_openings_are_the_gates_that_the_assembler_gives_at_each_limit(
+    supernet: Supernet, tasks: list[frozenset[str]]
+) -> None:
+    found = openings(supernet, tasks)
+    codes = torch.tensor([SPACE.code(task) for task in tasks]).float()
+    for place, limit in enumerate(found.limits):
+        gates = supernet.assembler.gates(codes, limit.expand(len(tasks))).amax(0)
+        assert torch.equal(found.gates(place), gates)
+        assert found.counts[place].tolist() == counted(gates[None], supernet.layout)[0].tolist()
+        if supernet.assembler.settings.order == "nested":
+            assert set(found.order[: int(gates.sum())].tolist()) == set(gates.nonzero().flatten().tolist())
+
+
+def test_an_order_that_is_known_is_not_asked_for_again(
+    supernet: Supernet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if supernet.assembler.settings.order == "paper":
+        pytest.skip("gates of the paper's order depend on the limit")
+    table, orders = CostTable(supernet.graph, supernet.groups), TaskOrders(supernet)
+    budget = Budget(size_bytes=int(0.5 * count(supernet.graph).size_bytes))
+    fresh = [search(supernet, tasks, budget, table) for tasks in ([TASK], [OTHER], [TASK, OTHER])]
+    orders.prepare([TASK, OTHER])
+    monkeypatch.setattr(type(supernet.assembler), "weights", None)
+    known = [
+        search(supernet, tasks, budget, table, orders=orders) for tasks in ([TASK], [OTHER], [TASK, OTHER])
+    ]
+    assert all(
+        torch.equal(a.gates, b.gates) and a.limit == b.limit for a, b in zip(fresh, known, strict=True)
+    )
 
 
 def test_several_tasks_get_the_union_of_their_units(supernet: Supernet) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 from sarto import zoo
 from sarto.devices import count
 from sarto.engines.factory.costs import CostTable
-from sarto.engines.factory.search import counted, search
+from sarto.engines.factory.openings import counted
+from sarto.engines.factory.search import search
 from sarto.engines.factory.skips import skippable, without_constants
 from sarto.engines.factory.subnets import together
 from sarto.engines.factory.supernet import Supernet, as_placed, assembler_for, placed, selection
