@@ -208,8 +208,8 @@ def _requests(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, said in (
         ("in_memory", "to the model in memory"),
+        ("in_memory_first", "the same for a task that was never asked for"),
         ("verified_file", "to a file, compared with the gated supernet"),
-        ("one_after_the_other", "the same, compared first and written then"),
         ("paper", "the paper's way: twelve rounds, trace and cut by Torch-Pruning"),
     ):
         if f"{name}_ms_median" in numbers:

@@ -1,4 +1,4 @@
-"""What a little training adds to a chain of blocks, by what changes and for how many steps; a student beside it."""
+"""What a little training adds to a chain of blocks, by what changes and for how many steps; a student and its tail beside it."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def protocols(
     """The solver's chain after each kind of training on the probe images, on test images that choose nothing.
 
     The student has the chain's layers with new weights and learns the tail donor's features under its classifier, for
-    as many steps.
+    as many steps; from scratch the same layers learn labels. The tail donor, whole, is trained on labels too.
 
     Args:
         steps: of separate trainings, each with its own schedule.
-        rates: scope -> step size; the student's is that of `Tuning`.
+        rates: scope -> step size; that of new weights is that of `Tuning`.
     """
     inputs, truth = probes(data, n_probes, seed)
     images, labels = tests(data, n_tested)
@@ -81,6 +81,11 @@ def protocols(
         fresh = Tuning(scope="full", steps=n, batch=batch, fresh=True, seed=seed)
         student, _ = tune_chain(chain, inputs, fresh, wanted=wanted)
         numbers[f"accuracy_student_{n}_steps"] = accuracy_of(student, images, labels)
+        scratch, _ = tune_chain(chain, inputs, fresh, labels=truth)
+        numbers[f"accuracy_scratch_{n}_steps"] = accuracy_of(scratch, images, labels)
+        alike = Tuning("full", steps=n, batch=batch, rate=rates["full"], seed=seed)
+        donor_too, _ = tune_chain(tail.graph, inputs, alike, labels=truth)
+        numbers[f"accuracy_tail_labels_full_{n}_steps"] = accuracy_of(donor_too, images, labels)
     return numbers
 
 
