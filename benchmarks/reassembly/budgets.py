@@ -184,7 +184,10 @@ def _by_the_paper(
 def _pruned(
     donors: list[Donor], skills: Sequence[float], by: By, limit: int, n: int, given: Images
 ) -> Contender | None:
-    """Of the most skilful donors over the limit, cut to it and repaired in closed form, the best on held images."""
+    """Of the most skilful donors over the limit, cut to it and repaired in closed form, the best on held images.
+
+    Each is cut twice, with and without the channels of its residual streams: which is better differs between donors.
+    """
     over = [i for i in np.argsort(skills)[::-1] if getattr(count(donors[i].graph), by) > limit]
     made = []
     for i in over[:n]:
@@ -194,12 +197,13 @@ def _pruned(
         inputs, _ = given.probes
         # Labels unread: all images are of one class, and no class weighs more than others.
         readings = read_donor(graph, inputs, torch.zeros(len(inputs), dtype=torch.int64), 1)
-        try:
-            keep = allocate_within(readings, {by: limit - classifier})
-        except InfeasibleError:
-            continue
-        sliced, _ = make_fragment(readings, [], keep, seed=0)
-        made.append(Contender("pruned", donors[i].key, sliced))
+        for streams in (True, False):
+            try:
+                keep = allocate_within(readings, {by: limit - classifier}, streams=streams)
+            except InfeasibleError:
+                continue
+            sliced, _ = make_fragment(readings, [], keep, seed=0)
+            made.append(Contender("pruned", donors[i].key, sliced))
     return max(made, key=lambda one: accuracy_of(one.graph, *given.held), default=None)
 
 

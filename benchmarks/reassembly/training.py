@@ -1,4 +1,4 @@
-"""What a little training adds to a chain of blocks, by what changes and for how many steps; a student and its tail beside it."""
+"""What a little training adds to a chain, by what changes and how many steps; a student and its tail donor too."""
 
 from __future__ import annotations
 
