@@ -158,14 +158,12 @@ class PackState:
         """
         grid = lam_grid(LAM_GRID if lam is None else lam)
         n, q = len(self.labels), len(self.classes)
-        joined = torch.cat(list(self.features.values()), 1)
-        width = joined.shape[1]
-        scaling = fit_scaling(joined, blocks=tuple(found.shape[1] for found in self.features.values()))
+        width = sum(found.shape[1] for found in self.features.values())
+        # Blocks are scaled one by one: together they need not lie side by side.
+        scalings = {part: fit_scaling(found) for part, found in self.features.items()}
         kernel = torch.zeros(n, n, dtype=torch.float64)
-        start = 0
         for part, gram in self.grams.items():
-            kernel += gram / (scaling.scale[start].square() * width)
-            start += self.features[part].shape[1]
+            kernel += gram / (scalings[part].scale[0].square() * width)
         means = kernel.mean(0)
         kernel = kernel - means - means.unsqueeze(1) + means.mean()
         targets, weights = sign_targets(self.labels, q), balanced_weights(self.labels, q)
@@ -177,6 +175,11 @@ class PackState:
         else:
             loto = nothing_counted(folds, self.labels, q, usual)
         place = grid.index(loto.lam if loto.lam is not None else usual)
-        weight = dual.alpha[place].T @ scaling.apply(joined) / width
-        raw, bias = scaling.fold(weight, dual.bias[place])
+        alpha, bias = dual.alpha[place], dual.bias[place]
+        folded = []
+        for part, scaling in scalings.items():
+            centred = alpha.T @ self.features[part] - alpha.sum(0).unsqueeze(1) * scaling.mean
+            weight, bias = scaling.fold(centred / (scaling.scale * width), bias)
+            folded.append(weight)
+        raw = torch.cat(folded, 1)
         return calibrated(Head(raw.float(), bias.float()), loto, self.labels)

@@ -49,7 +49,7 @@ def fit_scaling(
     if sum(widths) != width or min(widths, default=0) < 1:
         raise ShapeError(f"blocks must be widths >= 1 that sum to the {width} features, got {widths}")
     mean = values.mean(0)
-    variances = (values - mean).square().mean(0)
+    variances = (values - mean).square_().mean(0)
     if per_feature:
         spread = variances
     else:
