@@ -188,3 +188,12 @@ def test_a_budget_of_flops_or_milliseconds_gets_widths_solved_for_them(
     for plan, node in slices:
         assert plan.predicted is not None and plan.predicted.flops == 100 * dict(node.keep)["g"] + 2
         assert plan.note.endswith("widths for FLOPs") == (dict(node.keep)["g"] == 3)
+
+
+def test_a_share_below_one_unit_of_a_wide_group_ends_with_one_unit() -> None:
+    # Of 50 units two go at a time, and from the last two only one can.
+    model = torch.nn.Sequential(torch.nn.Linear(4, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3)).double()
+    inputs = torch.randn((6, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    readings = read_donor(capture(model.eval(), inputs[:2], prove=False), inputs, torch.arange(6) % 3, 3)
+    (counts,) = allocate(readings, (0.001,)).values()
+    assert set(counts.values()) == {1}

@@ -208,8 +208,8 @@ class _Search:
 
     def _step(self, name: str, exceeded: tuple[str, ...]) -> _Step | None:
         group = self.groups[name]
-        fewer = self.counts[name] - max(1, round(STEP * group.size))
-        if fewer < max(1, self.floor * group.size):
+        fewer = max(1, self.counts[name] - max(1, round(STEP * group.size)))
+        if fewer == self.counts[name] or fewer < self.floor * group.size:
             return None
         after = {**self.counts, name: fewer}
         saved = {
