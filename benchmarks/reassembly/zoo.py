@@ -168,9 +168,10 @@ def donor(data: str, name: str, inputs: Tensor) -> Donor:
 
 
 def usable(data: str, members: Sequence[str]) -> list[str]:
-    """Of the given members those that can be used now; every member of the zoo of small runs."""
+    """Of the given members those that can be used now; in small runs every small one where none of them is given."""
     there = ready(data)
-    return [name for name in (there if data == SHIPPED else members) if name in there]
+    found = [name for name in members if name in there]
+    return found or (there if data == SHIPPED else [])
 
 
 def probes(data: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
