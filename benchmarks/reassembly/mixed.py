@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.reassembly.zero_gradient import accuracy_of, makers_of, measured, self_stitch, zoo_of
 from benchmarks.reassembly.zoo import TRANSFORMERS, donor, probes, tests, usable
 from sarto.engines.reassembly import (
+    Choice,
     Limits,
     Piece,
     Sides,
@@ -34,13 +35,13 @@ def mixed(
     data: str,
     members: list[str],
     n_probes: list[int],
-    n_blocks: int,
+    n_blocks: list[int],
     n_chains: int,
     n_checked: int,
     n_tested: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Accuracy that chains keep of their tail donor's, by kind and by the number of unlabelled images.
+    """Accuracy that chains keep of their tail donor's, by kind, number of blocks and number of unlabelled images.
 
     Chains are random choices of donors for the stages of the joint dissection, at least three donors each, and for each
     kind one that is chosen: of the best by additive value the one whose answers on the probe images are nearest to its
@@ -59,40 +60,37 @@ def mixed(
         donors = [donor(data, name, inputs) for name in names]
         own = [accuracy_of(one.graph, images, labels) for one in donors]
         zoo = zoo_of(donors, [accuracy_of(one.graph, inputs, truth) for one in donors], min(64, n))
-        parting = dissect(zoo, Limits(n_blocks, 0.8), seed=seed)
-        found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors), n_blocks))))
         makers = makers_of(donors, WAYS, seed)
-        drawn = _by_kind(found, [c.path for c in random_chains(found.problem, DRAWN, seed=seed)], names)
-        listed = best_chains(found.problem, LISTED).choices
-        values = {choice.path: choice for choice in listed}
-        best = _by_kind(found, list(values), names)
-        for kind in KINDS:
-            chains = [(found.chain(path), "drawn") for path in drawn[kind][:n_chains]]
-            ranked = cascade(
-                makers["sequential"],
-                [(found.chain(path), values[path]) for path in best[kind][:n_checked]],
-                checked=n_checked,
-            )
-            chains += [(item.pieces, "chosen") for item in ranked[:1]]
-            told = [
-                measured(makers, pieces, own, images, labels) | {"chosen": how, "kind": kind, "n_probes": n}
-                for pieces, how in chains
-            ]
-            rows += told
-            numbers |= _summary(told, f"{kind}_{n}_probes")
-        selfs = [self_stitch(donors, i, parting.bounds[i], images, labels) for i in range(len(donors))]
-        kept = [a / max(b, 1e-9) for a, b in zip(selfs, own, strict=True)]
-        numbers[f"kept_share_self_stitch_mean_{n}_probes"] = float(np.mean(kept))
+        for k in n_blocks:
+            parting = dissect(zoo, Limits(k, 0.8), seed=seed)
+            found = layout(zoo, parting, Wish(sides=Sides(least_donors=min(3, len(donors), k))))
+            drawn = _by_kind(found, random_chains(found.problem, DRAWN, seed=seed), names)
+            best = _by_kind(found, best_chains(found.problem, LISTED).choices, names)
+            for kind in KINDS:
+                chains = [(found.chain(choice.path), "drawn") for choice in drawn[kind][:n_chains]]
+                ranked = cascade(
+                    makers["sequential"],
+                    [(found.chain(choice.path), choice) for choice in best[kind][:n_checked]],
+                )
+                chains += [(item.pieces, "chosen") for item in ranked[:1]]
+                told = [
+                    measured(makers, pieces, own, images, labels)
+                    | {"chosen": how, "kind": kind, "n_blocks": k, "n_probes": n}
+                    for pieces, how in chains
+                ]
+                rows += told
+                numbers |= _summary(told, f"{kind}_{k}_blocks_{n}_probes")
+            selfs = [self_stitch(donors, i, parting.bounds[i], images, labels) for i in range(len(donors))]
+            kept = [a / max(b, 1e-9) for a, b in zip(selfs, own, strict=True)]
+            numbers[f"kept_share_self_stitch_mean_{k}_blocks_{n}_probes"] = float(np.mean(kept))
     numbers["n_costs_not_as_predicted"] = sum(not row.pop("costs_as_predicted") for row in rows)
     return {**numbers, "rows": rows}
 
 
-def _by_kind(
-    found: Layout, paths: Sequence[tuple[int, ...]], names: Sequence[str]
-) -> dict[str, list[tuple[int, ...]]]:
-    """Paths of each kind, in their order."""
-    kinds = [kind_of(found.chain(path), names) for path in paths]
-    return {kind: [path for path, of in zip(paths, kinds, strict=True) if of == kind] for kind in KINDS}
+def _by_kind(found: Layout, choices: Sequence[Choice], names: Sequence[str]) -> dict[str, list[Choice]]:
+    """Choices of each kind, in their order."""
+    kinds = [kind_of(found.chain(choice.path), names) for choice in choices]
+    return {kind: [one for one, of in zip(choices, kinds, strict=True) if of == kind] for kind in KINDS}
 
 
 def kind_of(pieces: Sequence[Piece], names: Sequence[str]) -> str:
