@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
+from benchmarks import runner
 from benchmarks.reassembly import zero_gradient
 from benchmarks.reassembly import zoo as members
 from benchmarks.reassembly.zoo import SHIPPED, Member, donor, names, probes, usable
@@ -20,22 +21,27 @@ class _Enough(Exception):
     """The skills are known; nothing need be built."""
 
 
-def test_the_skills_that_choose_a_chain_come_from_the_probe_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, truth = probes(SHIPPED, 13)
+@pytest.mark.parametrize("case", ["reassembly-zero-gradient", "reassembly-mixed", "reassembly-budgets"])
+def test_the_skills_that_choose_a_chain_come_from_the_probe_images(
+    case: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = runner.read_case(repository / f"benchmarks/cases/reassembly/{case}.yaml")
+    function = runner.find_function(found.run)
+    inputs, truth = probes(SHIPPED, 24)
     skills: list[list[float]] = []
 
     def told(donors: object, given: list[float], batch: int) -> None:
         skills.append(given)
         raise _Enough
 
-    monkeypatch.setattr(zero_gradient, "zoo_of", told)
-    for shift in range(3):
-        monkeypatch.setattr(zero_gradient, "tests", lambda *_, shift=shift: (inputs, (truth + shift) % 3))
+    monkeypatch.setitem(function.__globals__, "zoo_of", told)
+    monkeypatch.setattr(members, "_noise", lambda n, seed: (inputs[:n], truth[:n]))
+    for shift in range(2):
+        shifted = (inputs, (truth + shift) % 3)
+        monkeypatch.setitem(function.__globals__, "tests", lambda *_, of=shifted: of)
         with pytest.raises(_Enough):
-            zero_gradient.same_depth(
-                data=SHIPPED, members=[], n_probes=13, n_blocks=2, n_chains=1, n_tested=13, seed=0
-            )
-    assert skills == [[_right(name, inputs, truth) for name in names(SHIPPED)]] * 3
+            function(**found.effective(smoke=True), seed=0)
+    assert skills == [[_right(name, inputs, truth) for name in names(SHIPPED)]] * 2
 
 
 def _right(name: str, inputs: Tensor, truth: Tensor) -> float:
