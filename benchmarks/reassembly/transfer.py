@@ -52,7 +52,7 @@ class Headed:
 
 
 def target_images(target: str, split: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images of a target in [0, 1], (n, 3, side, side), and their labels; none that a member was trained on.
+    """Images of a target in [0, 1], (n, 3, side, side), and their labels.
 
     Raises:
         FileNotFoundError: the data set is not there; says where it was looked for.

@@ -175,7 +175,10 @@ def usable(data: str, members: Sequence[str]) -> list[str]:
 
 
 def probes(data: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unlabelled images that no member was trained on (the pool), and their labels for those who may read them."""
+    """Unlabelled images of the pool, and their labels for those who may read them.
+
+    No member that is trained here saw them; the published ResNets were trained on every training image of CIFAR-10.
+    """
     if data == SHIPPED:
         return _noise(n, seed)
     pool = train_and_pool(data)[1]
