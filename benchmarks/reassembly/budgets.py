@@ -111,11 +111,12 @@ def budgets(
     moved = dissect_by_moves(zoo.cuts(), Limits(n_blocks, 0.8), restarts=n_restarts, seed=seed)
     how = Tuning("full", epochs * n_lessons // batch, batch, rate, keep_statistics=False, seed=seed)
     whole = [_trained(Contender("donor", one.key, one.graph), given, how) for one in donors]
+    maker = Assembler(donors)
     rows: list[dict[str, Any]] = []
     for limit in limits:
         wish = Wish(Budget.parse({by: limit}), Sides(least_donors=min(2, len(donors))))
         made = [
-            _chain(zoo, joint, wish, donors, n_listed, n_headed, given.held),
+            _chain(zoo, joint, wish, maker, n_listed, n_headed, given.held),
             _by_the_paper(zoo, moved, wish, donors, n_draws, seed),
             _pruned(donors, skills, by, limit, n_pruned, given),
         ]
@@ -145,7 +146,7 @@ def _chain(
     zoo: Zoo,
     parting: Partition,
     wish: Wish,
-    donors: list[Donor],
+    maker: Assembler,
     n_listed: int,
     n_headed: int,
     held: tuple[Tensor, Tensor],
@@ -155,10 +156,9 @@ def _chain(
         choices = best_chains(found.problem, n_listed).choices
     except InfeasibleError:
         return None
-    maker = Assembler(donors)
     ranked = cascade(maker, [(found.chain(choice.path), choice) for choice in choices], checked=n_listed)
     best = max(ranked[:n_headed], key=lambda item: accuracy_of(maker.graph(item.pieces), *held))
-    return Contender("chain", _named(best.pieces, donors), maker.graph(best.pieces))
+    return Contender("chain", _named(best.pieces, maker.donors), maker.graph(best.pieces))
 
 
 def _by_the_paper(
@@ -175,8 +175,9 @@ def _by_the_paper(
         for pieces in drawn
         if len({int(parting.labels[piece.donor, j]) for j, piece in enumerate(pieces)}) == parting.k
     ]
-    maker = Assembler(donors, Making(fold=False, random=seed + 1))
     shown = donors[0].inputs[:PROXY_IMAGES]
+    # A random stitch takes nothing but the receiver's mean from the images.
+    maker = Assembler([replace(one, inputs=shown) for one in donors], Making(fold=False, random=seed + 1))
     best = max(apart or drawn, key=lambda pieces: naswot(maker.graph(pieces), shown))
     return Contender("paper", _named(best, donors), maker.graph(best))
 
