@@ -29,7 +29,7 @@ def page(result: Result) -> str:
 
 def tables(result: Result) -> Iterator[str]:
     """Lines of all tables: a model a row, a format a column."""
-    formats = list(dict.fromkeys(row["format"] for row in result.rows))
+    formats = list(dict.fromkeys(str(row["format"]) for row in result.rows))
     for precision, title in TITLES.items():
         rows = [row for row in result.rows if row["precision"] == precision]
         if not rows:
