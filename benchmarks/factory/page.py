@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "nn-factory.md", ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 #: Results with a table, in the order of the page; of those in `DRAWN` the rows are drawn too.
-NAMES = ("numvqa", "numvqa-vit", "cifar100", "attrod", "orders", "baselines", "requests")
-DRAWN = ("numvqa", "numvqa-vit", "attrod")
+NAMES = ("numvqa", "numvqa-long", "numvqa-vit", "cifar100", "attrod", "orders", "baselines", "requests")
+DRAWN = ("numvqa", "numvqa-long", "numvqa-vit", "attrod")
 BEGIN, END = "<!-- rows: written by `python -m benchmarks.factory.page` -->", "<!-- end of rows -->"
 
 
@@ -38,6 +38,7 @@ def tables(folder: Path, images: Path | None = None) -> Iterator[str]:
     """
     makers: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
         "numvqa": _numvqa,
+        "numvqa-long": lambda result: _numvqa(result, "**NumVQA, trained longer**"),
         "numvqa-vit": lambda result: _numvqa(result, "**NumVQA with a ViT**"),
         "cifar100": lambda result: _cifar100(result["numbers"], result["parameters"]),
         "attrod": lambda result: _attrod(result),
