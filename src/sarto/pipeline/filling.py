@@ -59,8 +59,8 @@ def refilled_plan(
 ) -> Plan | None:
     """The pack of a plan's kind whose widths fill the latency budget, now that the plan's own latency is known.
 
-    Every width is taken to need as much more or less than predicted as the measured one did; `MARGIN` of the budget is
-    left for the noise of the next measurement.
+    Every width is taken to need as much more or less than predicted as the measured one did. `MARGIN` of the budget is
+    left for the noise of the next measurement, where a width allows that.
 
     Args:
         kept: whether a predicted cost keeps the budget; its latency is what is expected now.
@@ -76,19 +76,24 @@ def refilled_plan(
         return None
     ratio = measured_ms / said.latency_ms
 
-    def expected(found: Plan) -> bool:
-        cost = found.predicted
-        if cost is None or cost.latency_ms is None:
-            return False
-        latency = ratio * cost.latency_ms / (1 - MARGIN)
-        return kept(
-            found.replace(
-                predicted=cost.replace(latency_ms=latency, latency_low_ms=latency, latency_high_ms=latency)
+    def filled(margin: float) -> Plan | None:
+        def expected(found: Plan) -> bool:
+            cost = found.predicted
+            if cost is None or cost.latency_ms is None:
+                return False
+            latency = ratio * cost.latency_ms / (1 - margin)
+            return kept(
+                found.replace(
+                    predicted=cost.replace(
+                        latency_ms=latency, latency_low_ms=latency, latency_high_ms=latency
+                    )
+                )
             )
-        )
 
-    solver = _Solver(order, predictor, kind, (1 - MARGIN) * limit, ratio)
-    return solver.filled(solver.by_kind().get(kind(plan), []), expected)
+        solver = _Solver(order, predictor, kind, (1 - margin) * limit, ratio)
+        return solver.filled(solver.by_kind().get(kind(plan), []), expected)
+
+    return filled(MARGIN) or filled(0.0)
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,11 @@ def _next(
     bound = plan.predicted.latency_high_ms if plan.predicted is not None else None
     if limit is None or bound is None or one.profile is None:
         return None
-    try:
-        found = one.find(
-            tasks, budget.replace(latency_ms=max((1 - MARGIN) * limit * bound / measured_ms, 1e-9))
-        )
-    except InfeasibleError:
-        return None
-    return one.plan(tasks, found, classes, samples), found
+    for margin in (MARGIN, 0.0):
+        asked = max((1 - margin) * limit * bound / measured_ms, 1e-9)
+        try:
+            found = one.find(tasks, budget.replace(latency_ms=asked))
+        except InfeasibleError:
+            continue
+        return one.plan(tasks, found, classes, samples), found
+    return None
