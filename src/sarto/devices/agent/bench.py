@@ -221,9 +221,7 @@ class Bench:
                 threads=where.threads,
                 max_memory_bytes=limits.memory_bytes,
                 max_answer_bytes=limits.request_bytes,
-                deadlines=dict.fromkeys(
-                    ("hello", "load", "run", "time", "memory", "close"), limits.deadline_s
-                ),
+                deadlines=dict.fromkeys(("load", "run", "time", "memory", "close"), limits.deadline_s),
             )
             self._worker = worker
         for key in [key for key in self._held if key[0] not in self._shelf]:

@@ -35,7 +35,7 @@ class Limits:
         models: that are kept.
         memory_bytes: resident in the process that runs models; it is ended where it takes more.
         threads: that a request may ask for.
-        deadline_s: of one request's work, without waiting for its turn.
+        deadline_s: of one request's work, without waiting for its turn or for a process to start.
         head_s: from the connection to the end of the request's head.
         idle_s: between two parts of a body, either way.
         body_s: of a whole body.

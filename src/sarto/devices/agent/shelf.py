@@ -15,6 +15,10 @@ from sarto.devices.runtimes import Refusal, Worker
 from sarto.errors import RequestError, StoreError
 
 
+#: Seconds that the first check of a process may take beyond its deadline: it imports what reads models.
+IMPORTS_S = 60.0
+
+
 class FullError(StoreError):
     """There is no room for a further model."""
 
@@ -137,7 +141,9 @@ class Shelf:
         with self._checking:
             if self._checker is not None and not self._checker.alive:
                 self._end_checker()
+            spare = 0.0
             if self._checker is None:
+                spare = IMPORTS_S
                 self._checker = Worker(
                     "torch",
                     max_memory_bytes=self.limits.memory_bytes,
@@ -145,7 +151,7 @@ class Shelf:
                 )
             arguments = {"kind": kind, "file": str(file), "folder": str(home)}
             try:
-                said = self._checker.convert(Path(allowed.__file__), arguments)
+                said = self._checker.convert(Path(allowed.__file__), arguments, spare=spare)
             except Refusal as refusal:
                 reason = refusal.reason.splitlines()[0][:300]
                 raise RequestError(f"this {kind} file can't be read: {reason}") from refusal

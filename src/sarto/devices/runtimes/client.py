@@ -233,15 +233,23 @@ class Worker:
         return MemoryUse(int(said["model_bytes"]), int(said["runtime_bytes"]))
 
     def convert(
-        self, code: Path, arguments: Mapping[str, Any], arrays: Sequence[np.ndarray] = ()
+        self,
+        code: Path,
+        arguments: Mapping[str, Any],
+        arrays: Sequence[np.ndarray] = (),
+        *,
+        spare: float = 0.0,
     ) -> dict[str, Any]:
         """What the function `convert(arguments, arrays)` of a Python file returns, run in the worker.
+
+        Args:
+            spare: seconds beyond the deadline, for what the function imports.
 
         Raises:
             Refusal: it raised an error.
             RequestError: the worker died or took too long.
         """
-        return self._ask("convert", arrays, code=str(code), arguments=dict(arguments))[0]
+        return self._ask("convert", arrays, spare=spare, code=str(code), arguments=dict(arguments))[0]
 
     def close(self, model: Loaded) -> None:
         """Let a model go."""
