@@ -14,7 +14,6 @@ from sarto.devices.agent.limits import Limits
 from sarto.devices.runtimes import Refusal, Worker
 from sarto.errors import RequestError, StoreError
 
-
 #: Seconds that the first check of a process may take beyond its deadline: it imports what reads models.
 IMPORTS_S = 60.0
 
