@@ -25,6 +25,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+import torch._dynamo  # before any clock: an import that a limit interrupts stays half done
+import torch._inductor.config
 from torch import Tensor
 
 from benchmarks.coverage_models import PACKAGES, Architecture, architectures
