@@ -191,8 +191,11 @@ def _one_target(
 
 def _summary(rows: Sequence[dict[str, Any]], target: str) -> dict[str, Any]:
     chain, best = rows[0], next(row for row in rows if row["best_donor"])
+    # A chain that can't be trained says so in its row.
     numbers = {
-        f"accuracy_chain_{how}_{target}": chain[f"accuracy_{how}"] for how in ("head", "frozen", "full")
+        f"accuracy_chain_{how}_{target}": chain[f"accuracy_{how}"]
+        for how in ("head", "frozen", "full")
+        if f"accuracy_{how}" in chain
     }
     numbers |= {f"accuracy_best_donor_{how}_{target}": best[f"accuracy_{how}"] for how in ("head", "full")}
     for name in ("chain, random stitches", "random chain"):
