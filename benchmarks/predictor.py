@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -39,6 +40,8 @@ from sarto.pipeline.profiles import READ_ONNX, subnet_files
 from sarto.types import Device
 from sarto.types.profile import DeviceProfile, MeasuredRow
 
+#: Rounds in which the further subnets of the line take turns, in one pass.
+LINE_ROUNDS = 5
 #: Name -> factory, arguments, input, and weights below SARTO_DATA.
 BACKBONES: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
     "cifar-resnet56": (
@@ -68,16 +71,17 @@ def predictor(
 ) -> dict[str, Any]:
     """Errors on held-out subnets, measured in one shuffled run with those of the design.
 
-    The line is the paper's: linear regression of latency on the unit counts of all layers, from random subnets.
+    The line is the paper's: linear regression of latency on the unit counts of all layers, from random subnets. As many
+    of these as the design has are measured in that run too, all others once each: their noise goes out in the fit.
 
     Args:
         backbone: one of `BACKBONES`.
         devices: runtime and threads, `onnxruntime-2`; a runtime that is not installed is skipped.
         n_subnets: measured to fit, chosen by the design.
         n_held: random subnets that nothing is fitted on.
-        n_line: random subnets for the line; it is also fitted on the first `n_subnets` of them.
+        n_line: random subnets for the line, at least `n_subnets`; it is also fitted on the first `n_subnets` of them.
         seconds: of measuring for each subnet and block.
-        line_seconds: of measuring for each subnet of the line.
+        line_seconds: of measuring for each further subnet of the line.
         n_blocks: built-in blocks that are measured before, spread over all kinds.
         journals: folder that keeps what was measured, to go on from there; None takes that of `SARTO_JOURNALS`, where
             it is set, and else keeps nothing.
@@ -140,7 +144,8 @@ def _measure_device(
     rng = np.random.default_rng(seed + 1)
     chosen = blocks_of(n_blocks)
     with open_runtime(device) as worker:
-        write = write_for if device.runtime in FORMATS else None
+        # Eager torch runs graphs as they are.
+        write = write_for if device.runtime in FORMATS and device.runtime != "torch" else None
         opener = open_in(worker, device, write=write, folder=files)
         profile = make_profile(
             "blocks", device, worker.version, opener, built_in=chosen, journal=journal, seconds=seconds
@@ -156,29 +161,34 @@ def _measure_device(
         designed = design(terms, n_subnets, base=base, seed=seed, step=step)
         held = random_counts(terms.groups, n_held, rng, step=step)
         line = random_counts(terms.groups, n_line, rng, step=step)
-        both = with_repeats(wanted(np.concatenate([designed, held])), max(4, n_subnets // 8))
-        order = rng.permutation(len(both))
+        few = line[:n_subnets]
+        alike = with_repeats(wanted(np.concatenate([designed, held, few])), max(4, n_subnets // 8))
+        order = rng.permutation(len(alike))
         about = {"device": describe(device, worker.version).model_dump(mode="json", exclude={"started"})}
 
-        def measured(
-            items: Sequence[Wanted], place: Path, each: float, level: float | None
-        ) -> tuple[MeasuredRow, ...]:
-            return measure_all(
-                items, opener, model.half(), journal=place, about=about, seconds=each, level_ms=level
-            )
+        def measured(items: Sequence[Wanted], place: str, **how: Any) -> tuple[MeasuredRow, ...]:
+            path = Path(f"{journal}-{place}")
+            return measure_all(items, opener, model.half(), journal=path, about=about, progress=_told, **how)
 
-        shuffled = measured([both[place] for place in order], Path(f"{journal}-subnets"), seconds, None)
+        shuffled = measured([alike[place] for place in order], "subnets", seconds=seconds)
         found = [shuffled[place] for place in np.argsort(order)]
         level = statistics.median({row.chunk: row.reference_ms for row in shuffled}.values())
-        lined = measured(wanted(line), Path(f"{journal}-line"), line_seconds, level)
+        rest = measured(
+            wanted(line[n_subnets:]),
+            "line",
+            seconds=line_seconds,
+            passes=1,
+            rounds=LINE_ROUNDS,
+            level_ms=level,
+        )
     fitted = profile.replace(backbones=(fit_rows(model.name, terms, found[:n_subnets], base, step=step),))
-    times = np.array([row.latency_ms for row in found[n_subnets : n_subnets + n_held]])
+    latencies = np.array([row.latency_ms for row in found])
+    times = latencies[n_subnets : n_subnets + n_held]
+    lined = np.append(latencies[n_subnets + n_held :][: len(few)], [row.latency_ms for row in rest])
     _, middle, high = Predictor(fitted).compiled(model.graph).latency_ms(held)
     alone = _of_blocks(profile, model.graph).latency_ms(held)[1]
     noise = noise_of(found)
-    by_line = {
-        n: _line(line[:n], np.array([row.latency_ms for row in lined[:n]]), held) for n in (n_subnets, n_line)
-    }
+    by_line = {n: _line(line[:n], lined[:n], held) for n in (n_subnets, n_line)}
     errors = np.abs(middle / times - 1)
     return {
         "runtime": f"{device.runtime} {profile.device.version}",
@@ -202,6 +212,11 @@ def blocks_of(n: int) -> Sequence[Block]:
     """So many built-in blocks, spread over all kinds."""
     every = blocks()
     return every if n >= len(every) else [every[place * len(every) // n] for place in range(n)]
+
+
+def _told(step: str, done: int, total: int) -> None:
+    if done % 120 == 0 or done == total:
+        print(f"{step}: {done} of {total}", file=sys.stderr)
 
 
 def _of_blocks(profile: DeviceProfile, graph: ModelGraph) -> Compiled:

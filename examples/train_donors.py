@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sarto import zoo
+from sarto.training import has_bfloat16
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH, MARGIN = 128, 4
@@ -88,7 +89,7 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, epochs: int) -> nn.Mod
         for step in range(steps):
             index = order[step * BATCH : (step + 1) * BATCH]
             batch = augment(padded, index).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.half_precision):
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.half_precision and has_bfloat16()):
                 logits = model(batch)
             loss = F.cross_entropy(logits.float(), labels[index])
             optimiser.zero_grad()

@@ -23,7 +23,7 @@ from sarto.devices import count
 from sarto.engines.factory.spaces.numvqa import NumVqa
 from sarto.engines.factory.supernet import placed
 from sarto.graph import ModelGraph, Selection, capture, gate, gate_layout, slice
-from sarto.training import draws
+from sarto.training import draws, has_bfloat16
 from sarto.types import TaskSpace
 
 
@@ -133,7 +133,7 @@ def _shared(setting: Setting, steps: int, *, widths: bool) -> ModelGraph:
             for start, stop in layout.values():
                 n_open = (share * (stop - start)).ceil().clamp(min=1)
                 gates[:, start:stop] = (torch.arange(stop - start) < n_open[:, None]).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             out = module(inputs, gates)
         logit = out.float().gather(1, chosen[:, None])[:, 0]
         _step(optimiser, F.binary_cross_entropy_with_logits(logit, answers.float()), step, steps, setting.lr)
@@ -176,7 +176,7 @@ def _fit(setting: Setting, net: nn.Module, task: frozenset[str], steps: int, pic
     optimiser = torch.optim.AdamW(net.parameters(), lr=setting.lr, weight_decay=1e-3, fused=True)
     for step in range(steps):
         inputs, answers = setting.data.draw([task] * setting.batch, "train", draws(setting.seed, step, 7))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             out = net(inputs)
         loss = F.binary_cross_entropy_with_logits(picked(out.float()), answers.float())
         _step(optimiser, loss, step, steps, setting.lr)

@@ -23,7 +23,7 @@ from sarto.engines.factory.training import qualities, train_supernet
 from sarto.graph import capture
 from sarto.market import Samples
 from sarto.pipeline.factory import read_space, spread
-from sarto.training import draws
+from sarto.training import draws, has_bfloat16
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 
 #: Images of each class that are made where there are no real ones.
@@ -73,7 +73,7 @@ def classes(
             steps=steps,
             batch=batch,
             lr=lr,
-            precision="bfloat16",
+            precision="bfloat16" if has_bfloat16(train_on) else "float32",
             open_until=0.04,
             ramp_until=0.25,
             lowest=0.05,
@@ -129,7 +129,7 @@ def _pretrained(net: nn.Module, data: ClassTasks, steps: int, batch: int, seed: 
     every = frozenset(data.classes)
     for step in range(steps):
         inputs, answers = data.draw([every] * batch, "train", draws(seed, step, 6))
-        with torch.autocast(train_on, torch.bfloat16):
+        with torch.autocast(train_on, torch.bfloat16, enabled=has_bfloat16(train_on)):
             out = net(inputs.to(train_on))
         loss = F.cross_entropy(out.float(), answers.to(train_on), label_smoothing=0.1)
         optimiser.zero_grad()

@@ -44,7 +44,7 @@ from sarto.graph import ModelGraph, capture
 from sarto.pipeline.factory import backbone_graph, read_space, stock_supernet
 from sarto.pipeline.subnets import ReadySupernet
 from sarto.pipeline.verify import latency_on
-from sarto.training import draws
+from sarto.training import draws, has_bfloat16
 from sarto.types import AssemblerSettings, Device, FactoryConfig, Request, TaskSpace
 
 NAME = "attrod"
@@ -149,7 +149,7 @@ def _trained(setting: Setting, space: TaskSpace, market: Market, steps: int) -> 
                 "steps": steps,
                 "batch": setting.batch,
                 "lr": setting.lr,
-                "precision": "bfloat16",
+                "precision": "bfloat16" if has_bfloat16(setting.device) else "float32",
                 "lowest": 0.05,
                 "seed": setting.seed,
             },

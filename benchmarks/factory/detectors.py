@@ -18,7 +18,7 @@ from sarto.engines.factory.data import Split
 from sarto.engines.factory.spaces.attrod import CATEGORIES, COLOURS, OBJECTS, Drawn, asks_for
 from sarto.engines.factory.spaces.detection import average_precision, boxes_of, detection_loss
 from sarto.graph import ModelGraph
-from sarto.training import draws
+from sarto.training import draws, has_bfloat16
 from sarto.types import TaskSpace
 
 #: What the shared model tells apart: every category in every colour.
@@ -146,7 +146,9 @@ def _fit(setting: Setting, net: nn.Module, loss_of: Callable[[int], Tensor], ste
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = setting.lr * min(1.0, (1 + step) / 20) * (1 - step / max(1, steps))
-        with torch.autocast(setting.device.split(":")[0], torch.bfloat16):
+        with torch.autocast(
+            setting.device.split(":")[0], torch.bfloat16, enabled=has_bfloat16(setting.device)
+        ):
             loss = loss_of(step)
         optimiser.zero_grad()
         loss.backward()

@@ -27,7 +27,7 @@ from sarto.engines.factory.supernet import Supernet, placed
 from sarto.engines.factory.training import qualities, train_supernet
 from sarto.graph import capture
 from sarto.pipeline.factory import read_space, spread
-from sarto.training import draws
+from sarto.training import draws, has_bfloat16
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 
 #: Rows of the paper's Table 2: question and limit.
@@ -127,7 +127,7 @@ def numvqa(
                 steps=steps,
                 batch=batch,
                 lr=lr,
-                precision="bfloat16",
+                precision="bfloat16" if has_bfloat16() else "float32",
                 open_until=0.04,
                 ramp_until=0.25,
                 lowest=0.03,
@@ -302,7 +302,7 @@ def _pretrained(
             drawn[row, : rng.integers(0, COUNTS)] = rng.integers(0, 10)
         counts = torch.from_numpy(np.stack([(drawn == digit).sum(1) for digit in range(10)], 1))
         images = data.pictures(drawn, "train", rng).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             out = net(images)
         out = out.float().view(-1, 10, COUNTS)
         loss = F.cross_entropy(out.flatten(0, 1), counts.flatten())

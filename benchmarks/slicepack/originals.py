@@ -26,6 +26,7 @@ from benchmarks.slicepack.convolving import quicken
 from benchmarks.slicepack.images import Images, read, to_unit, train_and_pool
 from benchmarks.slicepack.tasks import NAMES, Task, task
 from sarto import zoo
+from sarto.training import has_bfloat16
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH, MARGIN = 64, 4
@@ -128,7 +129,7 @@ def train(
             batch = batch.contiguous(memory_format=torch.channels_last)
             # The plain form of attention: in half precision the fused one's gradient takes twice as long here.
             with (
-                torch.autocast("cpu", torch.bfloat16, enabled=recipe.half_precision),
+                torch.autocast("cpu", torch.bfloat16, enabled=recipe.half_precision and has_bfloat16()),
                 sdpa_kernel(SDPBackend.MATH),
             ):
                 logits = model(batch)

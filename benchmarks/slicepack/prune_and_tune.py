@@ -20,7 +20,7 @@ from sarto.engines.baselines.given import count_params, run
 from sarto.engines.baselines.probing import best_probe
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, block, capture, features, with_head, with_state
-from sarto.training import finetune, logistic_head
+from sarto.training import finetune, has_bfloat16, logistic_head
 
 PACKAGE = "torch_pruning"
 
@@ -111,7 +111,7 @@ def prune_and_tune(
         seed=given.seed,
         batch_size=settings.batch,
         flip=given.inputs.ndim == 4,
-        autocast=True,
+        autocast=has_bfloat16(),
         progress=lambda done, total, _: given.progress("prune-and-tune", done, total),
     )
     graph = with_state(start, tuned.module)

@@ -3,6 +3,7 @@
 Pure functions over torch tensors; float64 inside, cast back. Nothing here knows graphs, markets or plans.
 """
 
+from sarto.training.arithmetic import has_bfloat16
 from sarto.training.blocks import PackState
 from sarto.training.calibration import expected_calibration_error, fit_temperature
 from sarto.training.evaluate import accuracy, balanced_accuracy, confusion, per_class_recall
@@ -96,6 +97,7 @@ __all__ = [
     "fit_temperature",
     "give_back_memory",
     "h_score",
+    "has_bfloat16",
     "jeffreys",
     "logistic_head",
     "logistic_loto",

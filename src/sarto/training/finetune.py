@@ -64,8 +64,8 @@ def finetune(
         flip: mirrors images left-right with probability one half.
         crop: pads images by reflection on each side by so many pixels and cuts out a random window.
         trainable: given a parameter's name, whether it may change; default all.
-        autocast: computes in bfloat16 where that is safe; twice as fast on processors that have it. Weights
-            and loss stay float32.
+        autocast: computes in bfloat16 where that is safe; twice as fast on processors that have it, many times
+            slower on others (see `has_bfloat16`). Weights and loss stay float32.
 
     Returns:
         The copy. When the loss or a gradient is not finite, the last weights with a finite loss are returned

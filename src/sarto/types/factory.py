@@ -116,7 +116,7 @@ class JointSettings(Value):
             cutting them afterwards does no harm at low limits.
         sandwich: samples of every step at limit 1 and at the lowest, as a share each.
         clip: largest norm of a step's gradient.
-        precision: of the forward pass; weights stay float32.
+        precision: of the forward pass; weights stay float32. A device that does not compute in bfloat16 is refused.
         extra_share: share of the samples whose task is one of the space's further combinations, where it has any.
         seed: of weights, batches, tasks and limits.
         save_every: steps between checkpoints.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sarto.engines.baselines.given import CHUNK, Meter
+from sarto.training import has_bfloat16
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +96,14 @@ def _differentiated(value: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 
 def quick(module: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
-    """Outputs of a module in training, computed in bfloat16 where that is safe and given back as the inputs' dtype.
+    """Outputs of a module in training, given back as the inputs' dtype.
 
-    Twice as fast on processors that have it; weights and losses stay as they are.
+    On processors that have bfloat16 it is computed in it where that is safe, which is twice as fast; weights and losses
+    stay as they are.
     """
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs.device.type, torch.bfloat16):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=has_bfloat16(inputs.device.type)):
         outputs = module(inputs)
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     found = outputs if isinstance(outputs, tuple) else (outputs,)

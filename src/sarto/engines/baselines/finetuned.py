@@ -13,7 +13,7 @@ from sarto.engines.baselines.given import CHUNK, Given, Trained, count_params, r
 from sarto.engines.baselines.probing import best_probe
 from sarto.engines.baselines.settings import FINE_TUNE, FineTuneSettings
 from sarto.graph import ModelGraph, with_state
-from sarto.training import FineTuned, finetune
+from sarto.training import FineTuned, finetune, has_bfloat16
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def _train(
         seed=seed,
         batch_size=settings.batch,
         flip=images,
-        autocast=True,
+        autocast=has_bfloat16(),
         progress=(lambda done, total, _: given.progress("fine-tuning", done, total))
         if given is not None
         else None,

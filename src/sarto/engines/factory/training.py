@@ -13,9 +13,10 @@ from torch import Tensor
 from sarto.engines.factory.data import TaskData, allowed_outputs, losses, score
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.supernet import Joint, Supernet, assembler_for, with_tensors
+from sarto.errors import RequestError
 from sarto.graph import ModelGraph
 from sarto.graph.file import graph_hash
-from sarto.training import LoopResult, LoopSettings, draws, train_loop
+from sarto.training import LoopResult, LoopSettings, draws, has_bfloat16, train_loop
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 
 #: Streams of random numbers that each of several processes has to itself.
@@ -55,6 +56,7 @@ def train_supernet(
 
     Raises:
         StoreError: the folder holds checkpoints of another training.
+        RequestError: bfloat16 is asked for on a device that does not compute in it.
 
     Reference:
         NN-Factory, arXiv 2308.15003, section 3.2.
@@ -62,6 +64,12 @@ def train_supernet(
         at the lowest; answers are balanced.
     """
     settings, shape = joint or JointSettings(), assembler or AssemblerSettings()
+    if settings.precision == "bfloat16" and not has_bfloat16(device):
+        raise RequestError(
+            f"joint.precision is bfloat16, which the {device} here does not compute in itself: training takes many "
+            "times as long as in float32; set precision: float32, or train on a device that has bfloat16",
+            where="joint.precision",
+        )
     rank = torch.distributed.get_rank() if _together() else 0
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)

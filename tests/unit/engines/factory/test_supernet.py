@@ -29,6 +29,7 @@ from sarto.graph import (
     slice,
     through_norms,
 )
+from sarto.training import has_bfloat16
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 
 SPACE = TaskSpace.parse(
@@ -71,6 +72,17 @@ def supernet(graph: ModelGraph, order: str = "nested", placement: str = "paper")
 
 
 CODES = torch.tensor([SPACE.code(task) for task in SPACE.seen], dtype=torch.float32)
+
+
+def test_half_precision_is_refused_where_it_would_be_emulated() -> None:
+    graph, joint = backbone("basic"), QUICK.replace(precision="bfloat16")
+    if has_bfloat16():
+        done = train_supernet(graph, placed(graph), SPACE, digits(), assembler=SMALL, joint=joint)
+        assert done.result.stopped is None
+        return
+    with pytest.raises(RequestError, match="set precision: float32") as caught:
+        train_supernet(graph, placed(graph), SPACE, digits(), assembler=SMALL, joint=joint)
+    assert caught.value.where == "joint.precision"
 
 
 @pytest.mark.parametrize("placement", ["paper", "wide"])
