@@ -30,6 +30,7 @@ from sarto.graph import (
 from sarto.graph.run import SWITCHES
 from sarto.graph.training_mode import with_state, with_training_values
 from sarto.testing.tolerances import AUTOCAST, EXACT, GRADIENTS, TRAJECTORY
+from sarto.training import has_bfloat16
 
 CLASSES, WORDS, TOKENS = 3, 20, 5
 
@@ -453,6 +454,8 @@ def test_a_module_compiles_to_machine_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast_computes_nearly_the_same_in_bfloat16(name: str) -> None:
+    if "lstm" in name and not has_bfloat16():
+        pytest.skip("torch has no bfloat16 LSTM for processors that don't compute in it")
     model, graph = source(name, 0.0, torch.float32)
     model, module, x = copy.deepcopy(model).train(), graph.module(train=True), draw(name, 6, torch.float32)
     losses = []
@@ -465,10 +468,16 @@ def test_autocast_computes_nearly_the_same_in_bfloat16(name: str) -> None:
     assert losses[1] != whole, "something was computed in bfloat16"
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet"])
+@pytest.mark.parametrize("name", ["cnn", "wide resnet"])
 def test_channels_last_gives_the_same_step(name: str) -> None:
-    _, graph = source(name, 0.0, torch.float32)
-    x = draw(name, 4, torch.float32)
+    """The ResNet is a wide one: torch dies of strided shortcuts that read few channels (oneDNN issue 6035)."""
+    x = draw("cnn", 4, torch.float32)
+    if name == "cnn":
+        _, graph = source(name, 0.0, torch.float32)
+    else:
+        torch.manual_seed(0)
+        model = zoo.cifar_resnet(CLASSES, 8, 16)
+        graph = with_training_values(capture(model, x, prove=False), model, (x,))
     loss, gradients = step(graph.module(train=True), x)
     last = graph.module(train=True).to(memory_format=torch.channels_last)
     have, found = step(last, x.contiguous(memory_format=torch.channels_last))

@@ -172,7 +172,10 @@ def test_a_trimmed_graph_is_one_that_can_be_stored(name: str, tmp_path: Path) ->
     small = trimmed(name).graph
     check_graph(small)
     write_graph(small, tmp_path)
-    assert torch.equal(read_graph(tmp_path)(x), small(x))
+    again = read_graph(tmp_path)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in small.tensors.items())
+    # Where a file's tensors lie in memory may change the last bits of a product.
+    assert relative_difference((again(x),), (small(x),)) <= EXACT[x.dtype]
 
 
 def test_keeping_everything_changes_nothing() -> None:

