@@ -31,7 +31,7 @@ def kept(counts: dict[str, int]) -> Selection:
     return Selection({group: tuple(range(number)) for group, number in counts.items()})
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_costs_of_a_random_slice_equal_torch(data: st.DataObject) -> None:
     graph = data.draw(graphs(COUNTED))
@@ -46,7 +46,7 @@ def test_costs_of_a_random_slice_equal_torch(data: st.DataObject) -> None:
     assert cost == count(slice(graph.sketch(), selection))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_fewer_units_never_cost_more(data: st.DataObject) -> None:
     graph = data.draw(graphs()).sketch()
