@@ -22,7 +22,7 @@ from sarto.training import (
     ridge_loto,
     wilson,
 )
-from sarto.types import Cost, Interval, Plan, Row, SliceNode
+from sarto.types import ChainNode, Cost, Interval, Plan, Row, SliceNode
 
 #: Level of every interval in a report.
 LEVEL = 0.9
@@ -78,26 +78,27 @@ def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name
 
     A head that was fitted on them is scored by leaving one of each class out; a donor's own head was not fitted on
     them and is scored on all. Slices are chosen and repaired once, on all samples; where that may have learnt them by
-    heart, for want of a second sample of each class, nothing is said of an own head either.
+    heart, for want of a second sample of each class, nothing is said of an own head either. Stitches of chains read no
+    labels; of how many of the samples they were fitted on, the interval's method speaks.
     """
     assembly = builder.build(plan)
     labels = torch.from_numpy(samples.labels.copy())
     note = plan.note
+    stitched = _stitched_on(builder, plan, samples)
     if assembly.head is not None:
         loto = assembly.head.loto
         accuracy, interval = loto.accuracy, loto.interval(LEVEL)
         correct, predictions = loto.correct, loto.predictions
         note = "; ".join([note, *assembly.head.notes])
-        method = "jeffreys, one of each class left out"
+        method = f"jeffreys, {'; '.join(['one of each class left out', *stitched])}"
     else:
         predictions = builder.logits(plan, samples).argmax(1)
         correct = (predictions == labels).to(torch.float64)
         accuracy = float(correct.mean())
         interval = jeffreys(float(correct.sum()), len(labels), level=LEVEL)
-        method = "jeffreys, nothing was fitted"
         seen = _made_from(builder, plan, samples)
-        if seen:
-            method = "jeffreys, slices made from these samples under the donor's own classifier"
+        sliced = ["slices made from these samples under the donor's own classifier"] if seen else []
+        method = f"jeffreys, {'; '.join([*sliced, *stitched]) or 'nothing was fitted'}"
         if seen and min(samples.counts.values()) < 2:
             note = (
                 f"{note}; made from these samples, of which no second one of each class is left to try it on"
@@ -123,6 +124,15 @@ def _made_from(builder: Builder, plan: Plan, samples: Labelled) -> bool:
     own = set(samples.contents())
     held = [part for digest, part in builder.samples.items() if digest in read]
     return any(not own.isdisjoint(part.contents()) for part in held)
+
+
+def _stitched_on(builder: Builder, plan: Plan, samples: Labelled) -> list[str]:
+    """On how many of these samples the stitches of a plan were fitted, in words; none where on none."""
+    chains = [node for node in plan.nodes.values() if isinstance(node, ChainNode)]
+    read = dict.fromkeys(node.samples for node in chains if node.stitch.random is None)
+    held = {content for digest in read for content in builder.images(digest).contents()}
+    n = sum(content in held for content in samples.contents())
+    return [f"stitches fitted on {n} of these {samples.noun}s, labels unread"] if n else []
 
 
 def score_trivial(samples: Labelled, features: Tensor) -> list[Score]:

@@ -10,6 +10,7 @@ from sarto.engines.baselines import NAMES
 from sarto.errors import RequestError, ShapeError, suggest
 from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
+from sarto.pipeline.indexing import indices
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
 from sarto.pipeline.predicting import PlanPredictor, profile_of
 from sarto.pipeline.reassembling import ENGINE as CHAINS
@@ -81,8 +82,8 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
 
     Raises:
         RequestError: unknown classes or learnwares (with suggestions), classes without any samples, unreadable or
-            unfitting samples, held-out samples that are the order's, donors that read different images; all problems
-            at once.
+            unfitting samples, held-out samples that are the order's or an index's probe images, donors that read
+            different images; all problems at once.
     """
     learnwares = {learnware.id: learnware for learnware in store.learnwares()}
     problems: list[str] = []
@@ -138,7 +139,9 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     for donor in _rivals(donors, others, learnwares, store, intake):
         intakes[donor.id] = intake_of(store, donor)
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
-    heldout = _heldout(request, [offer.cls for offer in offers], intake, [samples, *donor_samples.values()])
+    heldout = _heldout(
+        request, [offer.cls for offer in offers], intake, [samples, *donor_samples.values()], store
+    )
     predictor = PlanPredictor(profile, store) if profile is not None else None
     subnets = Subnets(store, profile)
     return Order(
@@ -319,12 +322,13 @@ def check_reads_samples(field: str, path: str, samples: Labelled, intake: Intake
 
 
 def _heldout(
-    request: Request, classes: Sequence[str], intake: Intake, deciding: Sequence[Labelled]
+    request: Request, classes: Sequence[str], intake: Intake, deciding: Sequence[Labelled], store: Store
 ) -> Labelled | None:
     """The held-out samples of the wanted classes; None where the order has none.
 
     Args:
         deciding: samples that something is chosen or fitted on.
+        store: whose indices choose and stitch chains on their probe images, where the order asks for chains.
 
     Raises:
         RequestError: they lack a class, can't be read by the model, or some of them decide something.
@@ -338,14 +342,27 @@ def _heldout(
         raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
     check_reads_samples("heldout", path, read, intake)
     found = read.only(classes)
+    contents = found.contents()
     decides = {content for samples in deciding for content in samples.contents()}
-    known = sum(content in decides for content in found.contents())
+    known = sum(content in decides for content in contents)
+    problems = []
     if known:
-        raise RequestError(
+        problems.append(
             f"heldout: {path}: {known} of {len(found)} held-out {found.noun}s equal {found.noun}s that the order is "
-            "decided on (its samples, or those that its donors are sliced with): give others, which choose nothing",
-            where="heldout",
+            "decided on (its samples, or those that its donors are sliced with): give others, which choose nothing"
         )
+    chains = CHAINS in request.engines and intake.kind == "image"
+    for name in indices(store).names() if chains else ():
+        probes = set(indices(store).get(name).probes().contents())
+        known = sum(content in probes for content in contents)
+        if known:
+            problems.append(
+                f"heldout: {path}: {known} of {len(found)} held-out {found.noun}s are probe images of index {name!r}, "
+                "on which chains are chosen and stitched: give others, index the zoo with others under another name "
+                f"and remove {name!r}, or leave the engine {CHAINS!r} out"
+            )
+    if problems:
+        raise RequestError(problems[0], problems=problems, where="heldout")
     return found
 
 
