@@ -24,8 +24,8 @@ from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, propose
 from sarto.pipeline.closing import ROUNDS, UNUSED, Round, closed
+from sarto.pipeline.on_device import latency_on
 from sarto.pipeline.order import Order, check_order
-from sarto.pipeline.verify import latency_on
 from sarto.types import BranchNode, Cost, Device, Plan, Request, SliceNode
 from sarto.types.profile import DeviceProfile
 

@@ -42,8 +42,8 @@ from sarto.engines.factory.training import train_supernet
 from sarto.export import to_onnx
 from sarto.graph import ModelGraph, capture
 from sarto.pipeline.factory import backbone_graph, read_space, stock_supernet
+from sarto.pipeline.on_device import latency_on
 from sarto.pipeline.subnets import ReadySupernet
-from sarto.pipeline.verify import latency_on
 from sarto.training import draws, has_bfloat16
 from sarto.types import AssemblerSettings, Device, FactoryConfig, Request, TaskSpace
 

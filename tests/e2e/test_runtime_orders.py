@@ -2,19 +2,75 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
+import torch
+from torch import Tensor
 
 from sarto.devices.runtimes import is_available
 from sarto.errors import InfeasibleError
+from sarto.graph import read_pt2
+from sarto.pipeline import Artifact
 
 CLASSES = ("red disc", "blue cross", "red bar")
 ENGINES = ["slicepack", "baselines"]
 
-pytestmark = pytest.mark.slow
+
+def share_alike(made: Artifact, inputs: Tensor, said: Tensor) -> float:
+    """Share of inputs on which the delivered model and what a file said decide alike."""
+    return float((made.graph(inputs).argmax(1) == said.argmax(1)).float().mean())
 
 
+def test_the_file_that_was_timed_is_delivered(shop: Any) -> None:
+    device = {"runtime": "onnxruntime", "precision": "int8"}
+    samples = shop.draw(CLASSES, 10, 5)
+    shop.write_images(samples, shop.folder / "own")
+    request = shop.order(
+        *CLASSES, device=device, samples=str(shop.folder / "own"), baselines=[], engines=ENGINES
+    )
+    made = shop.make(request)
+    file, report = made.report.device_file, made.report
+    assert file is not None and (file.name, file.format) == ("model.int8.onnx", "onnx")
+    path: Path = made.folder / file.name
+    assert path.stat().st_size == file.size_bytes < (made.folder / "model.onnx").stat().st_size
+    assert {file.name, f"{file.name}.json"} <= set(made.manifest.files) and not made.damage()
+    assert report.hashes[file.name] == made.manifest.files[file.name]
+    # The file holds eight-bit numbers, and the classes that a reader of the file alone needs.
+    session = onnxruntime.InferenceSession(path)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(made.classes)
+    assert b"QuantizeLinear" in path.read_bytes()
+    # What the report says of the order's samples is what the file says of them.
+    inputs = made.intake.tensor(samples)
+    (said,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    alike = share_alike(made, inputs, torch.from_numpy(said))
+    right = float((said.argmax(1) == samples.labels).mean())
+    assert file.agreement == pytest.approx(alike) and file.n_samples == len(samples)
+    assert file.accuracy == pytest.approx(right)
+    (check,) = [check for check in report.checks if check.name == "onnxruntime in int8 against eager"]
+    assert check.ok and check.value == pytest.approx(1 - alike)
+    assert any(file.name in text and "timed" in text for text in report.sentences)
+    assert not list(made.folder.rglob("device-*")), "what was measured and not delivered is gone"
+
+
+def test_half_precision_in_torch_is_a_file_too(shop: Any) -> None:
+    device = {"runtime": "torch", "precision": "float16"}
+    made = shop.make(shop.order(*CLASSES, device=device, baselines=[], engines=ENGINES))
+    file = made.report.device_file
+    assert file is not None and file.name == "model.float16.pt2"
+    inputs = made.intake.tensor(shop.draw(CLASSES, 20, 4321))
+    assert share_alike(made, inputs, read_pt2(made.folder / file.name)(inputs).float()) >= 0.95
+
+
+def test_single_precision_in_a_runtime_of_this_process_needs_no_other_file(made: Artifact) -> None:
+    assert made.report.device_file is None
+    assert not [name for name in made.manifest.files if name.startswith("model.") and name != "model.onnx"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runtime", "package", "precision"),
     [
@@ -34,10 +90,14 @@ def test_an_order_is_delivered_in_its_runtime(shop: Any, runtime: str, package: 
     assert report.request.device.runtime == runtime and report.request.device.precision == precision
     assert report.measured.latency_ms is not None and 0 < report.measured.latency_ms <= 1_000
     assert all(check.ok for check in report.checks)
+    file = report.device_file
+    assert file is not None and file.precision == precision and file.format == runtime
+    assert (shop.folder / "out" / file.name).is_file()
     (kept,) = [check for check in report.checks if check.name == "budget: latency_ms"]
     assert kept.value == report.measured.latency_ms
 
 
+@pytest.mark.slow
 def test_a_budget_that_the_runtime_can_not_keep_says_what_was_measured_there(shop: Any) -> None:
     pytest.importorskip("openvino")
     request = shop.order(

@@ -157,6 +157,27 @@ def test_batch_norms_take_statistics_from_samples(stocked: Path, tmp_path: Path)
     assert not torch.allclose(artifact.graph.tensors[name], plain.graph.tensors[name])
 
 
+def test_int8_is_made_from_the_orders_samples_and_delivered(stocked: Path, tmp_path: Path) -> None:
+    eight = {"runtime": "onnxruntime", "precision": "int8", "batch": 6}
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "some.npz",
+        images=rng.integers(0, 255, (40, 12, 12, 1), dtype=np.uint8),
+        labels=np.zeros(40, np.int64),
+        classes=np.array(["unknown"]),
+    )
+    with Market.open(stocked) as market:
+        with pytest.raises(RequestError, match=r"int8 is calibrated on real samples.*give samples"):
+            market.make(order("has", "odd", device=eight), tmp_path / "none")
+        made = market.make(
+            order("has", "odd", device=eight, samples=str(tmp_path / "some.npz")), tmp_path / "out"
+        )
+    file = made.report.device_file
+    assert file is not None and (file.name, file.n_samples) == ("model.int8.onnx", 40)
+    assert file.name in made.manifest.files and (made.folder / file.name).is_file()
+    assert any(check.name == "onnxruntime in int8 against eager" for check in made.report.checks)
+
+
 def test_a_supernet_of_classes_stands_beside_packs(tmp_path: Path) -> None:
     from sarto import zoo
 
@@ -289,16 +310,17 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
     predictor = SimpleNamespace(compiled=lambda graph: SimpleNamespace(latency_ms=said))
     measured: list[float] = []
 
-    def taken(graph: ModelGraph, *rest: object) -> SimpleNamespace:
+    def taken(graph: ModelGraph, *rest: object, **more: object) -> SimpleNamespace:
         units = sum(group.size for group in graph.analysis.sliceable)
         measured.append(factor * 1e-3 * units)
-        return SimpleNamespace(median_ms=measured[-1], low_ms=measured[-1], high_ms=measured[-1])
+        latency = SimpleNamespace(median_ms=measured[-1], low_ms=measured[-1], high_ms=measured[-1])
+        return SimpleNamespace(latency=latency, file=None)
 
     def table(supernet: Supernet, profile: object) -> CostTable:
         return CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor))
 
     monkeypatch.setattr(tasks, "profile_of", lambda device, store: object())
-    monkeypatch.setattr(tasks, "latency_on", taken)
+    monkeypatch.setattr(tasks, "measured_on", taken)
     monkeypatch.setattr(subnets, "cost_table", table)
     with Market.open(stocked) as market:
         _, supernet = open_supernet(market.store, "few")

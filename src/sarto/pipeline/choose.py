@@ -180,9 +180,12 @@ def _with_intake(order: Order, plan: Plan) -> Plan:
 
 
 def _with_latency_floor(order: Order, plans: list[Plan]) -> list[Plan]:
-    """Where latency is limited: the least time that each plan's FLOPs can take on this machine."""
+    """Where latency is limited: the least time that each plan's FLOPs can take on this machine.
+
+    Nothing is said of another machine, which may be quicker, and of other precisions, whose arithmetic is.
+    """
     device = order.request.device
-    if order.request.budget.latency_ms is None:
+    if order.request.budget.latency_ms is None or device.agent is not None or device.precision != "float32":
         return plans
     speed = peak_flops_per_ms(device.threads)
     return [

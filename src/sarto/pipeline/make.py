@@ -20,13 +20,14 @@ from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.job import Job
 from sarto.pipeline.locking import LOCK, lock_of
+from sarto.pipeline.on_device import leave_files
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.rejection import fit_rejection, write_novelty
 from sarto.pipeline.reporting import make_report
 from sarto.pipeline.schooling import score_student, score_tuned, train_best, training_of
-from sarto.pipeline.verify import Verified, verify
+from sarto.pipeline.verify import ON_DEVICE, Verified, verify
 from sarto.types import BlockNode, ChainNode, Plan, Repair, Request, SliceNode
 
 #: Name of the row of a donor that is cut and stitched to itself.
@@ -223,6 +224,7 @@ def _deliver(
     write_graph(assembly.graph, job.out / GRAPH)
     write_bytes = (job.folder / "model.onnx").read_bytes()
     (job.out / "model.onnx").write_bytes(write_bytes)
+    leave_files(job.folder / ON_DEVICE, job.out)
     rejection = fit_rejection(builder, order, plan)
     if rejection is not None:
         write_novelty(rejection[0], job.out)

@@ -20,6 +20,7 @@ from sarto.pipeline.contest import LEVEL, Score
 from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import sources
+from sarto.pipeline.on_device import device_checks
 from sarto.pipeline.order import Order
 from sarto.pipeline.sentences import not_tried, sentences
 from sarto.pipeline.subnets import certificate_sentences
@@ -78,7 +79,10 @@ def make_report(
         licences=licences_of(lineage),
         hashes={
             name: file_hash(out / name)
-            for name in (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx")
+            for name in (
+                *(f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx"),
+                *((delivered.verified.file.name,) if delivered.verified.file is not None else ()),
+            )
         },
         environment=environment(order.request.device.threads),
         seconds=dict(seconds),
@@ -89,6 +93,7 @@ def make_report(
         ),
         not_tried=tuple(not_tried(order, delivered)),
         certificate=certificate,
+        device_file=delivered.verified.file,
     )
 
 
@@ -151,7 +156,11 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
     for name, limit in order.request.budget.limits().items():
         value = float(getattr(verified.cost, name))
         yield Check(
-            name=f"budget: {name}", value=value, limit=float(limit), ok=value <= limit, detail="measured"
+            name=f"budget: {name}",
+            value=value,
+            limit=float(limit),
+            ok=value <= limit,
+            detail="measured" if name == "latency_ms" else "counted",
         )
     if delivered.plan.predicted is not None:
         # What fragments are planned to share is predicted; what they happen to share is not.
@@ -174,6 +183,7 @@ def _checks(builder: Builder, order: Order, delivered: Delivered, out: Path) -> 
         ok=verified.difference <= SINGLE,
         detail=f"largest relative difference; decisions agree on {verified.agreement:.1%} of the samples",
     )
+    yield from device_checks(verified.file, order.request.device)
     stored = read_graph(out / GRAPH)
     same = encode(stored) == encode(assembly.graph) and all(
         torch.equal(tensor, stored.tensors[name]) for name, tensor in assembly.graph.tensors.items()

@@ -8,6 +8,7 @@ from sarto.engines.baselines import NAMES
 from sarto.pipeline.alternatives import TITLES
 from sarto.pipeline.choose import show
 from sarto.pipeline.delivered import Delivered
+from sarto.pipeline.on_device import device_sentences
 from sarto.pipeline.order import Order
 from sarto.pipeline.schooling import not_made, training_of
 from sarto.types import ChainNode, Check, Comparison, Cost, Rejection, SliceNode
@@ -40,6 +41,7 @@ def sentences(
         yield f"{row.accuracy_heldout:.1%} of {n_held} held-out {noun}s, which chose nothing, are named right."
     each = f"{cost.flops:,} FLOPs {'an image' if noun == 'image' else f'a {noun}'}"
     yield f"{cost.params:,} parameters, {each}, {_latency(cost)}, {cost.size_bytes:,} bytes."
+    yield from device_sentences(delivered.verified.file, order.request.device, noun)
     yield from _foretold(order, delivered)
     if delivered.rejection is not None:
         yield _refusals(delivered.rejection, noun)
@@ -174,4 +176,4 @@ def not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
         noun = order.samples.noun
         yield f"held-out {noun}s: none were given, so accuracy is known from the order's own samples alone"
     yield from order.requirement.notes
-    yield "int8, pruning with retraining: not built by this version"
+    yield "pruning with retraining: not built by this version"

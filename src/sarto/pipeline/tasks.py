@@ -32,6 +32,7 @@ from sarto.pipeline.environment import environment
 from sarto.pipeline.filling_subnets import Round, filled_by_measuring
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.job import Job
+from sarto.pipeline.on_device import device_checks, device_sentences, latency_on, leave_files, measured_on
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.predicting import profile_of
 from sarto.pipeline.progress import Progress, silent
@@ -45,12 +46,12 @@ from sarto.pipeline.subnets import (
     covering,
     covering_classes,
 )
-from sarto.pipeline.verify import latency_on
 from sarto.types import (
     Budget,
     Certificate,
     Check,
     Cost,
+    DeviceFile,
     Part,
     Plan,
     Report,
@@ -62,8 +63,10 @@ from sarto.types import (
 )
 
 CERTIFICATE = "certificate.json"
-#: Random images that an exported model is compared on.
+#: Random images that an exported model is compared on where the order gives none.
 COMPARED = 4
+#: Samples that int8 is calibrated and compared on at most.
+CALIBRATED = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +96,7 @@ def _plans(held: Subnets, request: Request, samples: str | None) -> TaskPlans:
     for manifest, tasks in _covering(held.store, request):
         one = held.get(manifest.id)
         try:
-            best = one.find(tasks, request.budget, _measuring(one, request))
+            best = one.find(tasks, request.budget, _measuring(one, intake_of(held.store, one.manifest), request))
         except InfeasibleError as error:
             refusals.append(error)
             continue
@@ -153,9 +156,9 @@ def make_task(
             if not kept:
                 continue
             best = max(kept, key=lambda turn: turn.cost.latency_ms or 0.0)
-            made, path, onnx = best.built
-            path.rename(out / "model.onnx")
-        return _deliver(job, made, request, best.cost, onnx, samples, tuple(tried))
+            best.built.path.rename(out / "model.onnx")
+            leave_files(best.built.place, out)
+        return _deliver(job, best.built, request, best.cost, samples, tuple(tried))
     limits = request.budget.limits()
     least = {name: min(float(getattr(cost, name)) for cost in costs) for name in limits}
     raise InfeasibleError(
@@ -181,8 +184,26 @@ class _Made:
     found: Found | None = None
 
 
-#: A subnet, its ONNX file, and that file's difference from eager and how often both decide alike.
-_Turn = Round[tuple[_Made, Path, tuple[float, float]]]
+@dataclass(frozen=True, eq=False)
+class _Built:
+    """A subnet and its files.
+
+    Attributes:
+        path: its ONNX file.
+        difference: that file's from eager, relative.
+        agreement: share of inputs on which both decide alike.
+        place: folder of what the order's device runs, where that is another file: `file`.
+    """
+
+    made: _Made
+    path: Path
+    difference: float
+    agreement: float
+    place: Path
+    file: DeviceFile | None
+
+
+_Turn = Round[_Built]
 
 
 def _rounds(
@@ -190,13 +211,11 @@ def _rounds(
 ) -> tuple[_Turn, ...]:
     """The plan's model as measured; where it misses the latency budget or leaves much of it, others that fill it."""
     first = _made(held, plan, samples)
-    names = (folder / f"{place}.onnx" for place in itertools.count())
+    names = (folder / str(place) for place in itertools.count())
 
-    def made(one: Plan, found: Found | None) -> tuple[tuple[_Made, Path, tuple[float, float]], Cost]:
+    def made(one: Plan, found: Found | None) -> tuple[_Built, Cost]:
         built = first if one is plan else replace(_made(held, one, samples), found=found)
-        path = next(names)
-        cost, difference, agreement = _measured(built, request, path)
-        return (built, path, (difference, agreement)), cost
+        return _measured(built, request, next(names))
 
     if given or first.held.profile is None:
         built, cost = made(plan, None)
@@ -232,36 +251,45 @@ def _made(held: Subnets, plan: Plan, samples: Labelled | None) -> _Made:
     return _Made(one, plan, nodes[0], gates, made, classes, difference, reads)
 
 
-def _measured(made: _Made, request: Request, path: Path) -> tuple[Cost, float, float]:
-    """Cost as measured, difference of the ONNX file from eager, and how often both decide alike."""
-    entry = made.graph.inputs[0]
-    inputs = torch.rand(size_at(entry.shape, COMPARED), generator=torch.Generator().manual_seed(0))
+def _measured(made: _Made, request: Request, name: Path) -> tuple[_Built, Cost]:
+    """A subnet's files, whose names begin alike, and its cost as measured."""
+    path, place = name.with_suffix(".onnx"), name.with_suffix(".device")
+    inputs = _inputs(made.graph, made.reads, request)
     metadata = {
         "classes": json.dumps(list(made.classes)),
         "preprocessing": made.held.manifest.preprocessing.to_json(),
         "plan": made.plan.key(),
     }
-    export = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
-    latency = latency_on(made.graph, request.device, path, inputs)
+    exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
+    found = measured_on(made.graph, request.device, path, inputs, place, metadata=metadata)
     cost = count(made.graph).replace(
-        latency_ms=latency.median_ms,
-        latency_low_ms=latency.low_ms,
-        latency_high_ms=latency.high_ms,
+        latency_ms=found.latency.median_ms,
+        latency_low_ms=found.latency.low_ms,
+        latency_high_ms=found.latency.high_ms,
         basis="measured",
     )
-    return cost, export.max_relative_difference, export.agreement
+    built = _Built(made, path, exported.max_relative_difference, exported.agreement, place, found.file)
+    return built, cost
+
+
+def _inputs(graph: ModelGraph, reads: Intake, request: Request) -> Tensor:
+    """What files are compared on: random images, and for int8, which is made for real ones, the order's samples."""
+    if request.device.precision == "int8" and request.samples:
+        return reads.tensor(read_samples(Path(request.samples)))[:CALIBRATED]
+    shape = size_at(graph.inputs[0].shape, max(COMPARED, request.device.batch))
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _deliver(
     job: Job,
-    made: _Made,
+    built: _Built,
     request: Request,
     cost: Cost,
-    onnx: tuple[float, float],
     samples: Labelled | None,
     tried: tuple[str, ...],
 ) -> Artifact:
-    out, manifest = job.out, made.held.manifest
+    made, out = built.made, job.out
+    manifest = made.held.manifest
     write_graph(made.graph, out / GRAPH)
     requirement = Requirement(
         request=request, offers=(), samples_digest=samples.digest if samples is not None else None
@@ -276,7 +304,7 @@ def _deliver(
         predicted=made.plan.predicted,
         samples=len(samples) if samples is not None and made.node.samples is not None else 0,
     )
-    checks = tuple(_checks(made, request, cost, onnx, out))
+    checks = tuple(_checks(built, request, cost, out))
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         request=request,
@@ -297,12 +325,19 @@ def _deliver(
         lineage=(supernet_donor(manifest),),
         hashes={
             name: file_hash(out / name)
-            for name in (f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx")
+            for name in (
+                *(f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx"),
+                *((built.file.name,) if built.file is not None else ()),
+            )
         },
         environment=environment(request.device.threads),
         seconds=dict(job.seconds),
-        sentences=tuple(_sentences(certificate, cost, tried)),
+        sentences=(
+            *_sentences(certificate, cost, tried),
+            *device_sentences(built.file, request.device),
+        ),
         certificate=certificate,
+        device_file=built.file,
     )
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
     if failed:
@@ -324,13 +359,16 @@ def _deliver(
     )
 
 
-def _checks(
-    made: _Made, request: Request, cost: Cost, onnx: tuple[float, float], out: Path
-) -> Iterator[Check]:
+def _checks(built: _Built, request: Request, cost: Cost, out: Path) -> Iterator[Check]:
+    made = built.made
     for name, limit in request.budget.limits().items():
         value = float(getattr(cost, name))
         yield Check(
-            name=f"budget: {name}", value=value, limit=float(limit), ok=value <= limit, detail="measured"
+            name=f"budget: {name}",
+            value=value,
+            limit=float(limit),
+            ok=value <= limit,
+            detail="measured" if name == "latency_ms" else "counted",
         )
     yield Check(
         name="subnet equals gated supernet",
@@ -340,14 +378,14 @@ def _checks(
         detail="largest relative difference on random inputs"
         + ("; before batch norm statistics were taken anew" if made.node.samples else ""),
     )
-    difference, agreement = onnx
     yield Check(
         name="ONNX Runtime equals eager",
-        value=difference,
+        value=built.difference,
         limit=1e-5,
-        ok=difference <= 1e-5,
-        detail=f"largest relative difference; decisions agree on {agreement:.1%} of random inputs",
+        ok=built.difference <= 1e-5,
+        detail=f"largest relative difference; decisions agree on {built.agreement:.1%} of the inputs compared",
     )
+    yield from device_checks(built.file, request.device)
     predicted = made.plan.predicted
     if predicted is not None:
         for name in ("params", "flops"):
@@ -382,12 +420,10 @@ def _found(made: _Made, budget: Budget) -> Found | None:
     return found if torch.equal(found.gates, made.gates) else None
 
 
-def _measuring(one: ReadySupernet, request: Request) -> Any:
+def _measuring(one: ReadySupernet, reads: Intake, request: Request) -> Any:
     def measured(graph: ModelGraph) -> float:
         made = one.ready(graph)
-        inputs = torch.rand(
-            size_at(made.inputs[0].shape, COMPARED), generator=torch.Generator().manual_seed(0)
-        )
+        inputs = _inputs(made, reads, request)
         with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
             path = Path(folder, "model.onnx")
             export_onnx(made, path)
@@ -436,6 +472,11 @@ def _check(request: Request) -> None:
     if ENGINE not in request.engines:
         problems.append(
             f"engines: an order by properties is for {ENGINE!r}, which is not named{suggest(ENGINE, request.engines)}"
+        )
+    if request.device.precision == "int8" and not request.samples:
+        problems.append(
+            "device.precision: int8 is calibrated on real samples, and the order has none: give samples (labels are "
+            "not read), or take float32 or float16"
         )
     if request.heldout is not None:
         problems.append("heldout: an order by properties has no labelled images to report on; leave it out")

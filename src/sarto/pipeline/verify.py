@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from sarto.devices import Latency, count, measure, measure_models
+from sarto.devices import count
 from sarto.errors import InfeasibleError, RequestError
-from sarto.export import FORMATS, TARGETS, export, export_onnx
-from sarto.graph import ModelGraph
+from sarto.export import export_onnx
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, ranked, show
 from sarto.pipeline.closing import closed
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
+from sarto.pipeline.on_device import measured_on
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
-from sarto.types import Cost, Device, Plan
+from sarto.types import Cost, DeviceFile, Plan
 
 #: Plans that are verified at most; a measured overrun takes the next one.
 TRIES = 4
-#: Name of the delivered model's file in the folder of a job.
-FILE = "model.onnx"
+#: Names of the delivered model's file, and of the folder of what the order's device runs, in the folder of a job.
+FILE, ON_DEVICE = "model.onnx", "device"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class Verified:
         difference: largest relative difference between ONNX Runtime and eager.
         agreement: share of the order's samples on which both decide alike.
         tried: what was verified before and broke a limit, in words.
+        file: what the order's device runs, where that is neither the graph nor the ONNX file.
     """
 
     score: Score
@@ -45,6 +46,7 @@ class Verified:
     difference: float
     agreement: float
     tried: tuple[str, ...]
+    file: DeviceFile | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -54,6 +56,7 @@ class Verified:
             "difference": self.difference,
             "agreement": self.agreement,
             "tried": list(self.tried),
+            "file": None if self.file is None else self.file.model_dump(mode="json"),
         }
 
     @classmethod
@@ -65,6 +68,7 @@ class Verified:
             data["difference"],
             data["agreement"],
             tuple(data["tried"]),
+            None if data.get("file") is None else DeviceFile.parse(data["file"]),
         )
 
 
@@ -77,6 +81,8 @@ def verify(
     progress: Progress,
 ) -> Verified:
     """The first plan in rank that keeps the budget as measured; its ONNX file is left in the folder.
+
+    What the order's device runs is left there too, where it is another file.
 
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it. After an
@@ -118,9 +124,8 @@ def verify(
             first = _in_rank([one.score for one in kept])[0]
             best = next(one for one in kept if one.score is first)
             bench.leave(best)
-            return Verified(
-                best.score, best.cost, best.difference, best.agreement, tuple(_told(*item) for item in tried)
-            )
+            told = tuple(_told(*item) for item in tried)
+            return Verified(best.score, best.cost, best.difference, best.agreement, told, best.on_device)
         if given is None:
             queue = after_overrun(queue, builder, plans.order, spare, found[0].cost)
     raise _overrun(plans.order, tried)
@@ -128,13 +133,15 @@ def verify(
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A plan's built model as it was measured, and its ONNX file."""
+    """A plan's built model as it was measured, its ONNX file, and the folder of the file that the device runs."""
 
     score: Score
     cost: Cost
     difference: float
     agreement: float
+    on_device: DeviceFile | None
     file: bytes
+    folder: Path
 
 
 @dataclass
@@ -151,8 +158,11 @@ class _Bench:
         """The model of a score's plan, exported and measured."""
         self.progress(f"verifying {score.row.name}", self.n, max(TRIES, self.n + 1))
         self.n += 1
-        found = _measured(self.builder, self.order, score, self.folder)
-        return _Measured(score, *found, (self.folder / FILE).read_bytes())
+        place = self.folder / f"{ON_DEVICE}-{self.n}"
+        # What an interrupted call left is of no use: this one measures again.
+        shutil.rmtree(place, ignore_errors=True)
+        found = _measured(self.builder, self.order, score, self.folder, place)
+        return _Measured(score, *found, (self.folder / FILE).read_bytes(), place)
 
     def closed(self, score: Score) -> list[_Measured]:
         """A pack, and those that were solved again from what it took; anything else alone."""
@@ -173,8 +183,13 @@ class _Bench:
         return score_plan(self.builder, plan, self.order.samples, "plan", f"pack, {plan.note}")
 
     def leave(self, found: _Measured) -> None:
-        """Leave the ONNX file of a model in the folder."""
+        """Leave the files of a model in the folder, and those of no other."""
         (self.folder / FILE).write_bytes(found.file)
+        shutil.rmtree(self.folder / ON_DEVICE, ignore_errors=True)
+        if found.folder.is_dir():
+            found.folder.rename(self.folder / ON_DEVICE)
+        for other in self.folder.glob(f"{ON_DEVICE}-*"):
+            shutil.rmtree(other)
 
 
 def _excess(cost: Cost, order: Order) -> float:
@@ -222,7 +237,9 @@ def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> l
     return [score_plan(builder, plan, order.samples, "plan", f"pack, {plan.note}")]
 
 
-def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tuple[Cost, float, float]:
+def _measured(
+    builder: Builder, order: Order, score: Score, folder: Path, place: Path
+) -> tuple[Cost, float, float, DeviceFile | None]:
     if score.plan is None:
         raise RequestError("only a built plan can be delivered")
     assembly = builder.build(score.plan)
@@ -233,30 +250,24 @@ def _measured(builder: Builder, order: Order, score: Score, folder: Path) -> tup
     }
     path = folder / FILE
     inputs = assembly.intake.tensor(order.samples)
-    export = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
-    latency = latency_on(assembly.graph, order.request.device, path, inputs)
+    exported = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
+    own = assembly.classes == order.samples.classes
+    found = measured_on(
+        assembly.graph,
+        order.request.device,
+        path,
+        inputs,
+        place,
+        labels=torch.from_numpy(order.samples.labels.copy()) if own else None,
+        metadata=metadata,
+    )
     cost = count(assembly.graph).replace(
-        latency_ms=latency.median_ms,
-        latency_low_ms=latency.low_ms,
-        latency_high_ms=latency.high_ms,
+        latency_ms=found.latency.median_ms,
+        latency_low_ms=found.latency.low_ms,
+        latency_high_ms=found.latency.high_ms,
         basis="measured",
     )
-    return cost, export.max_relative_difference, export.agreement
-
-
-def latency_on(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
-    """Latency in the runtime and the precision of the order, on a file that was compared with eager there."""
-    if device.precision == "float32" and device.runtime in ("torch", "onnxruntime"):
-        if device.agent is not None:
-            return measure_models([onnx if device.runtime == "onnxruntime" else graph], device)[0]
-        return measure(graph, device, onnx=onnx)
-    if device.runtime in ("torch", "compile"):
-        return measure_models([graph], device)[0]
-    to = FORMATS[device.runtime]
-    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
-        path = Path(folder, f"model{TARGETS[to].suffix}")
-        export(graph, path, to=to, precision=device.precision, samples=samples, batch=device.batch)
-        return measure_models([path], device)[0]
+    return cost, exported.max_relative_difference, exported.agreement, found.file
 
 
 def _told(score: Score, cost: Cost) -> str:

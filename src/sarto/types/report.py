@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sarto.errors import RequestError
 from sarto.types.cost import LIMITS, Cost, Limit
+from sarto.types.device import Precision
 from sarto.types.factory import Certificate
 from sarto.types.fields import (
     AtLeastZero,
@@ -206,6 +207,31 @@ class Check(Value):
     detail: Text = ""
 
 
+class DeviceFile(Value):
+    """The file for the runtime and precision of an order, run there and compared with eager.
+
+    Attributes:
+        name: of the file in the artifact's folder; its sidecar and what belongs to it lie beside it.
+        size_bytes: of the file and what belongs to it.
+        difference: largest difference from eager, relative to the largest output.
+        error: root mean square of the differences over that of the outputs.
+        agreement: share of inputs on which both decide alike; None where outputs are no decisions.
+        accuracy: share of the labelled samples that the file gets right, and `accuracy_eager` that eager does.
+        n_samples: real samples that were compared.
+    """
+
+    name: Name
+    format: Name
+    precision: Precision
+    size_bytes: Whole
+    difference: AtLeastZero
+    error: AtLeastZero
+    agreement: Share | None = None
+    accuracy: Share | None = None
+    accuracy_eager: Share | None = None
+    n_samples: Whole = 0
+
+
 class Donor(Value):
     """A learnware that parts came from."""
 
@@ -274,6 +300,7 @@ class Report(Value):
         sentences: the result in words.
         not_tried: what was left out of the comparison, and why.
         certificate: of a model that is a subnet of a supernet.
+        device_file: what the order's device runs, where that is neither the graph nor the ONNX file.
     """
 
     report: Version = 1
@@ -299,6 +326,7 @@ class Report(Value):
     sentences: Several[Text] = ()
     not_tried: Several[Text] = ()
     certificate: Certificate | None = None
+    device_file: DeviceFile | None = None
 
     @model_validator(mode="after")
     def _check_rows(self) -> Report:

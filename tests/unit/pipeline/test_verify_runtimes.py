@@ -10,7 +10,7 @@ import torch
 from sarto.devices.probe import probe, probe_onnx
 from sarto.devices.runtimes import is_available
 from sarto.pipeline.exporting import place_for
-from sarto.pipeline.verify import latency_on
+from sarto.pipeline.on_device import latency_on
 from sarto.types import Device, Precision, RuntimeName
 
 GRAPH = probe(2, 8, 8)

@@ -1,0 +1,149 @@
+"""A model on the device of an order: its latency there, and the file that the device runs where that is another one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sarto.devices import Latency, measure, measure_models
+from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, Exported, TargetName, export
+from sarto.graph import ModelGraph
+from sarto.pipeline.exporting import place_for
+from sarto.types import Check, Device, DeviceFile
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A model as the order's device ran it.
+
+    Attributes:
+        file: what it ran, where that is not the delivered ONNX file or graph; it lies in the folder that was given.
+    """
+
+    latency: Latency
+    file: DeviceFile | None = None
+
+
+def format_of(device: Device) -> TargetName | None:
+    """The format of the file that an order for a device is delivered in, besides graph and ONNX; None: no other one.
+
+    What torch.compile runs is the graph.
+    """
+    if device.precision == "float32" and device.runtime in ("torch", "onnxruntime", "compile"):
+        return None
+    return "pt2" if device.runtime in ("torch", "compile") else FORMATS[device.runtime]
+
+
+def measured_on(
+    graph: ModelGraph,
+    device: Device,
+    onnx: Path,
+    samples: Tensor,
+    folder: Path,
+    *,
+    labels: Tensor | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> OnDevice:
+    """Latency in the runtime and the precision of an order, on a file that was compared with eager there.
+
+    Args:
+        onnx: the graph in single precision, which ONNX Runtime runs as it is.
+        samples: real inputs to compare on, which int8 is calibrated on too.
+        folder: the device's file, its sidecar and what belongs to it are left there.
+        labels: the right output of each sample.
+
+    Raises:
+        RequestError: the runtime is not installed, or there are fewer samples than int8 needs.
+        GraphError: an operator can't be exported or run; it is named.
+        VerifyError: the file computes something else.
+    """
+    to = format_of(device)
+    if to is None:
+        if device.agent is None and device.runtime != "compile":
+            return OnDevice(measure(graph, device, onnx=onnx))
+        model = onnx if device.runtime == "onnxruntime" else graph
+        return OnDevice(measure_models([model], device)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = place_for(folder / "model", to, device.precision)
+    found = export(
+        graph,
+        path,
+        to=to,
+        precision=device.precision,
+        samples=samples,
+        labels=labels,
+        metadata=metadata,
+        batch=device.batch,
+    )
+    return OnDevice(measure_models([path], device)[0], described(found))
+
+
+def latency_on(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
+    """Latency in the runtime and the precision of an order; see `measured_on`. No file is kept."""
+    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
+        return measured_on(graph, device, onnx, samples, Path(folder)).latency
+
+
+def described(found: Exported) -> DeviceFile:
+    """What a report says of an exported file."""
+    return DeviceFile(
+        name=found.path.name,
+        format=found.to,
+        precision=found.precision,
+        size_bytes=found.size_bytes,
+        difference=found.max_relative_difference,
+        error=found.error,
+        agreement=found.agreement,
+        accuracy=found.accuracy,
+        accuracy_eager=found.accuracy_eager,
+        n_samples=found.n_samples,
+    )
+
+
+def device_checks(file: DeviceFile | None, device: Device) -> Iterator[Check]:
+    """That the device's file computes what eager does, within what its precision allows."""
+    if file is None:
+        return
+    name = f"{device.runtime} in {file.precision} against eager"
+    if file.precision != "int8":
+        limit = LIMITS[file.precision]
+        detail = "largest relative difference"
+        if file.agreement is not None:
+            detail += f"; decisions agree on {file.agreement:.1%}"
+        yield Check(name=name, value=file.difference, limit=limit, ok=file.difference <= limit, detail=detail)
+    elif file.agreement is not None:
+        apart = 1 - file.agreement
+        yield Check(
+            name=name,
+            value=apart,
+            limit=1 - LEAST_AGREEMENT,
+            ok=file.agreement >= LEAST_AGREEMENT,
+            detail=f"share of {file.n_samples:,} samples on which it decides otherwise",
+        )
+
+
+def device_sentences(file: DeviceFile | None, device: Device, noun: str = "sample") -> Iterator[str]:
+    """What is delivered for the device, and what its precision costs."""
+    if file is None:
+        return
+    yield (
+        f"For {device.runtime} in {file.precision}: {file.name}, {file.size_bytes:,} bytes, which is what was timed. "
+        "Accuracies in the tables are those of the model in single precision."
+    )
+    if file.accuracy is not None and file.accuracy_eager is not None:
+        yield (
+            f"Of your {file.n_samples:,} {noun}s {file.name} names {file.accuracy:.1%} right, the model in single "
+            f"precision {file.accuracy_eager:.1%}; its head was fitted on them, so only the difference says something."
+        )
+
+
+def leave_files(source: Path, target: Path) -> None:
+    """Copy the files of a device into the folder of an artifact; nothing where there are none."""
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            shutil.copyfile(path, target / path.name)
