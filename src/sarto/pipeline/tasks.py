@@ -96,7 +96,9 @@ def _plans(held: Subnets, request: Request, samples: str | None) -> TaskPlans:
     for manifest, tasks in _covering(held.store, request):
         one = held.get(manifest.id)
         try:
-            best = one.find(tasks, request.budget, _measuring(one, intake_of(held.store, one.manifest), request))
+            best = one.find(
+                tasks, request.budget, _measuring(one, intake_of(held.store, one.manifest), request)
+            )
         except InfeasibleError as error:
             refusals.append(error)
             continue

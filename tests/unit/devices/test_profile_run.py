@@ -192,6 +192,41 @@ def test_a_profile_is_measured_added_to_and_predicts(runtime: str, tmp_path: Pat
         make_profile("desk", device, "10", opener, onto=first)
 
 
+def test_memory_that_is_known_is_not_measured_again() -> None:
+    device = Device.parse({"runtime": "torch"})
+    nets = [nn.Sequential(nn.Conv2d(3, n, 3), nn.ReLU(), nn.Conv2d(n, 4, 3)).eval() for n in (8, 12)]
+    one, two = (
+        Backbone(name, capture(net, torch.randn(2, 3, 9, 9), prove=False))
+        for name, net in zip(("one", "two"), nets, strict=True)
+    )
+    asked: list[int] = []
+
+    def weigh(graph: ModelGraph) -> int:
+        asked.append(len(graph.nodes))
+        return 10**6 * len(asked)
+
+    few = [block for block in blocks() if block.name in ("linear-64x8", "pool-16x32")]
+    profile, new = None, []
+    for backbones in ([], [one], [two]):
+        before = len(asked)
+        profile = make_profile(
+            "desk",
+            device,
+            "9.9",
+            open_here(device),
+            backbones=backbones,
+            n_subnets=5,
+            built_in=few if profile is None else None,
+            onto=profile,
+            seconds=0.01,
+            weigh=weigh,
+        )
+        new.append(len(asked) - before)
+    # Four blocks, then each model whole and at half its units; every row that was measured is there.
+    assert new == [4, 2, 2] and profile is not None
+    assert [row.measured_bytes for row in profile.memory_rows] == [10**6 * n for n in range(1, 9)]
+
+
 def test_runtimes_that_do_not_run_here_are_refused() -> None:
     with pytest.raises(
         RequestError, match="litert can't be opened in this process; measure it through a worker"

@@ -194,7 +194,7 @@ def make_profile(
         noise = noise_of(rows)
         weighed = list(onto.memory_rows) if onto is not None else []
         if weigh is not None:
-            weighed = _weighed(weigh, backbones, device, progress)
+            weighed = _weighed(weigh, backbones, device, progress, weighed)
         return DeviceProfile(
             name=name,
             device=described,
@@ -333,15 +333,23 @@ def _fitting(terms: Terms, step: int) -> int:
 
 
 def _weighed(
-    weigh: Weigher, backbones: Sequence[Backbone], device: Device, progress: Progress | None
+    weigh: Weigher,
+    backbones: Sequence[Backbone],
+    device: Device,
+    progress: Progress | None,
+    known: Sequence[MemoryRow],
 ) -> list[MemoryRow]:
+    """Rows of some blocks and of each backbone; known ones stay, those of backbones that are measured anew do not."""
+    rows = [row for row in known if row.model not in {backbone.name for backbone in backbones}]
+    weighed = {row.model for row in rows}
     chosen: list[tuple[str, Counts, Callable[[], ModelGraph]]] = [
-        (block.name, {}, block.graph) for block in blocks() if block.name in WEIGHED
+        (block.name, {}, block.graph)
+        for block in blocks()
+        if block.name in WEIGHED and block.name not in weighed
     ]
     for backbone in backbones:
         both: tuple[Counts, ...] = ({}, uniform_counts(backbone.graph, 0.5))
         chosen += [(backbone.name, counts, partial(backbone.at, counts)) for counts in both]
-    rows = []
     for place, (name, counts, build) in enumerate(chosen):
         if progress is not None:
             progress("memory", place, len(chosen))
