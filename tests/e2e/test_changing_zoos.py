@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from sarto import Samples
 from sarto.errors import RequestError
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import propose
 from sarto.pipeline.contest import score_plan
+from sarto.pipeline.indexed_zoo import usable, zoo_of
 from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.order import Order, check_order
+from sarto.pipeline.zoo_front import zoo_front
 from sarto.types import ChainNode, Plan
 from tests.e2e.conftest import Shop
 
@@ -96,3 +100,56 @@ def test_heldout_images_that_are_probe_images_are_refused(indexed: Shop) -> None
 def _half_each(images: NDArray[np.uint8]) -> Samples:
     """Images that are said to be of the two ordered classes in turn."""
     return Samples(images, np.arange(len(images)) % 2, RED)
+
+
+def _untrained(shop: Shop, name: str) -> nn.Module:
+    """A network of the shape of a donor, with weights of its own."""
+    factory, classes, _ = shop.donors[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        return factory(len(classes)).eval()
+
+
+def test_a_donor_without_samples_has_the_median_skill_of_its_zoo_and_is_told(shop: Shop) -> None:
+    classes = shop.donors["crosses"][1]
+    shop.add("poor", classes, _untrained(shop, "crosses"))
+    shop.add("mute", classes, _untrained(shop, "bars"), samples=None)
+    store = shop.market.store
+    index_zoo(store, "zoo", n_probes=32, batch=8)
+    found = usable(store, indices(store).get("zoo"), RED)
+    skills = {held.name: one.skill for one, held in zip(found.zoo.entries, found.learnwares, strict=True)}
+    known = [skill for name, skill in skills.items() if name != "mute"]
+    assert skills["mute"] == np.median(known) > min(known)
+    told = f"taken as {skills['mute']:.0%} right, the median of its zoo"
+    assert found.notes == (f"mute came without samples, so its skill is not known: {told}",)
+    assert zoo_front(store, indices(store).get("zoo")).notes == found.notes
+    chains = [plan for plan in propose(_order(shop)).feasible if plan.note.startswith("chain ")]
+    with_mute = [plan for plan in chains if store.get("mute").id in plan.learnwares]
+    assert with_mute and len(with_mute) < len(chains)
+    for plan in chains:
+        assert (f"; skill of mute unknown, {told}" in plan.note) == (plan in with_mute)
+    for name in ("discs", "bars", "crosses", "poor"):
+        shop.market.remove(name)
+    shop.add("dumb", classes, _untrained(shop, "discs"), samples=None)
+    index_zoo(store, "zoo")
+    alone = usable(store, indices(store).get("zoo"))
+    assert [entry.skill for entry in alone.zoo.entries] == [0.5, 0.5]
+    assert len(alone.notes) == 2
+
+
+def test_skill_is_that_of_the_wanted_classes(shop: Shop) -> None:
+    classes = shop.donors["discs"][1]
+    shop.add("uneven", classes, _untrained(shop, "crosses"))
+    store = shop.market.store
+    index_zoo(store, "zoo", n_probes=32, batch=8)
+    measured = dict(store.get("uneven").skill or {})
+    assert len(set(measured.values())) > 1
+
+    def skill(*wanted: str) -> float:
+        zoo, held = zoo_of(store, indices(store).get("zoo"), wanted)
+        return next(e.skill for e, item in zip(zoo.entries, held, strict=True) if item.name == "uneven")
+
+    for cls in classes:
+        assert skill(cls) == skill(cls, "red bar") == measured[cls]
+    assert skill(*classes[:2]) == pytest.approx((measured[classes[0]] + measured[classes[1]]) / 2)
+    assert skill() == skill("red bar") == pytest.approx(sum(measured.values()) / 3)

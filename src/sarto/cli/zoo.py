@@ -200,6 +200,8 @@ def front(
             "value: mean skill of the donors less what joints should lose; sarto make builds and measures"
             + (f"; drawn in {out}" if out else "")
         )
+        for note in found.notes:
+            typer.echo(note)
 
 
 def _check_cost(by: str) -> None:

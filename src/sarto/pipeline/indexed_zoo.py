@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 
 import numpy as np
 
@@ -30,17 +31,57 @@ BLOCKS = 4
 SKETCHED_FROM = 4_000
 #: Share of its model's parameters, in units of an equal share, that a block may have more.
 SLACK = 0.8
+#: Skill of every model of a zoo in which nobody measured any.
+UNKNOWN = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Usable:
+    """What of an index can be used.
+
+    Attributes:
+        zoo: as the solver sees it.
+        learnwares: of each entry of the zoo.
+        guessed: names of those whose skill nobody measured -> what they are taken to have.
+    """
+
+    zoo: Zoo
+    learnwares: tuple[Learnware, ...]
+    guessed: Mapping[str, float]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is taken for granted of the models, in words."""
+        return tuple(
+            f"{name} came without samples, so its skill is not known: {told_guess(skill)}"
+            for name, skill in self.guessed.items()
+        )
+
+
+def told_guess(skill: float) -> str:
+    """What a model whose skill is not known is taken to have, in words."""
+    return f"taken as {skill:.0%} right, the median of its zoo"
 
 
 def zoo_of(
     store: Store, index: ProbeIndex, classes: Sequence[str] = (), only: Sequence[str] | None = None
 ) -> tuple[Zoo, tuple[Learnware, ...]]:
-    """The zoo of an index as the solver sees it, and the learnware of each entry.
+    """The zoo of an index as the solver sees it, and the learnware of each entry; see `usable`."""
+    found = usable(store, index, classes, only)
+    return found.zoo, found.learnwares
 
-    A donor that was removed from the market is left out; so is one whose file is another now.
+
+def usable(
+    store: Store, index: ProbeIndex, classes: Sequence[str] = (), only: Sequence[str] | None = None
+) -> Usable:
+    """The models of an index that chains may be made of.
+
+    A donor that was removed from the market is left out; so is one whose file is another now. A donor's skill is the
+    mean over the wanted classes that it knows, else over all of its classes; one that came without samples is taken to
+    have the median skill of the others, and half where nobody's is known.
 
     Args:
-        classes: a model's own classifier may end a chain where it knows all of these.
+        classes: what is wanted: a model's own classifier may end a chain where it knows all of these.
         only: ids of the learnwares that may be used; None: all.
 
     Raises:
@@ -50,32 +91,43 @@ def zoo_of(
     models = index.models()
     rows = sum(len(model.places) for model in models)
     vectors = np.asarray(index.signatures() if rows < SKETCHED_FROM else index.sketches())
-    entries, learnwares = list[Entry](), list[Learnware]()
+    there = list[tuple[IndexedModel, Learnware]]()
     for model in models:
         held = by_hash.get((model.graph_hash, model.weights_hash))
-        if held is None or (only is not None and held.id not in only):
-            continue
-        table = anatomy_of(model)
-        numbers = np.arange(model.first_row, model.first_row + len(model.places))
-        entries.append(
-            Entry(
-                held.id,
-                table,
-                numbers,
-                model.skill or 0.0,
-                ready_graph(store, held),
-                set(classes) <= set(held.classes),
-            )
-        )
-        learnwares.append(held)
-    if len(entries) < 2:
-        gone = len(models) - len(entries)
+        if held is not None and (only is None or held.id in only):
+            there.append((model, held))
+    if len(there) < 2:
+        gone = len(models) - len(there)
         raise RequestError(
-            f"index {index.name!r} has {len(entries)} models that can be used"
+            f"index {index.name!r} has {len(there)} models that can be used"
             + (f" ({gone} were removed from the market, or read something else)" if gone else "")
             + ": a reassembly needs two; index more with sarto zoo index"
         )
-    return Zoo(tuple(entries), vectors), tuple(learnwares)
+    skills = [_skill(model, held, classes) for model, held in there]
+    known = [skill for skill in skills if skill is not None]
+    middle = median(known) if known else UNKNOWN
+    entries = [
+        Entry(
+            held.id,
+            anatomy_of(model),
+            np.arange(model.first_row, model.first_row + len(model.places)),
+            middle if skill is None else skill,
+            ready_graph(store, held),
+            set(classes) <= set(held.classes),
+        )
+        for (model, held), skill in zip(there, skills, strict=True)
+    ]
+    learnwares = tuple(held for _, held in there)
+    guessed = {held.name: middle for held, skill in zip(learnwares, skills, strict=True) if skill is None}
+    return Usable(Zoo(tuple(entries), vectors), learnwares, guessed)
+
+
+def _skill(model: IndexedModel, held: Learnware, classes: Sequence[str]) -> float | None:
+    """Mean skill on the wanted classes that a model knows, else on all of its own; None: nobody measured any."""
+    if not held.skill:
+        return model.skill
+    wanted = [held.skill[cls] for cls in classes if cls in held.skill]
+    return fmean(wanted or held.skill.values())
 
 
 def anatomy_of(model: IndexedModel) -> Anatomy:

@@ -39,7 +39,7 @@ from sarto.market import Store
 from sarto.market.indices import ProbeIndex
 from sarto.pipeline.chain_slices import sliced_chains
 from sarto.pipeline.donor_rules import meant, why_not
-from sarto.pipeline.indexed_zoo import parting_of, zoo_of
+from sarto.pipeline.indexed_zoo import parting_of, told_guess, usable
 from sarto.pipeline.indexing import indices
 from sarto.pipeline.predicting import PlanPredictor
 from sarto.types import (
@@ -101,7 +101,7 @@ class Offered:
             then those under a new head.
         drawn: a chain drawn at random out of all that keep the order's limits but the built ones, the control of
             choosing.
-        why_not: for each index that offers no whole chain, in words.
+        why_not: for each index that offers no whole chain, in words, with what was taken for granted of its models.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -118,9 +118,11 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
     plans, drawn, refused = list[Plan](), None, list[str]()
     for name in indices(store).names():
         index = indices(store).get(name)
-        here, reasons, whole = list[Plan](), list[str](), 0
+        here, reasons, notes, whole = list[Plan](), list[str](), list[str](), 0
         try:
-            zoo, learnwares = zoo_of(store, index, wanted.classes, wanted.ids)
+            found = usable(store, index, wanted.classes, wanted.ids)
+            notes += found.notes
+            zoo, learnwares = found.zoo, found.learnwares
             told = replace(wanted, wish=replace(wanted.wish, sides=_sides(learnwares, wanted)))
             parting = parting_of(zoo, seed=wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
@@ -129,7 +131,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
                 timed = (with_latency(entry, wanted.timing.profile) for entry in zoo.entries)
                 zoo = replace(zoo, entries=tuple(timed))
             for own in (True, False):
-                offer = _Offer(zoo, learnwares, parting, index, told, own)
+                offer = _Offer(zoo, learnwares, parting, index, told, own, found.guessed)
                 sliced = offer.sliced() if own else []
                 try:
                     best = offer.best(n)
@@ -143,7 +145,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
             reasons.append(str(error))
         plans += here
         if not whole:
-            refused += [f"index {name}: {reason}" for reason in dict.fromkeys(reasons)]
+            refused += [f"index {name}: {reason}" for reason in dict.fromkeys([*reasons, *notes])]
     return Offered(tuple(plans), drawn, tuple(refused))
 
 
@@ -212,6 +214,7 @@ class _Offer:
 
     Attributes:
         own: chains under the own classifier of their last donor; else under a new head.
+        guessed: name of a donor whose skill nobody measured -> what it is taken to have.
     """
 
     zoo: Zoo
@@ -220,6 +223,7 @@ class _Offer:
     index: ProbeIndex
     wanted: Wanted
     own: bool
+    guessed: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def layout(self) -> Layout:
@@ -246,7 +250,7 @@ class _Offer:
                 found = best_chains(problem, n)
         except InfeasibleError as error:
             raise self._told(error) from None
-        return list(self._plans(found.choices))
+        return [self._noted(plan) for plan in self._plans(found.choices)]
 
     def sliced(self) -> list[Plan]:
         """Slices of the best chain that any budget allows, each of fewer units; none where no classifier may end it.
@@ -275,14 +279,16 @@ class _Offer:
             for sliced, small, cost in sliced_chains(
                 plan, sketch, self.wanted.classes, tail.classes, samples
             ):
-                found.append(sliced.replace(predicted=_timed(cost, small, self.wanted)))
+                timed = sliced.replace(predicted=_timed(cost, small, self.wanted))
+                found.append(self._noted(timed))
         return found
 
     def drawn(self, others: Sequence[Plan]) -> Plan | None:
         """A chain drawn at random that is none of the others; None where chance finds none."""
         listed = random_chains(self.layout.problem, DRAWN, seed=self.wanted.seed)
         known = {plan.key() for plan in others}
-        return next((plan for plan in self._plans(listed) if plan.key() not in known), None)
+        found = next((plan for plan in self._plans(listed) if plan.key() not in known), None)
+        return self._noted(found) if found is not None else None
 
     def _told(self, error: InfeasibleError) -> InfeasibleError:
         """The error with the constraints that conflict."""
@@ -313,6 +319,16 @@ class _Offer:
             except GraphError:
                 continue
             yield plan
+
+    def _noted(self, plan: Plan, *more: str) -> Plan:
+        """The plan with what was taken for granted of its donors in its note, and more."""
+        used = [item.name for item in self.learnwares if item.id in plan.learnwares]
+        told = [
+            f"skill of {name} unknown, {told_guess(self.guessed[name])}"
+            for name in used
+            if name in self.guessed
+        ]
+        return plan.replace(note="; ".join([plan.note, *told, *more]))
 
 
 def features_of(index: ProbeIndex) -> dict[int, NDArray[np.float32]]:

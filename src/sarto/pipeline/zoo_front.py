@@ -13,7 +13,7 @@ from sarto.engines.reassembly import Layout, Sides, Wish, Zoo, layout, pareto, t
 from sarto.errors import RequestError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
-from sarto.pipeline.indexed_zoo import parting_of, zoo_of
+from sarto.pipeline.indexed_zoo import parting_of, usable
 from sarto.pipeline.reassembling import DIRECTED_UP_TO, features_of, with_tail
 from sarto.types import Budget, Learnware
 
@@ -43,12 +43,17 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class ZooFront:
-    """Points of a zoo, cheapest first: the front, and the whole donors that are not on it."""
+    """Points of a zoo, cheapest first: the front, and the whole donors that are not on it.
+
+    Attributes:
+        notes: what is taken for granted of the models, in words.
+    """
 
     index: str
     resource: Resource
     k: int
     points: tuple[FrontPoint, ...]
+    notes: tuple[str, ...] = ()
 
 
 def zoo_front(
@@ -71,7 +76,8 @@ def zoo_front(
         RequestError: fewer than two models are left.
         InfeasibleError: k blocks are too many for a model, or no model knows the classes.
     """
-    zoo, learnwares = zoo_of(store, index, classes)
+    held = usable(store, index, classes)
+    zoo, learnwares = held.zoo, held.learnwares
     parting = parting_of(zoo, k)
     if len(zoo.entries) <= DIRECTED_UP_TO:
         zoo = with_r2(zoo, parting, features_of(index))
@@ -88,7 +94,8 @@ def zoo_front(
     donors = [_point(found, zoo, learnwares, path, False) for path in whole if path is not None]
     known = {point.blocks + point.donors for point in front}
     points = [*front, *(point for point in donors if point.blocks + point.donors not in known)]
-    return ZooFront(index.name, resource, parting.k, tuple(sorted(points, key=lambda p: (p.cost, -p.value))))
+    ranked = tuple(sorted(points, key=lambda p: (p.cost, -p.value)))
+    return ZooFront(index.name, resource, parting.k, ranked, held.notes)
 
 
 def _whole(found: Layout, donor: int) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from sarto.errors import InfeasibleError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
-from sarto.pipeline.indexed_zoo import parting_of, zoo_of
+from sarto.pipeline.indexed_zoo import parting_of, usable
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
         RequestError: fewer than two models are left.
         InfeasibleError: k blocks are too many for a model.
     """
-    zoo, learnwares = zoo_of(store, index)
+    found = usable(store, index)
+    zoo, learnwares = found.zoo, found.learnwares
     most = {
         held.name: len(entry.anatomy.places) - 1 for entry, held in zip(zoo.entries, learnwares, strict=True)
     }
