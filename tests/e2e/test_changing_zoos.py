@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sarto import Samples
-from sarto.errors import RequestError
+from sarto.engines.reassembly import best_chains
+from sarto.errors import InfeasibleError, RequestError
+from sarto.pipeline import Artifact
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import propose
 from sarto.pipeline.contest import score_plan
 from sarto.pipeline.indexed_zoo import usable, zoo_of
 from sarto.pipeline.indexing import index_zoo, indices
+from sarto.pipeline.locking import lock_of, read_lock
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.zoo_front import zoo_front
 from sarto.types import ChainNode, Plan
@@ -153,3 +157,34 @@ def test_skill_is_that_of_the_wanted_classes(shop: Shop) -> None:
         assert skill(cls) == skill(cls, "red bar") == measured[cls]
     assert skill(*classes[:2]) == pytest.approx((measured[classes[0]] + measured[classes[1]]) / 2)
     assert skill() == skill("red bar") == pytest.approx(sum(measured.values()) / 3)
+
+
+def test_a_search_that_is_cut_off_is_told_in_plans_reasons_and_the_lock(
+    indexed: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = _order(indexed)
+    whole = [plan.key() for plan in propose(order).feasible if plan.note.startswith("chain ")]
+
+    def most(n: int) -> None:
+        limited = functools.partial(best_chains, most_expanded=n)
+        monkeypatch.setattr("sarto.pipeline.reassembling.best_chains", limited)
+
+    most(4)
+    some = [plan for plan in propose(order).feasible if plan.note.startswith("chain ")]
+    searched = [plan for plan in some if not any(node.op == "slice" for node in plan.nodes.values())]
+    assert searched and len(some) < len(whole)
+    # Less of the list, but no other chains.
+    assert {plan.key() for plan in searched} <= set(whole)
+    told = "search cut off after 4 partial chains: there may be further chains"
+    assert all(plan.note.endswith(f"; {told}") for plan in searched)
+    request = indexed.order(*RED, engines=["reassembly"], baselines=[], heldout=None)
+    lock = read_lock(indexed.make(request, "cut", plan=searched[0]).folder)
+    assert lock.solver["blocks"] == "a given plan" and "cut off" in lock.plan.note
+    report = Artifact.read(indexed.folder / "cut").report
+    free = lock_of(indexed.market.store, report, given=False)
+    assert free is not None and free.solver["blocks"] == "A* with completion bounds, search cut off"
+    most(1)
+    with pytest.raises(
+        InfeasibleError, match="under a new head: search cut off after 1 partial chains, before"
+    ):
+        indexed.market.plan(request)

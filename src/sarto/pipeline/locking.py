@@ -10,6 +10,7 @@ from sarto.errors import StoreError
 from sarto.market import Store
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.indexing import probes_of
+from sarto.pipeline.reassembling import CUT_OFF
 from sarto.types import ChainNode, Donor, Plan, Report, Request, TuneNode, Value
 from sarto.types.fields import Frozen, Name, Positive, Several, Sha, Text, Version, Whole
 
@@ -70,6 +71,7 @@ def lock_of(store: Store, report: Report, *, given: bool) -> Lock | None:
     trained = [node for node in report.plan.nodes.values() if isinstance(node, TuneNode)]
     rules = report.request.donors
     search = "integer program (HiGHS)" if rules.must or rules.differ > 1 else "A* with completion bounds"
+    search += f", {CUT_OFF}" if CUT_OFF in report.plan.note else ""
     return Lock(
         request=report.request,
         plan=report.plan,

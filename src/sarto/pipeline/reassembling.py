@@ -67,6 +67,8 @@ PROPOSED = 6
 BUILT = 2
 #: Chains that are drawn at random until one is none of those built.
 DRAWN = 16
+#: In the note of a plan whose search looked at as many partial chains as it may before its list was complete.
+CUT_OFF = "search cut off"
 #: Zoos of at most so many models are also judged by directed stitch errors, not by CKA alone.
 DIRECTED_UP_TO = 40
 #: What donors have that are only counted.
@@ -237,10 +239,10 @@ class _Offer:
         return layout(replace(self.zoo, entries=entries), self.parting, self.wanted.wish)
 
     def best(self, n: int) -> list[Plan]:
-        """Plans of the best chains.
+        """Plans of the best chains; where the search was cut off before there were n, their notes say so.
 
         Raises:
-            InfeasibleError: no chain keeps the limits; says what conflicts.
+            InfeasibleError: no chain keeps the limits; says what conflicts. Or the search was cut off before the first.
         """
         problem, differ = self.layout.problem, self.wanted.rules.differ
         try:
@@ -250,7 +252,14 @@ class _Offer:
                 found = best_chains(problem, n)
         except InfeasibleError as error:
             raise self._told(error) from None
-        return [self._noted(plan) for plan in self._plans(found.choices)]
+        looked = f"{CUT_OFF} after {found.n_expanded:,} partial chains"
+        if not found.choices and not found.exact:
+            raise InfeasibleError(
+                f"{looked}, before one that keeps every limit came up; whether there is one is not known: raise the "
+                "budget, ask less of donors, or index fewer models under another name"
+            )
+        cut = () if found.exact else (f"{looked}: there may be further chains",)
+        return [self._noted(plan, *cut) for plan in self._plans(found.choices)]
 
     def sliced(self) -> list[Plan]:
         """Slices of the best chain that any budget allows, each of fewer units; none where no classifier may end it.
