@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sarto.cli.app import app
+from sarto.devices import processor
 from sarto.devices.profiling import Predictor, design, terms_of
 from sarto.devices.profiling.features import FEATURES
 from sarto.devices.profiling.fit import fit_backbone
@@ -96,6 +97,16 @@ def test_every_plan_has_an_interval_that_is_near_what_its_built_graph_is_predict
         else:
             assert cost.latency_ms == pytest.approx(whole, rel=0.01)
         assert cost.process_low_bytes <= cost.process_bytes < cost.process_high_bytes
+
+
+def test_a_profile_of_another_processor_is_told(shop: Any) -> None:
+    (note,) = [text for text in order(shop).requirement.notes if "profile" in text]
+    assert "'paper' was measured on 'paper'" in note and repr(processor()) in note and "agent" in note
+    here = profile().device.replace(processor=processor())
+    shop.market.store.profiles.put(profile().replace(name="here", device=here))
+    request = shop.order(*CLASSES, device={"profile": "here"}, engines=ENGINES)
+    notes = check_order(request, shop.market.store).requirement.notes
+    assert not [text for text in notes if "profile" in text]
 
 
 def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None:
@@ -300,7 +311,7 @@ def test_the_command_line_shows_intervals(shop: Any) -> None:
     ]
     told = CliRunner().invoke(app, [*call, "--max-latency-ms", "1000"], env={"COLUMNS": "220"})
     assert told.exit_code == 0 and "of 1e+03" in told.output and "process MB" in told.output, told.output
-    plain = json.loads(CliRunner().invoke(app, [*call, "--json"]).output)
+    plain = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
     cost = plain["plans"][0]["plan"]["predicted"]
     assert cost["latency_low_ms"] <= cost["latency_ms"] <= cost["latency_high_ms"]
 

@@ -11,6 +11,7 @@ import torch
 
 import sarto
 from sarto import Market, Request, Samples
+from sarto.devices import processor
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import InfeasibleError, RequestError, StoreError
 from sarto.graph import relative_difference
@@ -319,7 +320,8 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
     def table(supernet: Supernet, profile: object) -> CostTable:
         return CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor))
 
-    monkeypatch.setattr(tasks, "profile_of", lambda device, store: object())
+    here = SimpleNamespace(device=SimpleNamespace(processor=processor()))
+    monkeypatch.setattr(tasks, "profile_of", lambda device, store: here)
     monkeypatch.setattr(tasks, "measured_on", taken)
     monkeypatch.setattr(subnets, "cost_table", table)
     with Market.open(stocked) as market:

@@ -12,7 +12,7 @@ from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_sam
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.indexing import indices
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
-from sarto.pipeline.predicting import PlanPredictor, profile_of
+from sarto.pipeline.predicting import PlanPredictor, measured_elsewhere, profile_of
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import STUDENT, Chains
 from sarto.pipeline.subnets import ENGINE, Subnets
@@ -124,7 +124,7 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         raise RequestError(problems[0], problems=problems)
     intakes = {donor.id: intake_of(store, donor) for donor in donors}
     intake = joint_intake([(donor, intakes[donor.id]) for donor in donors])
-    notes: list[str] = []
+    notes = measured_elsewhere(profile, request.device)
     samples = _samples(request, offers, learnwares, store, intake, problems, notes)
     if problems or samples is None:
         raise RequestError(problems[0], problems=problems)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sarto.devices import processor
 from sarto.devices.profiling import Estimate, Predictor, Terms, terms_of
 from sarto.devices.profiling.conformal import interval
 from sarto.devices.profiling.generic import places_of
@@ -70,6 +71,17 @@ def profile_of(device: Device, store: Store) -> DeviceProfile | None:
     if problems:
         raise RequestError(problems[0], problems=problems, where="device.profile")
     return found
+
+
+def measured_elsewhere(profile: DeviceProfile | None, device: Device) -> list[str]:
+    """That a profile was measured on another processor than the one on which the order is measured, in words."""
+    known = profile.device.processor if profile is not None else None
+    if known is None or device.agent is not None or known == processor():
+        return []
+    return [
+        f"the profile {device.profile!r} was measured on {known!r}, here is {processor()!r}: its predictions are those "
+        "of the other one, what is delivered was measured here. Measure a profile here, or name its agent"
+    ]
 
 
 @dataclass
@@ -310,4 +322,4 @@ def _estimate(
     return Estimate(min(float(low[0]), middle), middle, max(float(high[0]), middle))
 
 
-__all__ = ["Part", "PlanPredictor", "profile_of"]
+__all__ = ["Part", "PlanPredictor", "measured_elsewhere", "profile_of"]

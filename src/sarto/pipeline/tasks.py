@@ -34,7 +34,7 @@ from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.job import Job
 from sarto.pipeline.on_device import device_checks, device_sentences, latency_on, leave_files, measured_on
 from sarto.pipeline.page import render_card, render_page
-from sarto.pipeline.predicting import profile_of
+from sarto.pipeline.predicting import measured_elsewhere, profile_of
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.reporting import supernet_donor
 from sarto.pipeline.subnets import (
@@ -294,7 +294,10 @@ def _deliver(
     manifest = made.held.manifest
     write_graph(made.graph, out / GRAPH)
     requirement = Requirement(
-        request=request, offers=(), samples_digest=samples.digest if samples is not None else None
+        request=request,
+        offers=(),
+        samples_digest=samples.digest if samples is not None else None,
+        notes=tuple(measured_elsewhere(made.held.profile, request.device)),
     )
     certificate = made.held.certificate(
         made.node,
@@ -336,6 +339,7 @@ def _deliver(
         seconds=dict(job.seconds),
         sentences=(
             *_sentences(certificate, cost, tried),
+            *requirement.notes,
             *device_sentences(built.file, request.device),
         ),
         certificate=certificate,
