@@ -188,3 +188,33 @@ def test_a_search_that_is_cut_off_is_told_in_plans_reasons_and_the_lock(
         InfeasibleError, match="under a new head: search cut off after 1 partial chains, before"
     ):
         indexed.market.plan(request)
+
+
+def test_of_two_copies_the_indexed_one_is_used_and_named(shop: Shop) -> None:
+    store, known = shop.market.store, shop.donors["bars"][1]
+    for name, licence in (("middle", "MIT"), ("late", "CC0-1.0")):
+        shop.add(name, known, shop.models["bars"], samples=None, licence=licence)
+    index_zoo(store, "zoo", ["discs", "crosses", "late"], n_probes=32, batch=8)
+
+    def used() -> set[str]:
+        return {item.name for item in zoo_of(store, indices(store).get("zoo"))[1]}
+
+    assert used() == {"discs", "crosses", "late"}
+    for name in ("bars", "middle"):
+        asked = shop.order(*RED, engines=["reassembly"], heldout=None, donors={"must": [name]})
+        words = f"{name} must be used, but is a copy of late, which is indexed: name that one"
+        with pytest.raises(InfeasibleError, match=words):
+            shop.market.plan(asked)
+    shop.add("apart", known, _untrained(shop, "bars"))
+    asked = shop.order(*RED, engines=["reassembly"], heldout=None, donors={"must": ["apart", "bars"]})
+    both = r"late, which is indexed: name that one; apart must be used, but is not among .*: index it"
+    with pytest.raises(InfeasibleError, match=both):
+        shop.market.plan(asked)
+    # Without the indexed one its oldest copy takes its place, so far as it may.
+    shop.market.remove("late")
+    assert used() == {"discs", "crosses", "bars"}
+    only = [store.get(name).id for name in ("discs", "crosses", "middle")]
+    held = zoo_of(store, indices(store).get("zoo"), only=only)[1]
+    assert {item.name for item in held} == {"discs", "crosses", "middle"}
+    shop.market.remove("bars")
+    assert used() == {"discs", "crosses", "middle"}

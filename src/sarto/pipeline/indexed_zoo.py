@@ -76,7 +76,8 @@ def usable(
 ) -> Usable:
     """The models of an index that chains may be made of.
 
-    A donor that was removed from the market is left out; so is one whose file is another now. A donor's skill is the
+    A donor that was removed from the market is left out, and so is one whose file is another now, unless a copy of it
+    is there: the first in the market takes its place. A donor's skill is the
     mean over the wanted classes that it knows, else over all of its classes; one that came without samples is taken to
     have the median skill of the others, and half where nobody's is known.
 
@@ -87,14 +88,18 @@ def usable(
     Raises:
         RequestError: fewer than two models are left.
     """
-    by_hash = {(item.graph_hash, item.weights_hash): item for item in reversed(store.learnwares())}
+    copies = dict[tuple[str, str], list[Learnware]]()
+    for item in store.learnwares():
+        if only is None or item.id in only:
+            copies.setdefault((item.graph_hash, item.weights_hash), []).append(item)
     models = index.models()
     rows = sum(len(model.places) for model in models)
     vectors = np.asarray(index.signatures() if rows < SKETCHED_FROM else index.sketches())
     there = list[tuple[IndexedModel, Learnware]]()
     for model in models:
-        held = by_hash.get((model.graph_hash, model.weights_hash))
-        if held is not None and (only is None or held.id in only):
+        same = copies.get((model.graph_hash, model.weights_hash), [])
+        held = next((item for item in same if item.id == model.learnware), next(iter(same), None))
+        if held is not None:
             there.append((model, held))
     if len(there) < 2:
         gone = len(models) - len(there)

@@ -125,7 +125,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
             found = usable(store, index, wanted.classes, wanted.ids)
             notes += found.notes
             zoo, learnwares = found.zoo, found.learnwares
-            told = replace(wanted, wish=replace(wanted.wish, sides=_sides(learnwares, wanted)))
+            told = replace(wanted, wish=replace(wanted.wish, sides=_sides(learnwares, wanted, store)))
             parting = parting_of(zoo, seed=wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
                 zoo = with_r2(zoo, parting, features_of(index))
@@ -188,19 +188,37 @@ class Chains:
         return propose_chains(self.store, wanted)
 
 
-def _sides(learnwares: Sequence[Learnware], wanted: Wanted) -> Sides:
+def _sides(learnwares: Sequence[Learnware], wanted: Wanted, store: Store) -> Sides:
     """An order's rules about donors, by the number of each in a zoo; a chain has at least two.
 
     Raises:
-        InfeasibleError: a donor that must be used is not in the zoo.
+        InfeasibleError: donors that must be used are not in the zoo; names each.
     """
     rules = wanted.rules
     there = {*(item.name for item in learnwares), *(item.id for item in learnwares)}
-    missing = [name for name in rules.must if name not in there]
+    files = {(item.graph_hash, item.weights_hash): item.name for item in learnwares}
+    missing, told = list[str](), list[str]()
+    for name in rules.must:
+        if name in there:
+            continue
+        same = next(
+            (
+                files[item.graph_hash, item.weights_hash]
+                for item in meant(store.learnwares(), (name,))
+                if (item.graph_hash, item.weights_hash) in files
+            ),
+            None,
+        )
+        if same is None:
+            missing.append(name)
+        else:
+            told.append(f"{name} must be used, but is a copy of {same}, which is indexed: name that one")
     if missing:
-        raise InfeasibleError(
+        told.append(
             f"{', '.join(missing)} must be used, but is not among its models that can be: index it with sarto zoo index"
         )
+    if told:
+        raise InfeasibleError("; ".join(told))
     numbers = {item.id: i for i, item in enumerate(learnwares)}
     return Sides(
         most_donors=rules.most,
