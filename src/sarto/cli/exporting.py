@@ -101,6 +101,11 @@ def lines(found: Exported) -> list[str]:
         told.append(
             f"accuracy {found.accuracy:.2%}, eager {found.accuracy_eager:.2%}: {loss:.2f} points lost"
         )
+    if found.n_calibrated:
+        told.append(
+            f"calibrated on {found.n_calibrated:,} of these samples; give others with --calibration to judge it "
+            "on unseen ones"
+        )
     return [*told, f"classes and preprocessing: {found.sidecar}"]
 
 

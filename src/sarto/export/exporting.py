@@ -42,6 +42,7 @@ class Exported:
         agreement: share of inputs on which both decide alike; None where outputs are no decisions.
         accuracy: share of labelled samples that the file gets right, and `accuracy_eager` that eager does.
         n_samples: real samples that were compared; 0 where there were random inputs alone.
+        n_calibrated: so many of them were what int8 was calibrated on; 0 where that were others.
         seconds: what exporting and checking took.
         dynamic_batch: whether the batch is free; `max_batch` bounds it where that is not None.
         batch: the batch of the file where it is fixed.
@@ -62,6 +63,7 @@ class Exported:
     dynamic_batch: bool
     max_batch: int | None
     batch: int | None
+    n_calibrated: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -124,6 +126,7 @@ def export(
             dynamic_batch=free,
             max_batch=limit,
             batch=None if free else batch,
+            n_calibrated=len(arrays[0]) if arrays and not _tensors(calibration) else 0,
             **found.__dict__,
         )
         write_sidecar(draft, made, exported.to_plain(), graph, kind, metadata or {}, files)

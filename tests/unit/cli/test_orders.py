@@ -107,6 +107,11 @@ def test_an_export_is_compared_on_real_samples_and_carries_classes_and_preproces
         assert words in told.stdout
     found = json.loads(run(*asked, "--json").stdout)
     assert found["n_samples"] > 0 and found["accuracy_eager"] > 0 and found["precision"] == "int8"
+    assert found["n_calibrated"] == found["n_samples"]
+    assert f"calibrated on {found['n_samples']} of these samples; give others" in told.stdout
+    others = write_samples(tmp_path / "others.npz", seed=2)
+    apart = run(*asked, "--calibration", others)
+    assert apart.exit_code == 0 and "of these samples" not in apart.stdout, apart.output
     said = json.loads(Path(f"{target}.json").read_text())
     manifest = json.loads((out / "manifest.json").read_text())
     assert said["classes"] == manifest["classes"] and said["preprocessing"] == manifest["preprocessing"]
