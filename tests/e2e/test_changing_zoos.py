@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typer.testing import CliRunner
 
 from sarto import Samples
+from sarto.cli.app import app
 from sarto.engines.reassembly import best_chains
 from sarto.errors import InfeasibleError, RequestError
 from sarto.pipeline import Artifact
@@ -23,7 +26,8 @@ from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.locking import lock_of, read_lock
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.zoo_front import zoo_front
-from sarto.types import ChainNode, Plan
+from sarto.pipeline.zoo_map import similarity_map
+from sarto.types import Budget, ChainNode, DonorRules, Plan
 from tests.e2e.conftest import Shop
 
 RED = ("red disc", "green disc")
@@ -218,3 +222,64 @@ def test_of_two_copies_the_indexed_one_is_used_and_named(shop: Shop) -> None:
     assert {item.name for item in held} == {"discs", "crosses", "middle"}
     shop.market.remove("bars")
     assert used() == {"discs", "crosses", "middle"}
+
+
+def test_donors_too_shallow_for_two_blocks_are_left_out_by_name_and_the_others_kept(shop: Shop) -> None:
+    store, known = shop.market.store, shop.donors["discs"][1]
+    before = {held.name for held in store.learnwares()}
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        one = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3))
+        two = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
+    shop.add("one", known, one.eval())
+    shop.add("two", known, two.eval())
+    done = index_zoo(store, "zoo", n_probes=32, batch=8)
+    index = indices(store).get("zoo")
+    assert {model.name: len(model.places) for model in index.models() if model.name in ("one", "two")} == {
+        "one": 1,
+        "two": 2,
+    }
+    why = {
+        "one": "it has 1 cut point, 3 are the least for two blocks, so chains leave it out",
+        "two": "it has 2 cut points, 3 are the least for two blocks, so chains leave it out",
+    }
+    assert dict(done.doubtful) == why
+    order = _order(shop)
+    assert order.chains is not None
+    offered = order.chains.offered(
+        order.classes, order.samples.digest, Budget(), order.donors[0].input_shape, DonorRules()
+    )
+    assert offered.plans and not offered.why_not
+    shallow = {store.get(name).id for name in why}
+    assert not any(shallow & set(plan.learnwares) for plan in offered.plans)
+    left = [f"{name} is left out: {reason}" for name, reason in why.items()]
+    fewer = "models are parted into 2 blocks, not 4, for want of cut points: crosses has 3"
+    assert offered.notes == tuple(f"index zoo: {note}" for note in (*left, fewer))
+    found = similarity_map(store, index)
+    assert {model.name for model in found.models} == before
+    assert found.notes == zoo_front(store, index).notes == (*left, fewer)
+    assert similarity_map(store, index, 2).notes == tuple(left)
+    for words in (("zoo", "map"), ("zoo", "front")):
+        said = CliRunner().invoke(app, [*words, "zoo", "-m", str(shop.market.path)])
+        assert said.exit_code == 0 and all(note in said.stdout for note in (*left, fewer))
+    asked = shop.order(*RED, engines=["reassembly"], heldout=None, donors={"must": ["two"]})
+    with pytest.raises(InfeasibleError, match=f"two must be used, but {why['two']}"):
+        shop.market.plan(asked)
+
+
+def test_deep_donors_are_parted_into_as_many_blocks_as_usual(shop: Shop) -> None:
+    known, widths = shop.donors["bars"][1], (8, 12, 16, 8, 12)
+    for name in ("deep", "deeper"):
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng():
+            torch.manual_seed(len(name))
+            for before, after in itertools.pairwise((3, *widths)):
+                layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+            model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12 * 4, 3))
+        shop.add(name, known, model.eval())
+    store = shop.market.store
+    index_zoo(store, "deep", ["deep", "deeper"], n_probes=32, batch=8)
+    found = similarity_map(store, indices(store).get("deep"))
+    assert found.k == 4 and found.notes == ()

@@ -154,6 +154,8 @@ def show_map(
             f"mean functional similarity of a block to its set: {found.mean_similarity:.3f} (of at most 2)"
             + (f"; drawn in {out}" if out else "")
         )
+        for note in found.notes:
+            typer.echo(note)
 
 
 def front(

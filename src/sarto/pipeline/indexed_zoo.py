@@ -21,7 +21,7 @@ from sarto.engines.reassembly import (
 from sarto.errors import InfeasibleError, RequestError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
-from sarto.pipeline.indexing import ready_graph
+from sarto.pipeline.indexing import ready_graph, shallow
 from sarto.types import Learnware
 from sarto.types.reassembly import IndexedModel
 
@@ -43,19 +43,43 @@ class Usable:
         zoo: as the solver sees it.
         learnwares: of each entry of the zoo.
         guessed: names of those whose skill nobody measured -> what they are taken to have.
+        left_out: names of those that are in the market, but can't be parted into blocks -> why.
     """
 
     zoo: Zoo
     learnwares: tuple[Learnware, ...]
     guessed: Mapping[str, float]
+    left_out: Mapping[str, str]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is taken for granted of the models, in words."""
-        return tuple(
-            f"{name} came without samples, so its skill is not known: {told_guess(skill)}"
-            for name, skill in self.guessed.items()
+        """What is taken for granted of the models, and which are left out, in words."""
+        return (
+            *(f"{name} is left out: {why}" for name, why in self.left_out.items()),
+            *(
+                f"{name} came without samples, so its skill is not known: {told_guess(skill)}"
+                for name, skill in self.guessed.items()
+            ),
         )
+
+    def parted(
+        self, k: int | None = None, *, slack: float | None = SLACK, seed: int = 0
+    ) -> tuple[Partition, tuple[str, ...]]:
+        """The joint dissection, see `parting_of`, and all notes: those of the zoo, and why it has fewer blocks.
+
+        Raises:
+            InfeasibleError: k blocks are too many for a model.
+        """
+        parting = parting_of(self.zoo, k, slack=slack, seed=seed)
+        if k is not None or parting.k >= BLOCKS:
+            return parting, self.notes
+        counts = {
+            held.name: len(entry.anatomy.places)
+            for entry, held in zip(self.zoo.entries, self.learnwares, strict=True)
+        }
+        few = ", ".join(f"{name} has {n}" for name, n in counts.items() if n <= parting.k + 1)
+        told = f"models are parted into {parting.k} blocks, not {BLOCKS}, for want of cut points: {few}"
+        return parting, (*self.notes, told)
 
 
 def told_guess(skill: float) -> str:
@@ -77,7 +101,8 @@ def usable(
     """The models of an index that chains may be made of.
 
     A donor that was removed from the market is left out, and so is one whose file is another now, unless a copy of it
-    is there: the first in the market takes its place. A donor's skill is the
+    is there: the first in the market takes its place. A donor that can't be parted into two blocks is left out and
+    told. A donor's skill is the
     mean over the wanted classes that it knows, else over all of its classes; one that came without samples is taken to
     have the median skill of the others, and half where nobody's is known.
 
@@ -86,7 +111,7 @@ def usable(
         only: ids of the learnwares that may be used; None: all.
 
     Raises:
-        RequestError: fewer than two models are left.
+        RequestError: fewer than two models are left; says which were left out, and why.
     """
     copies = dict[tuple[str, str], list[Learnware]]()
     for item in store.learnwares():
@@ -95,17 +120,21 @@ def usable(
     models = index.models()
     rows = sum(len(model.places) for model in models)
     vectors = np.asarray(index.signatures() if rows < SKETCHED_FROM else index.sketches())
-    there = list[tuple[IndexedModel, Learnware]]()
+    there, left_out = list[tuple[IndexedModel, Learnware]](), dict[str, str]()
     for model in models:
         same = copies.get((model.graph_hash, model.weights_hash), [])
         held = next((item for item in same if item.id == model.learnware), next(iter(same), None))
-        if held is not None:
+        why = shallow(len(model.places))
+        if held is not None and why is not None:
+            left_out[held.name] = why
+        elif held is not None:
             there.append((model, held))
     if len(there) < 2:
-        gone = len(models) - len(there)
+        gone = len(models) - len(there) - len(left_out)
         raise RequestError(
             f"index {index.name!r} has {len(there)} models that can be used"
             + (f" ({gone} were removed from the market, or read something else)" if gone else "")
+            + "".join(f"; {name} is left out: {why}" for name, why in left_out.items())
             + ": a reassembly needs two; index more with sarto zoo index"
         )
     skills = [_skill(model, held, classes) for model, held in there]
@@ -124,7 +153,7 @@ def usable(
     ]
     learnwares = tuple(held for _, held in there)
     guessed = {held.name: middle for held, skill in zip(learnwares, skills, strict=True) if skill is None}
-    return Usable(Zoo(tuple(entries), vectors), learnwares, guessed)
+    return Usable(Zoo(tuple(entries), vectors), learnwares, guessed, left_out)
 
 
 def _skill(model: IndexedModel, held: Learnware, classes: Sequence[str]) -> float | None:
@@ -157,7 +186,7 @@ def parting_of(zoo: Zoo, k: int | None = None, *, slack: float | None = SLACK, s
             return dissect(zoo, Limits(tried, slack), seed=seed)
         except InfeasibleError:
             continue
-    raise InfeasibleError("no model of this zoo can be parted into two blocks: none has two cut points")
+    raise InfeasibleError("this zoo has models that can't be parted into two blocks: leave them out of it")
 
 
 def steadiest_blocks(

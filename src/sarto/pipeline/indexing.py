@@ -23,6 +23,8 @@ from sarto.types.reassembly import IndexedModel, PlaceRecord, ProbeIndexAbout
 FOLDER = "indices"
 #: Probe images of an index that names no number.
 N_PROBES = 256
+#: Cut points that a model has at least where it can be parted into two blocks, which is the least of a chain.
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,16 @@ def _enter(store: Store, index: ProbeIndex, item: Learnware, held: Samples) -> s
         licence=item.licence,
     )
     index.add(model, found.signatures, sketches, found.features, held.digest)
-    return channels_turned(store, item, graph, intake)
+    doubts = (shallow(len(table.places)), channels_turned(store, item, graph, intake))
+    return "; ".join(doubt for doubt in doubts if doubt is not None) or None
+
+
+def shallow(n_places: int) -> str | None:
+    """Why chains leave out a model of so many cut points; None where they don't."""
+    if n_places >= FEWEST:
+        return None
+    have = "1 cut point" if n_places == 1 else f"{n_places} cut points"
+    return f"it has {have}, {FEWEST} are the least for two blocks, so chains leave it out"
 
 
 def _about(name: str, held: Samples, batch: int, cells: int) -> ProbeIndexAbout:

@@ -39,7 +39,7 @@ from sarto.market import Store
 from sarto.market.indices import ProbeIndex
 from sarto.pipeline.chain_slices import sliced_chains
 from sarto.pipeline.donor_rules import meant, why_not
-from sarto.pipeline.indexed_zoo import parting_of, told_guess, usable
+from sarto.pipeline.indexed_zoo import Usable, told_guess, usable
 from sarto.pipeline.indexing import indices
 from sarto.pipeline.predicting import PlanPredictor
 from sarto.types import (
@@ -103,12 +103,15 @@ class Offered:
             then those under a new head.
         drawn: a chain drawn at random out of all that keep the order's limits but the built ones, the control of
             choosing.
-        why_not: for each index that offers no whole chain, in words, with what was taken for granted of its models.
+        why_not: for each index that offers no whole chain, in words, with its notes.
+        notes: what was taken for granted of the models of the other indices, which were left out, and whether models
+            were parted into fewer blocks for want of cut points.
     """
 
     plans: tuple[Plan, ...] = ()
     drawn: Plan | None = None
     why_not: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
@@ -117,16 +120,15 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
     Chains end in the own classifier of a donor that knows all the classes, or in a ridge head on the features of the
     last donor, fitted on the order's samples. Reads shapes and signatures, no weights.
     """
-    plans, drawn, refused = list[Plan](), None, list[str]()
+    plans, drawn, refused, noted = list[Plan](), None, list[str](), list[str]()
     for name in indices(store).names():
         index = indices(store).get(name)
-        here, reasons, notes, whole = list[Plan](), list[str](), list[str](), 0
+        here, reasons, whole, notes = list[Plan](), list[str](), 0, tuple[str, ...]()
         try:
             found = usable(store, index, wanted.classes, wanted.ids)
-            notes += found.notes
-            zoo, learnwares = found.zoo, found.learnwares
-            told = replace(wanted, wish=replace(wanted.wish, sides=_sides(learnwares, wanted, store)))
-            parting = parting_of(zoo, seed=wanted.seed)
+            zoo, learnwares, notes = found.zoo, found.learnwares, found.notes
+            told = replace(wanted, wish=replace(wanted.wish, sides=_sides(found, wanted, store)))
+            parting, notes = found.parted(seed=wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
                 zoo = with_r2(zoo, parting, features_of(index))
             if wanted.timing is not None and wanted.wish.budget.latency_ms is not None:
@@ -148,7 +150,9 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
         plans += here
         if not whole:
             refused += [f"index {name}: {reason}" for reason in dict.fromkeys([*reasons, *notes])]
-    return Offered(tuple(plans), drawn, tuple(refused))
+        else:
+            noted += [f"index {name}: {note}" for note in notes]
+    return Offered(tuple(plans), drawn, tuple(refused), tuple(noted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,31 +192,29 @@ class Chains:
         return propose_chains(self.store, wanted)
 
 
-def _sides(learnwares: Sequence[Learnware], wanted: Wanted, store: Store) -> Sides:
+def _sides(found: Usable, wanted: Wanted, store: Store) -> Sides:
     """An order's rules about donors, by the number of each in a zoo; a chain has at least two.
 
     Raises:
         InfeasibleError: donors that must be used are not in the zoo; names each.
     """
-    rules = wanted.rules
+    rules, learnwares = wanted.rules, found.learnwares
     there = {*(item.name for item in learnwares), *(item.id for item in learnwares)}
     files = {(item.graph_hash, item.weights_hash): item.name for item in learnwares}
     missing, told = list[str](), list[str]()
     for name in rules.must:
         if name in there:
             continue
-        same = next(
-            (
-                files[item.graph_hash, item.weights_hash]
-                for item in meant(store.learnwares(), (name,))
-                if (item.graph_hash, item.weights_hash) in files
-            ),
-            None,
-        )
-        if same is None:
-            missing.append(name)
-        else:
+        asked = meant(store.learnwares(), (name,))
+        copied = [item for item in asked if (item.graph_hash, item.weights_hash) in files]
+        low = [item for item in asked if item.name in found.left_out]
+        if copied:
+            same = files[copied[0].graph_hash, copied[0].weights_hash]
             told.append(f"{name} must be used, but is a copy of {same}, which is indexed: name that one")
+        elif low:
+            told.append(f"{name} must be used, but {found.left_out[low[0].name]}")
+        else:
+            missing.append(name)
     if missing:
         told.append(
             f"{', '.join(missing)} must be used, but is not among its models that can be: index it with sarto zoo index"

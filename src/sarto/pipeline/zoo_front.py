@@ -13,7 +13,7 @@ from sarto.engines.reassembly import Layout, Sides, Wish, Zoo, layout, pareto, t
 from sarto.errors import RequestError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
-from sarto.pipeline.indexed_zoo import parting_of, usable
+from sarto.pipeline.indexed_zoo import usable
 from sarto.pipeline.reassembling import DIRECTED_UP_TO, features_of, with_tail
 from sarto.types import Budget, Learnware
 
@@ -46,7 +46,7 @@ class ZooFront:
     """Points of a zoo, cheapest first: the front, and the whole donors that are not on it.
 
     Attributes:
-        notes: what is taken for granted of the models, in words.
+        notes: what is taken for granted of the models, which are left out, and why there are fewer blocks than usual.
     """
 
     index: str
@@ -78,7 +78,7 @@ def zoo_front(
     """
     held = usable(store, index, classes)
     zoo, learnwares = held.zoo, held.learnwares
-    parting = parting_of(zoo, k)
+    parting, notes = held.parted(k)
     if len(zoo.entries) <= DIRECTED_UP_TO:
         zoo = with_r2(zoo, parting, features_of(index))
     if classes:
@@ -95,7 +95,7 @@ def zoo_front(
     known = {point.blocks + point.donors for point in front}
     points = [*front, *(point for point in donors if point.blocks + point.donors not in known)]
     ranked = tuple(sorted(points, key=lambda p: (p.cost, -p.value)))
-    return ZooFront(index.name, resource, parting.k, ranked, held.notes)
+    return ZooFront(index.name, resource, parting.k, ranked, notes)
 
 
 def _whole(found: Layout, donor: int) -> tuple[int, ...] | None:

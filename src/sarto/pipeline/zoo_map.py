@@ -9,7 +9,7 @@ import numpy as np
 from sarto.errors import InfeasibleError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
-from sarto.pipeline.indexed_zoo import parting_of, usable
+from sarto.pipeline.indexed_zoo import usable
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ZooMap:
         mean_similarity: of a block to its set, between -2 and 2.
         widened: models that can't keep the size limit, and the slack that each was given.
         cka: between all places of all models, in their order.
+        notes: which models are left out, and why there are fewer blocks than usual, in words.
     """
 
     index: str
@@ -39,6 +40,7 @@ class ZooMap:
     widened: tuple[tuple[str, float], ...]
     models: tuple[MappedModel, ...]
     cka: tuple[tuple[float, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> ZooMap:
@@ -59,7 +61,7 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
             f"{k} blocks are too many: by their cut points {', '.join(short)}; take {min(most.values())}",
             floor={"k": min(most.values())},
         )
-    parting = parting_of(zoo, k)
+    parting, notes = found.parted(k)
     chosen = np.asarray(zoo.vectors[np.concatenate([entry.rows for entry in zoo.entries])])
     models = tuple(
         MappedModel(
@@ -78,4 +80,5 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
         tuple((learnwares[i].name, slack) for i, slack in parting.fixed),
         models,
         tuple(tuple(row) for row in np.round(chosen @ chosen.T, 4).tolist()),
+        notes,
     )
