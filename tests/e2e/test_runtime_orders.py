@@ -30,7 +30,12 @@ def test_the_file_that_was_timed_is_delivered(shop: Any) -> None:
     samples = shop.draw(CLASSES, 10, 5)
     shop.write_images(samples, shop.folder / "own")
     request = shop.order(
-        *CLASSES, device=device, samples=str(shop.folder / "own"), baselines=[], engines=ENGINES
+        *CLASSES,
+        device=device,
+        samples=str(shop.folder / "own"),
+        budget={"memory_bytes": 10**9},
+        baselines=[],
+        engines=ENGINES,
     )
     made = shop.make(request)
     file, report = made.report.device_file, made.report
@@ -53,6 +58,10 @@ def test_the_file_that_was_timed_is_delivered(shop: Any) -> None:
     (check,) = [check for check in report.checks if check.name == "onnxruntime in int8 against eager"]
     assert check.ok and check.value == pytest.approx(1 - alike)
     assert any(file.name in text and "timed" in text for text in report.sentences)
+    # Memory is limited, so a process of its own was watched; it holds at least the weights in eight bits.
+    grown = report.measured.process_bytes
+    assert grown is not None and grown >= report.measured.size_bytes / 4
+    assert any(f"grew by {grown / 1e6:.3g} MB" in text for text in report.sentences)
     assert not list(made.folder.rglob("device-*")), "what was measured and not delivered is gone"
 
 
@@ -61,6 +70,7 @@ def test_half_precision_in_torch_is_a_file_too(shop: Any) -> None:
     made = shop.make(shop.order(*CLASSES, device=device, baselines=[], engines=ENGINES))
     file = made.report.device_file
     assert file is not None and file.name == "model.float16.pt2"
+    assert made.report.measured.process_bytes is None, "nothing is asked of memory"
     inputs = made.intake.tensor(shop.draw(CLASSES, 20, 4321))
     assert share_alike(made, inputs, read_pt2(made.folder / file.name)(inputs).float()) >= 0.95
 

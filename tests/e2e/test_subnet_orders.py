@@ -303,7 +303,7 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
     from sarto.devices.profiling.predictor import Predictor
     from sarto.engines.factory.costs import CostTable
     from sarto.graph import ModelGraph
-    from sarto.pipeline import subnets, tasks
+    from sarto.pipeline import subnets, task_models, tasks
 
     def said(rows: np.ndarray, level: float) -> np.ndarray:
         return 1e-3 * np.array([0.8, 1.0, 1.2])[:, None] * rows.sum(1)
@@ -320,9 +320,9 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
     def table(supernet: Supernet, profile: object) -> CostTable:
         return CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor))
 
-    here = SimpleNamespace(device=SimpleNamespace(processor=processor()))
+    here = SimpleNamespace(device=SimpleNamespace(processor=processor()), memory=None)
     monkeypatch.setattr(tasks, "profile_of", lambda device, store: here)
-    monkeypatch.setattr(tasks, "measured_on", taken)
+    monkeypatch.setattr(task_models, "measured_on", taken)
     monkeypatch.setattr(subnets, "cost_table", table)
     with Market.open(stocked) as market:
         _, supernet = open_supernet(market.store, "few")

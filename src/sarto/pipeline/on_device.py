@@ -10,11 +10,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sarto.devices import Latency, measure, measure_models
+from sarto.devices import Latency, measure, measure_memory, measure_models
 from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, Exported, TargetName, export
 from sarto.graph import ModelGraph
 from sarto.pipeline.exporting import place_for
-from sarto.types import Check, Device, DeviceFile
+from sarto.types import Budget, Check, Cost, Device, DeviceFile
+from sarto.types.profile import DeviceProfile
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,32 @@ def latency_on(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -
     """Latency in the runtime and the precision of an order; see `measured_on`. No file is kept."""
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
         return measured_on(graph, device, onnx, samples, Path(folder)).latency
+
+
+def weighed(
+    cost: Cost,
+    graph: ModelGraph,
+    device: Device,
+    onnx: Path,
+    file: Path | None,
+    *,
+    budget: Budget,
+    profile: DeviceProfile | None,
+) -> Cost:
+    """The cost with what a fresh process grew by when it loaded and ran the model on the device.
+
+    Measured where the order limits memory or its profile foretells it, which takes a few seconds; else as it is.
+
+    Args:
+        file: what the device runs, where that is neither the ONNX file nor the graph.
+
+    Raises:
+        RequestError: as `measure_memory` does.
+    """
+    if budget.memory_bytes is None and (profile is None or profile.memory is None):
+        return cost
+    model = file or (onnx if device.runtime == "onnxruntime" else graph)
+    return cost.replace(process_bytes=measure_memory(model, device).model_bytes)
 
 
 def described(found: Exported) -> DeviceFile:

@@ -43,6 +43,7 @@ def sentences(
     yield f"{cost.params:,} parameters, {each}, {_latency(cost)}, {cost.size_bytes:,} bytes."
     yield from device_sentences(delivered.verified.file, order.request.device, noun)
     yield from _foretold(order, delivered)
+    yield from memory_sentences(cost)
     if delivered.rejection is not None:
         yield _refusals(delivered.rejection, noun)
     built = sum(score.row.role in ("pick", "plan") for score in delivered.rows)
@@ -110,6 +111,15 @@ def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:
         f"The best single donor within the budget, whole: {named}, {best.accuracy_loto or 0.0:.1%} on your samples "
         f"with {best.cost.params if best.cost else 0:,} parameters."
     )
+
+
+def memory_sentences(cost: Cost) -> Iterator[str]:
+    """What was measured of a model's memory, where it was."""
+    if cost.process_bytes is not None and cost.basis == "measured":
+        yield (
+            f"A fresh process grew by {cost.process_bytes / 1e6:.3g} MB when it loaded and ran it; a limit of memory "
+            f"counts activations alone, {cost.memory_bytes / 1e6:.3g} MB a sample."
+        )
 
 
 def _foretold(order: Order, delivered: Delivered) -> Iterator[str]:

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sarto.devices import count
 from sarto.engines.factory.search import Found
-from sarto.engines.factory.subnets import EQUAL, recalibrated
+from sarto.engines.factory.subnets import EQUAL
 from sarto.errors import InfeasibleError, RequestError, VerifyError, suggest
 from sarto.export import export_onnx
 from sarto.graph import ModelGraph
 from sarto.graph.file import read_graph, write_graph
-from sarto.graph.model import size_at
 from sarto.market import Intake, Labelled, Store, read_samples
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, file_hash, write_manifest, write_text
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
 from sarto.pipeline.donor_rules import check_rules, meant, why_not
 from sarto.pipeline.environment import environment
-from sarto.pipeline.filling_subnets import Round, filled_by_measuring
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.job import Job
-from sarto.pipeline.on_device import device_checks, device_sentences, latency_on, leave_files, measured_on
+from sarto.pipeline.on_device import (
+    device_checks,
+    device_sentences,
+    latency_on,
+    leave_files,
+    weighed,
+)
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.predicting import measured_elsewhere, profile_of
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.reporting import supernet_donor
+from sarto.pipeline.sentences import memory_sentences
 from sarto.pipeline.subnets import (
     ENGINE,
     ReadySupernet,
@@ -46,12 +48,12 @@ from sarto.pipeline.subnets import (
     covering,
     covering_classes,
 )
+from sarto.pipeline.task_models import Built, Made, inputs_for, rounds_of
 from sarto.types import (
     Budget,
     Certificate,
     Check,
     Cost,
-    DeviceFile,
     Part,
     Plan,
     Report,
@@ -59,14 +61,9 @@ from sarto.types import (
     Requirement,
     Row,
     StockedSupernet,
-    SubnetNode,
 )
 
 CERTIFICATE = "certificate.json"
-#: Random images that an exported model is compared on where the order gives none.
-COMPARED = 4
-#: Samples that int8 is calibrated and compared on at most.
-CALIBRATED = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +145,7 @@ def make_task(
         begun = perf_counter()
         progress("building and measuring", 1 + place, len(plans) + 2)
         with tempfile.TemporaryDirectory(prefix="sarto-", dir=job.folder) as folder:
-            rounds = _rounds(held, one, samples, request, Path(folder), given=plan is not None)
+            rounds = rounds_of(held, one, samples, request, Path(folder), given=plan is not None)
             job.record("verified", begun)
             for broken in (turn for turn in rounds if turn.over):
                 costs.append(broken.cost)
@@ -171,126 +168,24 @@ def make_task(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """A subnet that was built and compared with the gated supernet."""
-
-    held: ReadySupernet
-    plan: Plan
-    node: SubnetNode
-    gates: Tensor
-    graph: ModelGraph
-    classes: tuple[str, ...]
-    difference: float
-    reads: Intake
-    found: Found | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Built:
-    """A subnet and its files.
-
-    Attributes:
-        path: its ONNX file.
-        difference: that file's from eager, relative.
-        agreement: share of inputs on which both decide alike.
-        place: folder of what the order's device runs, where that is another file: `file`.
-    """
-
-    made: _Made
-    path: Path
-    difference: float
-    agreement: float
-    place: Path
-    file: DeviceFile | None
-
-
-_Turn = Round[_Built]
-
-
-def _rounds(
-    held: Subnets, plan: Plan, samples: Labelled | None, request: Request, folder: Path, *, given: bool
-) -> tuple[_Turn, ...]:
-    """The plan's model as measured; where it misses the latency budget or leaves much of it, others that fill it."""
-    first = _made(held, plan, samples)
-    names = (folder / str(place) for place in itertools.count())
-
-    def made(one: Plan, found: Found | None) -> tuple[_Built, Cost]:
-        built = first if one is plan else replace(_made(held, one, samples), found=found)
-        return _measured(built, request, next(names))
-
-    if given or first.held.profile is None:
-        built, cost = made(plan, None)
-        return (Round(plan, None, built, cost, cost.over(request.budget)),)
-    return filled_by_measuring(
-        first.held,
-        plan,
-        first.held.tasks(first.node.tasks),
-        request.budget,
-        made,
-        classes=first.classes,
-        samples=first.node.samples,
-    )
-
-
-def _made(held: Subnets, plan: Plan, samples: Labelled | None) -> _Made:
-    nodes = [node for node in plan.nodes.values() if isinstance(node, SubnetNode)]
-    if len(nodes) != 1 or len(plan.nodes) > 2:
-        raise RequestError(
-            "an order by task is a subnet and the outputs that it keeps; this plan does more: order its classes instead"
-        )
-    one = held.get(nodes[0].of)
-    tasks = one.tasks(nodes[0].tasks)
-    classes = plan.classes or one.classes(tasks)
-    gates, rows = one.gates(nodes[0]), one.rows(classes)
-    graph = one.cut(gates, tasks, rows)
-    difference = one.compared(gates, graph, rows)
-    made, reads = one.ready(graph), intake_of(held.store, one.manifest)
-    if nodes[0].samples is not None:
-        if samples is None or samples.digest != nodes[0].samples:
-            raise RequestError("the plan takes statistics from samples that the order does not give")
-        made = recalibrated(made, reads.tensor(samples))
-    return _Made(one, plan, nodes[0], gates, made, classes, difference, reads)
-
-
-def _measured(made: _Made, request: Request, name: Path) -> tuple[_Built, Cost]:
-    """A subnet's files, whose names begin alike, and its cost as measured."""
-    path, place = name.with_suffix(".onnx"), name.with_suffix(".device")
-    inputs = _inputs(made.graph, made.reads, request)
-    metadata = {
-        "classes": json.dumps(list(made.classes)),
-        "preprocessing": made.held.manifest.preprocessing.to_json(),
-        "plan": made.plan.key(),
-    }
-    exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
-    found = measured_on(made.graph, request.device, path, inputs, place, metadata=metadata)
-    cost = count(made.graph).replace(
-        latency_ms=found.latency.median_ms,
-        latency_low_ms=found.latency.low_ms,
-        latency_high_ms=found.latency.high_ms,
-        basis="measured",
-    )
-    built = _Built(made, path, exported.max_relative_difference, exported.agreement, place, found.file)
-    return built, cost
-
-
-def _inputs(graph: ModelGraph, reads: Intake, request: Request) -> Tensor:
-    """What files are compared on: random images, and for int8, which is made for real ones, the order's samples."""
-    if request.device.precision == "int8" and request.samples:
-        return reads.tensor(read_samples(Path(request.samples)))[:CALIBRATED]
-    shape = size_at(graph.inputs[0].shape, max(COMPARED, request.device.batch))
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
-
-
 def _deliver(
     job: Job,
-    built: _Built,
+    built: Built,
     request: Request,
     cost: Cost,
     samples: Labelled | None,
     tried: tuple[str, ...],
 ) -> Artifact:
     made, out = built.made, job.out
+    cost = weighed(
+        cost,
+        made.graph,
+        request.device,
+        out / "model.onnx",
+        None if built.file is None else out / built.file.name,
+        budget=request.budget,
+        profile=made.held.profile,
+    )
     manifest = made.held.manifest
     write_graph(made.graph, out / GRAPH)
     requirement = Requirement(
@@ -339,6 +234,7 @@ def _deliver(
         seconds=dict(job.seconds),
         sentences=(
             *_sentences(certificate, cost, tried),
+            *memory_sentences(cost),
             *requirement.notes,
             *device_sentences(built.file, request.device),
         ),
@@ -365,7 +261,7 @@ def _deliver(
     )
 
 
-def _checks(built: _Built, request: Request, cost: Cost, out: Path) -> Iterator[Check]:
+def _checks(built: Built, request: Request, cost: Cost, out: Path) -> Iterator[Check]:
     made = built.made
     for name, limit in request.budget.limits().items():
         value = float(getattr(cost, name))
@@ -413,7 +309,7 @@ def _sentences(certificate: Certificate, cost: Cost, tried: tuple[str, ...]) -> 
         yield f"Verified before and over the budget: {one}."
 
 
-def _found(made: _Made, budget: Budget) -> Found | None:
+def _found(made: Made, budget: Budget) -> Found | None:
     """What the search said of these gates, where the same search finds them again."""
     if made.found is not None:
         return made.found
@@ -429,7 +325,7 @@ def _found(made: _Made, budget: Budget) -> Found | None:
 def _measuring(one: ReadySupernet, reads: Intake, request: Request) -> Any:
     def measured(graph: ModelGraph) -> float:
         made = one.ready(graph)
-        inputs = _inputs(made, reads, request)
+        inputs = inputs_for(made, reads, request)
         with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
             path = Path(folder, "model.onnx")
             export_onnx(made, path)

@@ -19,7 +19,7 @@ from sarto.pipeline.choose import Plans, ranked, show
 from sarto.pipeline.closing import closed
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
-from sarto.pipeline.on_device import measured_on
+from sarto.pipeline.on_device import measured_on, weighed
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
 from sarto.types import Cost, DeviceFile, Plan
@@ -125,7 +125,9 @@ def verify(
             best = next(one for one in kept if one.score is first)
             bench.leave(best)
             told = tuple(_told(*item) for item in tried)
-            return Verified(best.score, best.cost, best.difference, best.agreement, told, best.on_device)
+            return Verified(
+                best.score, bench.weighed(best), best.difference, best.agreement, told, best.on_device
+            )
         if given is None:
             queue = after_overrun(queue, builder, plans.order, spare, found[0].cost)
     raise _overrun(plans.order, tried)
@@ -181,6 +183,21 @@ class _Bench:
     def scored(self, plan: Plan) -> Score:
         """The score of a pack that was solved again."""
         return score_plan(self.builder, plan, self.order.samples, "plan", f"pack, {plan.note}")
+
+    def weighed(self, found: _Measured) -> Cost:
+        """The cost of the model whose files were left, with its memory where that matters."""
+        if found.score.plan is None:
+            raise RequestError("only a built plan can be delivered")
+        order, file = self.order, found.on_device
+        return weighed(
+            found.cost,
+            self.builder.build(found.score.plan).graph,
+            order.request.device,
+            self.folder / FILE,
+            None if file is None else self.folder / ON_DEVICE / file.name,
+            budget=order.request.budget,
+            profile=None if order.predictor is None else order.predictor.profile,
+        )
 
     def leave(self, found: _Measured) -> None:
         """Leave the files of a model in the folder, and those of no other."""
