@@ -13,9 +13,9 @@ from sarto.errors import StoreError, VerifyError
 from sarto.pipeline import Artifact
 from sarto.pipeline.choose import propose
 from sarto.pipeline.indexing import index_zoo, indices
-from sarto.pipeline.locking import LOCK, Lock, read_lock
+from sarto.pipeline.locking import GRAPH_FILE, LOCK, WEIGHTS_FILE, Lock, read_lock
 from sarto.pipeline.order import check_order
-from sarto.pipeline.rebuilding import check_lock, check_rebuilt
+from sarto.pipeline.rebuilding import check_lock, check_rebuilt, rebuild
 from sarto.types import ChainNode
 from tests.e2e.conftest import Shop
 
@@ -83,6 +83,38 @@ def _check_missing_parts_are_told(shop: Shop, lock: Lock) -> None:
         check_lock(store, lock)
     assert len(caught.value.problems) == 2
     assert "32 probe images" in caught.value.problems[1]
+
+
+def test_a_better_donor_that_was_stocked_since_changes_nothing(
+    locked: tuple[Shop, Path, Lock], tmp_path: Path
+) -> None:
+    shop, folder, lock = locked
+    store = shop.market.store
+    discs = store.get("discs")
+    assert lock.taken == dict.fromkeys(RED, discs.id)
+    better = shop.add("better", shop.donors["discs"][1])
+    now = check_order(lock.request, store).requirement
+    # Without the lock the newcomer would give the classes, and other samples with them.
+    assert [offer.learnware for offer in now.offers] == [better.id, better.id]
+    assert now.samples_digest != lock.samples_digest
+    check_lock(store, lock)
+    again = rebuild(store, lock, shop.folder / "again")
+    for name in (GRAPH_FILE, WEIGHTS_FILE):
+        assert again.manifest.files[name] == Artifact.read(folder).manifest.files[name], name
+    assert read_lock(again.folder).taken == lock.taken
+    # Locks that were written before this was kept are read, and go by today's best donors.
+    older = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+    del older["taken"]
+    (tmp_path / LOCK).write_text(json.dumps(older), encoding="utf-8")
+    with pytest.raises(StoreError, match="the order's samples are not those of the lock"):
+        check_lock(store, read_lock(tmp_path))
+    # A learnware that gave classes and samples, but no block, is named where it is gone.
+    shop.market.remove("discs")
+    others = tuple(donor for donor in lock.donors if donor.learnware != discs.id)
+    with pytest.raises(
+        StoreError, match=f"'red disc' was taken from the learnware {discs.id[7:19]}, which was removed"
+    ):
+        check_lock(store, lock.replace(donors=others))
 
 
 def test_a_model_without_a_chain_has_no_lock(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ def rebuild(store: Store, lock: Lock, out: Path, *, progress: Progress = silent)
         VerifyError: other tensors came out; names the versions that differ.
     """
     check_lock(store, lock)
-    artifact = make(store, lock.request, out, plan=lock.plan, progress=progress)
+    artifact = make(store, lock.request, out, plan=lock.plan, taken=lock.taken, progress=progress)
     check_rebuilt(lock, artifact)
     return artifact
 
 
 def check_lock(store: Store, lock: Lock) -> None:
-    """Whether a market still holds all that a lock names.
+    """Whether a market still holds all that a lock names; what was stocked since then changes nothing.
 
     Raises:
         StoreError: a donor was removed or is another model now, probe images or samples are gone; all at once.
@@ -44,10 +44,17 @@ def check_lock(store: Store, lock: Lock) -> None:
         if probes_of(store, probes.digest) is None
     ]
     if not problems:
-        found = check_order(lock.request, store).requirement.samples_digest
+        found = check_order(lock.request, store, lock.taken).requirement.samples_digest
         if found != lock.samples_digest:
+            there = {item.id for item in store.learnwares()}
+            gone = [
+                f"; {cls!r} was taken from the learnware {id_[7:19]}, which was removed from the market"
+                for cls, id_ in lock.taken.items()
+                if id_ not in there
+            ]
             problems.append(
                 "the order's samples are not those of the lock: give the same, or stock the donors with the same"
+                + "".join(gone)
             )
     if problems:
         raise StoreError(problems[0], problems=problems, where=str(store.path))
