@@ -130,7 +130,7 @@ def test_a_donor_without_samples_has_the_median_skill_of_its_zoo_and_is_told(sho
     assert skills["mute"] == np.median(known) > min(known)
     told = f"taken as {skills['mute']:.0%} right, the median of its zoo"
     assert found.notes == (f"mute came without samples, so its skill is not known: {told}",)
-    assert zoo_front(store, indices(store).get("zoo")).notes == found.notes
+    assert found.notes[0] in zoo_front(store, indices(store).get("zoo")).notes
     chains = [plan for plan in propose(_order(shop)).feasible if plan.note.startswith("chain ")]
     with_mute = [plan for plan in chains if store.get("mute").id in plan.learnwares]
     assert with_mute and len(with_mute) < len(chains)
