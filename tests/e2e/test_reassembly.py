@@ -365,6 +365,11 @@ def test_the_commands_index_list_map_and_remove(shop: Shop) -> None:
     assert "mean functional similarity" in shown.stdout
     steady = runner.invoke(app, ["zoo", "map", "z", "--steady", "-m", market, "--json"])
     assert 2 <= json.loads(steady.stdout)["k"] <= 6
+    both = runner.invoke(app, ["zoo", "map", "z", "--steady", "--blocks", "3", "-m", market])
+    assert both.exit_code == 2 and "give one of them" in both.stderr
+    for title, slack in json.loads(steady.stdout)["widened"]:
+        told = runner.invoke(app, ["zoo", "map", "z", "--steady", "-m", market]).stdout
+        assert f"{title} can't be parted within the size limit" in told and f"{1 + slack:.2f} times" in told
     front = json.loads(
         runner.invoke(app, ["zoo", "front", "z", "--by", "flops", "-m", market, "--json"]).stdout
     )

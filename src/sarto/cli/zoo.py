@@ -126,7 +126,10 @@ def show_map(
 ) -> None:
     """Dissect a zoo: which parts of its models are interchangeable, as a table, a picture, or JSON."""
     with told(as_json=as_json, debug=debug):
-        together(lambda: check_place("--out", out))
+        together(
+            lambda: check_place("--out", out),
+            lambda: _one_number(blocks, steady),
+        )
         from sarto.pipeline import Market
         from sarto.pipeline.indexed_zoo import steadiest_blocks
         from sarto.pipeline.indexing import indices
@@ -154,8 +157,20 @@ def show_map(
             f"mean functional similarity of a block to its set: {found.mean_similarity:.3f} (of at most 2)"
             + (f"; drawn in {out}" if out else "")
         )
+        for title, slack in found.widened:
+            typer.echo(
+                f"{title} can't be parted within the size limit: a block of it may hold {1 + slack:.2f} times an equal "
+                "share of its parameters"
+            )
         for note in found.notes:
             typer.echo(note)
+
+
+def _one_number(blocks: int | None, steady: bool) -> None:
+    if steady and blocks is not None:
+        raise RequestError(
+            f"--steady chooses the number of blocks, --blocks {blocks} says it: give one of them"
+        )
 
 
 def front(
