@@ -52,7 +52,6 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
     ),
     "cifar-resnet8": ("sarto.zoo:cifar_resnet", {"n_classes": 10, "depth": 8}, "3,32,32", None),
     "mobilenet-v2": ("sarto.zoo:mobilenet_v2_imagenet", {}, "3,224,224", None),
-    "mobilenet-v2-small": ("sarto.zoo:mobilenet_v2", {"n_classes": 10}, "3,32,32", None),
 }
 
 
