@@ -33,10 +33,9 @@ from sarto.devices.profiling.generic import places_of
 from sarto.devices.profiling.making import describe, fit_rows, make_profile
 from sarto.devices.profiling.run import noise_of, with_repeats
 from sarto.devices.runtimes.place import NEEDS
-from sarto.export import FORMATS, write_for
 from sarto.graph import ModelGraph
 from sarto.pipeline import load_source, read_input
-from sarto.pipeline.profiles import READ_ONNX, subnet_files
+from sarto.pipeline.profiles import READ_ONNX, subnet_files, writing_of
 from sarto.types import Device
 from sarto.types.profile import DeviceProfile, MeasuredRow
 
@@ -143,8 +142,7 @@ def _measure_device(
     rng = np.random.default_rng(seed + 1)
     chosen = blocks_of(n_blocks)
     with open_runtime(device) as worker:
-        # Eager torch runs graphs as they are.
-        write = write_for if device.runtime in FORMATS and device.runtime != "torch" else None
+        write = writing_of(device)
         opener = open_in(worker, device, write=write, folder=files)
         profile = make_profile(
             "blocks", device, worker.version, opener, built_in=chosen, journal=journal, seconds=seconds

@@ -12,9 +12,8 @@ from pathlib import Path
 from benchmarks.predictor import blocks_of
 from sarto.devices import open_runtime
 from sarto.devices.profiling import Backbone, Wanted, measure_all, open_in
-from sarto.export import write_for
 from sarto.graph import ModelGraph
-from sarto.pipeline.profiles import measure_profile
+from sarto.pipeline.profiles import measure_profile, writing_of
 from sarto.types import Device
 from sarto.types.profile import DeviceProfile, MeasuredRow
 
@@ -55,8 +54,7 @@ def measured_in_turns(
 ) -> tuple[list[float], float]:
     """Milliseconds of each model, and the level of the reference (the whole with half its units) between them."""
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
-        write = None if device.runtime == "torch" else write_for
-        opener = open_in(worker, device, write=write, folder=Path(folder))
+        opener = open_in(worker, device, write=writing_of(device), folder=Path(folder))
         wanted = [
             Wanted("subnet", f"order-{place}", {}, partial(_itself, graph))
             for place, graph in enumerate(models)

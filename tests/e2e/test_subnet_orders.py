@@ -11,11 +11,12 @@ import torch
 
 import sarto
 from sarto import Market, Request, Samples
-from sarto.devices import processor
+from sarto.devices import Latency, processor
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import InfeasibleError, RequestError, StoreError
 from sarto.graph import relative_difference
 from sarto.pipeline.factory import open_supernet, train_factory
+from sarto.pipeline.on_device import OnDevice
 from sarto.pipeline.subnets import ReadySupernet, Subnets
 from sarto.types import Certificate, DonorRules, FactoryConfig, SubnetNode
 from tests.unit.factory_assets import described
@@ -34,6 +35,12 @@ def order(*properties: str, **more: object) -> Request:
     task = {"properties": list(properties), **more.pop("task", {})}  # type: ignore[dict-item]
     device = {"runtime": "torch", **more.pop("device", {})}  # type: ignore[dict-item]
     return Request.parse({"task": task, "device": device, **more})
+
+
+def write_unknown(path: Path, n: int) -> None:
+    """So many images of no class that anybody knows."""
+    images = np.random.default_rng(0).integers(0, 255, (n, 12, 12, 1), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.zeros(n, np.int64), classes=np.array(["unknown"]))
 
 
 def test_a_task_becomes_a_model_with_a_certificate(stocked: Path, tmp_path: Path) -> None:
@@ -140,13 +147,7 @@ def test_latency_without_a_profile_is_measured_in_the_loop(stocked: Path, tmp_pa
 
 
 def test_batch_norms_take_statistics_from_samples(stocked: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "some.npz",
-        images=rng.integers(0, 255, (12, 12, 12, 1), dtype=np.uint8),
-        labels=np.zeros(12, np.int64),
-        classes=np.array(["unknown"]),
-    )
+    write_unknown(tmp_path / "some.npz", 12)
     request = order("has", "odd", samples=str(tmp_path / "some.npz"), recalibrate=True)
     with Market.open(stocked) as market:
         artifact = market.make(request, tmp_path / "out")
@@ -160,13 +161,7 @@ def test_batch_norms_take_statistics_from_samples(stocked: Path, tmp_path: Path)
 
 def test_int8_is_made_from_the_orders_samples_and_delivered(stocked: Path, tmp_path: Path) -> None:
     eight = {"runtime": "onnxruntime", "precision": "int8", "batch": 6}
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "some.npz",
-        images=rng.integers(0, 255, (40, 12, 12, 1), dtype=np.uint8),
-        labels=np.zeros(40, np.int64),
-        classes=np.array(["unknown"]),
-    )
+    write_unknown(tmp_path / "some.npz", 40)
     with Market.open(stocked) as market:
         with pytest.raises(RequestError, match=r"int8 is calibrated on real samples.*give samples"):
             market.make(order("has", "odd", device=eight), tmp_path / "none")
@@ -311,11 +306,11 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
     predictor = SimpleNamespace(compiled=lambda graph: SimpleNamespace(latency_ms=said))
     measured: list[float] = []
 
-    def taken(graph: ModelGraph, *rest: object, **more: object) -> SimpleNamespace:
+    def taken(graph: ModelGraph, *rest: object, **more: object) -> OnDevice:
         units = sum(group.size for group in graph.analysis.sliceable)
         measured.append(factor * 1e-3 * units)
         latency = SimpleNamespace(median_ms=measured[-1], low_ms=measured[-1], high_ms=measured[-1])
-        return SimpleNamespace(latency=latency, file=None)
+        return OnDevice(cast(Latency, latency))
 
     def table(supernet: Supernet, profile: object) -> CostTable:
         return CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor))

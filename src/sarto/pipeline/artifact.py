@@ -16,6 +16,7 @@ from sarto.graph.file import read_graph
 from sarto.market import Intake, Vocabulary, decode_vocabulary
 from sarto.types import (
     AnyPreprocessing,
+    DeviceFile,
     Donor,
     Plan,
     Preprocessing,
@@ -197,6 +198,14 @@ def write_manifest(
     )
     manifest.write(folder / MANIFEST)
     return Artifact(folder, manifest)
+
+
+def delivered_hashes(folder: Path, device_file: DeviceFile | None) -> dict[str, str]:
+    """Content hashes of the forms in which a model is delivered: its graph, ONNX, and what the order's device runs."""
+    names = [f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx"]
+    if device_file is not None:
+        names.append(device_file.name)
+    return {name: file_hash(folder / name) for name in names}
 
 
 def write_text(path: Path, text: str) -> None:

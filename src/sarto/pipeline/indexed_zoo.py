@@ -102,9 +102,8 @@ def usable(
 
     A donor that was removed from the market is left out, and so is one whose file is another now, unless a copy of it
     is there: the first in the market takes its place. A donor that can't be parted into two blocks is left out and
-    told. A donor's skill is the
-    mean over the wanted classes that it knows, else over all of its classes; one that came without samples is taken to
-    have the median skill of the others, and half where nobody's is known.
+    told. A donor's skill is the mean over the wanted classes that it knows, else over all of its classes; one that came
+    without samples is taken to have the median skill of the others, and half where nobody's is known.
 
     Args:
         classes: what is wanted: a model's own classifier may end a chain where it knows all of these.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sarto.devices import Latency, measure, measure_memory, measure_models
+from sarto.devices import Latency, count, measure, measure_memory, measure_models
 from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, Exported, TargetName, export
 from sarto.graph import ModelGraph
 from sarto.pipeline.exporting import place_for
@@ -28,6 +28,12 @@ class OnDevice:
 
     latency: Latency
     file: DeviceFile | None = None
+
+    def cost(self, graph: ModelGraph) -> Cost:
+        """What is counted of the graph, with the measured latency."""
+        low, middle, high = self.latency.low_ms, self.latency.median_ms, self.latency.high_ms
+        timed = {"latency_low_ms": low, "latency_ms": middle, "latency_high_ms": high}
+        return count(graph).replace(**timed, basis="measured")
 
 
 def format_of(device: Device) -> TargetName | None:
@@ -165,7 +171,7 @@ def device_sentences(file: DeviceFile | None, device: Device, noun: str = "sampl
     if file.accuracy is not None and file.accuracy_eager is not None:
         yield (
             f"Of your {file.n_samples:,} {noun}s {file.name} names {file.accuracy:.1%} right, the model in single "
-            f"precision {file.accuracy_eager:.1%}; its head was fitted on them, so only the difference says something."
+            f"precision {file.accuracy_eager:.1%}; they are not unseen, so only the difference says something."
         )
 
 

@@ -27,6 +27,11 @@ from sarto.types.profile import DeviceProfile
 READ_ONNX = frozenset(["onnxruntime", "openvino"])
 
 
+def writing_of(device: Device) -> Writing | None:
+    """What writes the file of a graph for a device; None for eager and compiled torch, which run graphs as they are."""
+    return write_for if device.runtime in FORMATS and device.runtime != "torch" else None
+
+
 def measure_profile(
     name: str,
     device: Device,
@@ -64,8 +69,7 @@ def measure_profile(
     """
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         reads_onnx = device.runtime in READ_ONNX and device.precision == "float32"
-        exported = device.runtime in FORMATS and device.runtime not in ("torch", "compile")
-        writing = write or (write_for if exported else None)
+        writing = write or writing_of(device)
         given = []
         for place, (title, graph) in enumerate((backbones or {}).items()):
             if onto is not None and is_measured(onto, Backbone(title, graph), n_subnets):

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sarto.devices import count
 from sarto.engines.factory.search import Found
 from sarto.engines.factory.subnets import recalibrated
 from sarto.errors import RequestError
@@ -129,14 +128,8 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
     }
     exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
     found = measured_on(made.graph, request.device, path, inputs, place, metadata=metadata)
-    cost = count(made.graph).replace(
-        latency_ms=found.latency.median_ms,
-        latency_low_ms=found.latency.low_ms,
-        latency_high_ms=found.latency.high_ms,
-        basis="measured",
-    )
     built = Built(made, path, exported.max_relative_difference, exported.agreement, place, found.file)
-    return built, cost
+    return built, found.cost(made.graph)
 
 
 def inputs_for(graph: ModelGraph, reads: Intake, request: Request) -> Tensor:

@@ -20,7 +20,7 @@ from sarto.export import export_onnx
 from sarto.graph import ModelGraph
 from sarto.graph.file import read_graph, write_graph
 from sarto.market import Intake, Labelled, Store, read_samples
-from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, file_hash, write_manifest, write_text
+from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, delivered_hashes, write_manifest, write_text
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
 from sarto.pipeline.donor_rules import check_rules, meant, why_not
@@ -37,7 +37,7 @@ from sarto.pipeline.on_device import (
 from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.predicting import measured_elsewhere, profile_of
 from sarto.pipeline.progress import Progress, silent
-from sarto.pipeline.reporting import supernet_donor
+from sarto.pipeline.reporting import budget_checks, supernet_donor
 from sarto.pipeline.sentences import memory_sentences
 from sarto.pipeline.subnets import (
     ENGINE,
@@ -223,13 +223,7 @@ def _deliver(
         ),
         checks=checks,
         lineage=(supernet_donor(manifest),),
-        hashes={
-            name: file_hash(out / name)
-            for name in (
-                *(f"{GRAPH}/graph.json", f"{GRAPH}/weights.safetensors", "model.onnx"),
-                *((built.file.name,) if built.file is not None else ()),
-            )
-        },
+        hashes=delivered_hashes(out, built.file),
         environment=environment(request.device.threads),
         seconds=dict(job.seconds),
         sentences=(
@@ -263,15 +257,7 @@ def _deliver(
 
 def _checks(built: Built, request: Request, cost: Cost, out: Path) -> Iterator[Check]:
     made = built.made
-    for name, limit in request.budget.limits().items():
-        value = float(getattr(cost, name))
-        yield Check(
-            name=f"budget: {name}",
-            value=value,
-            limit=float(limit),
-            ok=value <= limit,
-            detail="measured" if name == "latency_ms" else "counted",
-        )
+    yield from budget_checks(cost, request.budget)
     yield Check(
         name="subnet equals gated supernet",
         value=made.difference,

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from sarto.devices import count
 from sarto.errors import InfeasibleError, RequestError
 from sarto.export import export_onnx
 from sarto.pipeline.builder import Builder
@@ -278,13 +277,7 @@ def _measured(
         labels=torch.from_numpy(order.samples.labels.copy()) if own else None,
         metadata=metadata,
     )
-    cost = count(assembly.graph).replace(
-        latency_ms=found.latency.median_ms,
-        latency_low_ms=found.latency.low_ms,
-        latency_high_ms=found.latency.high_ms,
-        basis="measured",
-    )
-    return cost, exported.max_relative_difference, exported.agreement, found.file
+    return found.cost(assembly.graph), exported.max_relative_difference, exported.agreement, found.file
 
 
 def _told(score: Score, cost: Cost) -> str:
