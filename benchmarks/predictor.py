@@ -71,6 +71,7 @@ def predictor(
 
     The line is the paper's: linear regression of latency on the unit counts of all layers, from random subnets. As many
     of these as the design has are measured in that run too, all others once each: their noise goes out in the fit.
+    Rows of the kind `curve` tell the error from fewer subnets: the first ones of the design, or of the random ones.
 
     Args:
         backbone: one of `BACKBONES`.
@@ -116,7 +117,8 @@ def predictor(
                 n_blocks=n_blocks,
                 seed=seed,
             )
-            rows.append({"device": title, **found})
+            curve = found.pop("curve")
+            rows += [{"device": title, **found}, *({"device": title, **point} for point in curve)]
             key = title.replace("-", "_")
             numbers |= {
                 f"{key}_{name}": number for name, number in found.items() if isinstance(number, int | float)
@@ -181,11 +183,28 @@ def _measure_device(
     fitted = profile.replace(backbones=(fit_rows(model.name, terms, found[:n_subnets], base, step=step),))
     latencies = np.array([row.latency_ms for row in found])
     times = latencies[n_subnets : n_subnets + n_held]
+
+    def error_of(told: np.ndarray) -> float:
+        return float(np.abs(told / times - 1).mean())
+
     lined = np.append(latencies[n_subnets + n_held :][: len(few)], [row.latency_ms for row in rest])
     _, middle, high = Predictor(fitted).compiled(model.graph).latency_ms(held)
     alone = _of_blocks(profile, model.graph).latency_ms(held)[1]
     noise = noise_of(found)
     by_line = {n: _line(line[:n], lined[:n], held) for n in (n_subnets, n_line)}
+    curve = [
+        {
+            "kind": "curve",
+            "way": "line",
+            "n_measured": n,
+            "error_ratio_mean": error_of(_line(line[:n], lined[:n], held)),
+        }
+        for n in _some(n_line)
+    ]
+    for n in _some(n_subnets):
+        few_rows = fit_rows(model.name, terms, found[:n], base, step=step)
+        told = Predictor(profile.replace(backbones=(few_rows,))).compiled(model.graph).latency_ms(held)[1]
+        curve.append({"kind": "curve", "way": "ours", "n_measured": n, "error_ratio_mean": error_of(told)})
     errors = np.abs(middle / times - 1)
     return {
         "runtime": f"{device.runtime} {profile.device.version}",
@@ -195,14 +214,23 @@ def _measure_device(
         "drift_ratio": noise.drift_share,
         "under_bound_share": float(np.mean(times <= high)),
         "bound_above_ratio_mean": float(np.mean(high / middle - 1)),
-        "line_error_ratio_mean_few": float(np.abs(by_line[n_subnets] / times - 1).mean()),
-        "line_error_ratio_mean_many": float(np.abs(by_line[n_line] / times - 1).mean()),
-        "blocks_alone_error_ratio_mean": float(np.abs(alone / times - 1).mean()),
+        "line_error_ratio_mean_few": error_of(by_line[n_subnets]),
+        "line_error_ratio_mean_many": error_of(by_line[n_line]),
+        "blocks_alone_error_ratio_mean": error_of(alone),
         "vector_width_count": fitted.backbones[0].vector_width,
         "unit_step_count": step,
         "latency_ms_least": float(times.min()),
         "latency_ms_most": float(times.max()),
+        "curve": curve,
     }
+
+
+def _some(most: int) -> list[int]:
+    """Numbers of subnets to fit on: the most, and halves of it as long as they are even, five in all at most."""
+    found = [most]
+    while len(found) < 5 and found[-1] % 2 == 0 and found[-1] > 2:
+        found.append(found[-1] // 2)
+    return found[::-1]
 
 
 def blocks_of(n: int) -> Sequence[Block]:

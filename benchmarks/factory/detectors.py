@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sarto import zoo
 from sarto.engines.factory.data import Split
 from sarto.engines.factory.spaces.attrod import CATEGORIES, COLOURS, OBJECTS, Drawn, asks_for
-from sarto.engines.factory.spaces.detection import average_precision, boxes_of, detection_loss
+from sarto.engines.factory.spaces.detection import average_precision, boxes_of, detection_loss, thinned
 from sarto.graph import ModelGraph
 from sarto.training import draws, has_bfloat16
 from sarto.types import TaskSpace
@@ -196,13 +196,13 @@ def maps_of(graph: ModelGraph, images: Tensor) -> Tensor:
 
 
 def of_kinds(setting: Setting, shared: nn.Module, task: frozenset[str], images: Tensor) -> list[Tensor]:
-    """Boxes of all kinds that a task asks for, strongest first."""
+    """Boxes of all kinds that a task asks for, strongest first; of overlapping ones of two kinds the weaker goes."""
     maps = shared(images).unflatten(1, (len(PAIRS), 5))
     kinds = [
         boxes_of(maps[:, place], setting.side) for place, pair in enumerate(PAIRS) if asks_for(task, *pair)
     ]
     every = [torch.cat(rows) for rows in zip(*kinds, strict=True)]
-    return [rows[rows[:, 0].argsort(descending=True)] for rows in every]
+    return [thinned(rows[rows[:, 0].argsort(descending=True)]) for rows in every]
 
 
 def told(name: str, step: int, loss: float) -> None:

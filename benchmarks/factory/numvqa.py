@@ -8,14 +8,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.place import data_folder
 from sarto import zoo
@@ -103,10 +103,7 @@ def numvqa(
         clock = _Clock(work / "seconds.json")
         share = _pretrained(counting, data, pretrain_steps, batch, seed, work / "counting.safetensors", clock)
         net = network(len(space.answers))
-        fresh = net.state_dict()
-        # All but the last layer, which counts.
-        kept = {n: value for n, value in counting.state_dict().items() if value.shape == fresh[n].shape}
-        net.load_state_dict({**fresh, **kept})
+        net.load_state_dict(kept_weights(net, counting.state_dict()))
         graph = capture(net.eval(), torch.rand(2, 1, side, side), prove=False)
 
         watch = _Watch(work / "progress.json", space, data, clock)
@@ -283,7 +280,7 @@ def open_digits(digits: str, folder: Path) -> tuple[TaskSpace, NumVqa]:
 def _pretrained(
     net: nn.Module, data: NumVqa, steps: int, batch: int, seed: int, path: Path, clock: _Clock
 ) -> float:
-    """Trains a network to count each digit, in place; share of the last images whose ten counts were all right."""
+    """As `count_digits`; what an earlier run saved is taken over."""
     from safetensors.torch import load_file, save_file
 
     if path.is_file():
@@ -291,6 +288,26 @@ def _pretrained(
         share = float(held.pop("share"))
         net.load_state_dict(held)
         return share
+    share = count_digits(net, data, steps, batch, seed, clock.tick)
+    state = {name: value.contiguous() for name, value in net.state_dict().items()}
+    save_file({**state, "share": torch.tensor(share)}, path)
+    return share
+
+
+def kept_weights(net: nn.Module, counting: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of a net with the weights of one that counts, all but the last layer's, whose shapes differ."""
+    fresh = net.state_dict()
+    return {**fresh, **{n: value for n, value in counting.items() if value.shape == fresh[n].shape}}
+
+
+def count_digits(
+    net: nn.Module, data: NumVqa, steps: int, batch: int, seed: int, ticked: Callable[[], None] = lambda: None
+) -> float:
+    """Trains a network to count each digit, in place; share of the last images whose ten counts were all right.
+
+    Args:
+        ticked: called after each step.
+    """
     net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, max(2, steps))
@@ -311,11 +328,8 @@ def _pretrained(
         optimiser.step()
         schedule.step()
         right.append(float((out.argmax(2) == counts).all(1).float().mean()))
-        clock.tick()
+        ticked()
         if (step + 1) % 50 == 0:
             print(f"counting {step + 1}, {statistics.fmean(right[-50:]):.3f} right", file=sys.stderr)
     net.eval()
-    share = statistics.fmean(right[-20:])
-    state = {name: value.contiguous() for name, value in net.state_dict().items()}
-    save_file({**state, "share": torch.tensor(share)}, path)
-    return share
+    return statistics.fmean(right[-20:])

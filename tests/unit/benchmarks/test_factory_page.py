@@ -82,12 +82,14 @@ def test_results_that_are_not_there_yet_have_tables_too(tmp_path: Path) -> None:
                 "n_tasks": 2,
                 "n_tasks_few": 1,
                 "few_samples_count": 9,
+                "n_delivered": 2,
                 "within_latency_share": 1.0,
+                "unused_latency_share_mean": 0.04,
                 **ways,
                 **seconds,
             },
             {},
-            [{"latency_ms_ours": 1.0}, {"latency_ms_ours": 3.0}],
+            [{"latency_ms_ours": 1.0}, {"latency_ms_ours": 3.0, "keeps_retrain": False}],
         ),
         "orders": (
             {
@@ -104,10 +106,41 @@ def test_results_that_are_not_there_yet_have_tables_too(tmp_path: Path) -> None:
     for name, (numbers, parameters, rows) in written.items():
         held = {"numbers": numbers, "parameters": parameters, "rows": rows}
         (tmp_path / f"factory-{name}.json").write_text(json.dumps(held))
+    for name, said in (("cifar100", "**CIFAR-100 by attributes, smaller**"), ("attrod", "images, smaller**")):
+        (tmp_path / f"factory-{name}-small.json").write_text((tmp_path / f"factory-{name}.json").read_text())
+        assert sum(said in text for text in tables(tmp_path)) == 1
     found = list(tables(tmp_path))
     assert "| 5 % | 50.0 % | 50.0 % | 50.0 % | 50.0 % |" in found and not any("90 %" in t for t in found)
-    assert "| subnet for the task and the budget | 61.0 % | 40.0 % | 2.00 | 7,200 s | 2.5 s |" in found
-    assert "| the whole network, trained for each task | 62.0 % |  |  |  | 800.0 s |" in found
+    assert "| subnet for the task and the budget | 61.0 % | 40.0 % | 2.00 |  | 7,200 s | 2.5 s |" in found
+    assert "| the whole network, trained for each task | 62.0 % |  |  | 0 of 1 |  | 800.0 s |" in found
     assert any(
         text.startswith("**60 orders") and "95 % within" in text and "4.0 % of it" in text for text in found
     )
+
+
+def test_what_one_would_do_without_an_assembler_is_told_with_its_size(tmp_path: Path) -> None:
+    numbers = {
+        "n_questions": 6,
+        "accuracy_shared": 0.9,
+        "shared_params": 9000,
+        "shared_prepare_cpu_seconds": 60.0,
+    }
+    numbers |= {
+        "accuracy_retrain_whole": 0.8,
+        "retrain_whole_params": 8000,
+        "retrain_whole_cpu_seconds": 30.0,
+    }
+    numbers |= {"widths_prepare_cpu_seconds": 70.0}
+    for way in ("widths", "retrain", "prune_tune"):
+        numbers |= {f"accuracy_{way}_10": 0.7, f"{way}_params_10": 1234, f"{way}_cpu_seconds_10": 5.0}
+    held = {"numbers": numbers, "parameters": {}, "rows": []}
+    (tmp_path / "factory-baselines.json").write_text(json.dumps(held))
+    found = [text for text in tables(tmp_path) if text.startswith("| ") and "way" not in text]
+    assert [text.split("|")[3].strip() for text in found] == ["9,000", "8,000", "1,234", "1,234", "1,234"]
+    assert [text.split("|")[4].strip() for text in found] == [
+        "60 once",
+        "30 a question",
+        "70 once",
+        "5 a question",
+        "5 a question",
+    ]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sarto.errors import ShapeError
+
 #: Weight of the boxes' loss beside that of the centres.
 BOX_WEIGHT = 1.0
 #: Deviation of the soft target around a centre, as a share of the box's smaller side.
@@ -23,10 +25,18 @@ def detection_loss(maps: Tensor, wanted: Tensor, side: int) -> Tensor:
         wanted: (n, most, 5): 1 or 0, then left, top, right, bottom in pixels.
         side: of the image, in pixels.
 
+    Raises:
+        ShapeError: the maps are none.
+
     Reference:
         Centres: Zhou et al., Objects as Points, arXiv 1904.07850, equation (1). Boxes: generalised overlap, Rezatofighi
         et al., arXiv 1902.09630.
     """
+    if maps.ndim != 4 or maps.shape[1] != 5 or maps.shape[2] != maps.shape[3]:
+        raise ShapeError(
+            f"maps (n, 5, cells, cells) were expected, found {tuple(maps.shape)}: a logit of a centre and the box's reach "
+            "to all four sides, as the zoo's centre_detector gives them"
+        )
     cells = maps.shape[-1]
     scale = cells / side
     middle = torch.arange(cells, device=maps.device, dtype=maps.dtype) + 0.5
@@ -77,7 +87,16 @@ def boxes_of(maps: Tensor, side: int) -> list[Tensor]:
     at = torch.stack([place % cells, place // cells], -1) + 0.5
     boxes = torch.cat([at - reach[..., :2], at + reach[..., 2:]], -1) * (side / cells)
     rows = torch.cat([best[..., None], boxes.clamp(0, side)], -1)
-    return [_thinned(image[image[:, 0] > 0]) for image in rows]
+    return [thinned(image[image[:, 0] > 0]) for image in rows]
+
+
+def thinned(boxes: Tensor) -> Tensor:
+    """Boxes (k, 5), strongest first, without those that overlap a stronger one by more than `OVERLAP`."""
+    kept: list[int] = []
+    for place in range(len(boxes)):
+        if all(float(plain_overlap(boxes[place, 1:], boxes[k : k + 1, 1:])) <= OVERLAP for k in kept):
+            kept.append(place)
+    return boxes[kept]
 
 
 def average_precision(found: list[Tensor], wanted: Tensor, overlap: float = 0.5) -> float:
@@ -123,11 +142,3 @@ def plain_overlap(box: Tensor, others: Tensor) -> Tensor:
 
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
-
-
-def _thinned(boxes: Tensor) -> Tensor:
-    kept: list[int] = []
-    for place in range(len(boxes)):
-        if all(float(plain_overlap(boxes[place, 1:], boxes[k : k + 1, 1:])) <= OVERLAP for k in kept):
-            kept.append(place)
-    return boxes[kept]
