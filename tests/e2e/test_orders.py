@@ -336,6 +336,21 @@ def test_one_image_a_class_is_enough_and_the_report_says_what_that_costs(shop: A
     assert dict(report.requirement.n_samples) == {"red disc": 1, "blue cross": 1}
 
 
+def test_a_class_with_one_image_among_others_is_named_where_it_is_not_counted(
+    shop: Any, tmp_path: Path
+) -> None:
+    for cls, count in (("red disc", 4), ("blue cross", 4), ("red bar", 1)):
+        shop.write_images(shop.draw([cls], count, 9), tmp_path / "own")
+    request = shop.order("red disc", "blue cross", "red bar", samples=str(tmp_path / "own"), **QUICK)
+    report = shop.make(request).report
+    told = "'red bar' has one sample and is not counted in the accuracy"
+    assert report.sentences[0].startswith("About ") and report.sentences[0].endswith(f"; {told}.")
+    packs = [row for row in report.rows if row.role in ("pick", "plan")]
+    assert packs and all(told in row.note for row in packs)
+    recalls = {score.cls: score.recall_loto for score in report.per_class}
+    assert recalls["red bar"] is None and recalls["red disc"] is not None
+
+
 def test_one_class_alone_is_refused(shop: Any) -> None:
     with pytest.raises(RequestError, match=r"task\.classes: 'red disc' alone leaves nothing to tell apart"):
         shop.make(shop.order("red disc"))

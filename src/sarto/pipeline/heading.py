@@ -36,6 +36,7 @@ def fit_node(node: HeadNode, blocks: Sequence[Tensor], samples: Labelled) -> Fit
         len(node.classes),
         lam=node.lam,
         blocks=tuple(part.shape[1] for part in blocks),
+        classes=node.classes,
     )
 
 

@@ -13,7 +13,14 @@ from sarto.engines.slicepack.paper import PaperPack, PaperSettings, paper_fragme
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, Selection, with_head, with_layer
 from sarto.pipeline.progress import Progress
-from sarto.training import FittedHead, Head, expected_calibration_error, fit_temperature, one_of_each
+from sarto.training import (
+    FittedHead,
+    Head,
+    expected_calibration_error,
+    fit_temperature,
+    not_counted,
+    one_of_each,
+)
 from sarto.training.score import LotoScore, summarise
 from sarto.types import HeadNode, SliceNode
 
@@ -90,6 +97,7 @@ def fit_encoded(node: HeadNode, blocks: Sequence[Tensor], labels: Tensor) -> Fit
     pack = paper_pack(blocks, labels, n_classes, settings)
     head: Head = _head(pack)
     notes = ["trained by the paper's method: encoder, decoders and classifier"]
+    notes += [text] if (text := not_counted(loto, node.classes)) else []
     temperature = fit_temperature(loto.scores, labels)
     error = None
     if temperature is None:

@@ -11,6 +11,7 @@ from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.on_device import device_sentences
 from sarto.pipeline.order import Order
 from sarto.pipeline.schooling import not_made, training_of
+from sarto.training import not_counted
 from sarto.types import ChainNode, Check, Comparison, Cost, Rejection, SliceNode
 
 
@@ -27,9 +28,11 @@ def sentences(
             if fitted
             else "under a donor's own classifier, which none of them fitted"
         )
+        head = delivered.assembly.head
+        missing = not_counted(head.loto, delivered.assembly.classes) if head is not None else ""
         yield (
             f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) on "
-            f"{noun}s like your {n}, {how}."
+            f"{noun}s like your {n}, {how}{f'; {missing}' if missing else ''}."
         )
         if _sliced_from_these(order, delivered):
             told = f"Its slices were chosen and repaired on all these {noun}s at once: new ones may do a little worse"

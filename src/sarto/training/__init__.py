@@ -8,7 +8,7 @@ from sarto.training.blocks import PackState
 from sarto.training.calibration import expected_calibration_error, fit_temperature
 from sarto.training.evaluate import accuracy, balanced_accuracy, confusion, per_class_recall
 from sarto.training.finetune import FineTuned, Progress, finetune
-from sarto.training.fit import FittedHead, fit_head
+from sarto.training.fit import FittedHead, fit_head, not_counted
 from sarto.training.folds import Folds, one_of_each
 from sarto.training.freeing import give_back_memory
 from sarto.training.heads import LOGISTIC_LAM, RIDGE_LAM, Head, logistic_head, nearest_mean_head, ridge_head
@@ -105,6 +105,7 @@ __all__ = [
     "mcnemar_mid_p",
     "nearest_mean_head",
     "nearest_mean_loto",
+    "not_counted",
     "one_against_rest",
     "one_of_each",
     "per_class_recall",

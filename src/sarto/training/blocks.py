@@ -182,4 +182,4 @@ class PackState:
             weight, bias = scaling.fold(centred / (scaling.scale * width), bias)
             folded.append(weight)
         raw = torch.cat(folded, 1)
-        return calibrated(Head(raw.float(), bias.float()), loto, self.labels)
+        return calibrated(Head(raw.float(), bias.float()), loto, self.labels, self.classes)

@@ -15,6 +15,9 @@ from sarto.training.heads import LOGISTIC_LAM, RIDGE_LAM, Head, logistic_head, r
 from sarto.training.loto import logistic_loto, ridge_loto
 from sarto.training.score import LotoScore
 
+#: Classes that a note names at most.
+MOST_NAMED = 8
+
 
 @dataclass(frozen=True, eq=False)
 class FittedHead:
@@ -44,6 +47,7 @@ def fit_head(
     pairings: int = 5,
     seed: int = 0,
     groups: Tensor | None = None,
+    classes: Sequence[str] = (),
 ) -> FittedHead:
     """Head fitted on all samples, with LOTO score, temperature and calibration error.
 
@@ -57,6 +61,7 @@ def fit_head(
         pairings: random pairings of LOTO.
         seed: of the pairings.
         groups: samples (n,) of one group are left out together.
+        classes: names that the notes say; none: classes are numbered.
 
     Raises:
         ShapeError: features, labels, blocks or groups don't fit together.
@@ -91,16 +96,12 @@ def fit_head(
         head = ridge_head(features, labels, n_classes, lam=loto.lam or RIDGE_LAM, blocks=blocks)
     else:
         raise RequestError(f"no kind of head {kind!r}{suggest(kind, ['logistic', 'ridge'])}")
-    return calibrated(head, loto, labels)
+    return calibrated(head, loto, labels, classes)
 
 
-def calibrated(head: Head, loto: LotoScore, labels: Tensor) -> FittedHead:
+def calibrated(head: Head, loto: LotoScore, labels: Tensor, classes: Sequence[str] = ()) -> FittedHead:
     """A head with the temperature that its LOTO scores ask for, and what could not be done in words."""
-    notes: list[str] = []
-    if loto.skipped_classes:
-        notes.append(
-            f"classes {list(loto.skipped_classes)} have one sample and are not counted in the accuracy"
-        )
+    notes = [text] if (text := not_counted(loto, classes)) else []
     temperature = fit_temperature(loto.scores, labels)
     error = None
     if temperature is None:
@@ -109,3 +110,18 @@ def calibrated(head: Head, loto: LotoScore, labels: Tensor) -> FittedHead:
         head = head.with_temperature(temperature)
         error = expected_calibration_error(torch.softmax(loto.scores / temperature, 1), labels)
     return FittedHead(head, loto, error, tuple(notes))
+
+
+def not_counted(loto: LotoScore, classes: Sequence[str] = ()) -> str:
+    """Which classes a LOTO accuracy leaves out for want of a second sample, in words; nothing where it counts all.
+
+    Args:
+        classes: their names; none: they are numbered.
+    """
+    names = [repr(classes[place]) if classes else f"class {place}" for place in loto.skipped_classes]
+    if len(names) > MOST_NAMED:
+        names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1:,} more"]
+    told = " and ".join([part for part in (", ".join(names[:-1]), *names[-1:]) if part])
+    if len(names) < 2:
+        return f"{told} has one sample and is not counted in the accuracy" if told else ""
+    return f"{told} have one sample each and are not counted in the accuracy"

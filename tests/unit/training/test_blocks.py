@@ -48,6 +48,7 @@ def test_the_head_is_that_of_ridge_regression(
         kind="ridge",
         lam=lam,
         blocks=tuple(WIDTHS.values()),
+        classes=classes,
     )
     assert mine.loto.lam == want.loto.lam and mine.loto.accuracy == want.loto.accuracy
     assert difference(mine, want) < 1e-6, "heads are stored in single precision"

@@ -47,10 +47,17 @@ def test_one_sample_a_class_gives_a_head_without_accuracy() -> None:
     fitted = fit_head(x, y, 3)
     assert torch.equal(fitted.head.predict(x), y)
     assert fitted.loto.accuracy is None and fitted.loto.interval() is None and fitted.head.temperature == 1
-    assert (
-        "classes [0, 1, 2] have one sample" in fitted.notes[0]
-        and "too few samples to calibrate" in fitted.notes[1]
-    )
+    assert fitted.notes[0].startswith("class 0, class 1 and class 2 have one sample each and are not counted")
+    assert "too few samples to calibrate" in fitted.notes[1]
+
+
+def test_a_class_that_is_not_counted_is_named() -> None:
+    x, y = clouds((4, 1, 4))
+    told = "'dog' has one sample and is not counted in the accuracy"
+    assert fit_head(x, y, 3, classes=("cat", "dog", "cow")).notes[0] == told
+    x, y = clouds((2, *[1] * 12))
+    note = fit_head(x, y, 13, classes=[f"c{i}" for i in range(13)]).notes[0]
+    assert note.startswith("'c1', 'c2', 'c3', 'c4', 'c5', 'c6', 'c7' and 5 more have one sample each")
 
 
 def test_unknown_kinds_are_refused() -> None:
