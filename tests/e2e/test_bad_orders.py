@@ -152,6 +152,34 @@ def test_a_class_without_samples_needs_the_orders_own(shop: Any, tmp_path: Path)
         shop.order("mauve disc", "red bar", samples=path, heldout=None, engines=["slicepack"])
     )
     assert artifact.classes == ("mauve disc", "red bar")
+    told = "bare came without samples: its fragments are cut on the order's samples alone"
+    assert told in artifact.report.not_tried
+
+
+def test_samples_of_misspelt_classes_are_refused_all_at_once(shop: Any) -> None:
+    drawn = shop.draw(["red disc", "green disc", "blue disc"], 2, 1)
+    given = sarto.Samples(drawn.images, drawn.labels, ("Red disc", "green disc", "blue_disc"))
+    with pytest.raises(RequestError) as refused:
+        shop.add("cased", ["red disc", "green disc", "blue disc"], samples=given)
+    told = "samples: the model has no class {!r} (did you mean {!r}?), and {!r} has no samples: rename them, or leave"
+    assert [problem.rpartition(" out those of")[0] for problem in refused.value.problems] == [
+        told.format("Red disc", "red disc", "red disc"),
+        told.format("blue_disc", "blue disc", "blue disc"),
+    ]
+    assert "cased" not in {learnware.name for learnware in shop.market.learnwares()}
+
+
+def test_samples_of_other_classes_and_classes_without_samples_are_told(shop: Any) -> None:
+    drawn = shop.draw(["red disc", "green disc", "blue disc"], 2, 1)
+    given = sarto.Samples(drawn.images, drawn.labels, ("oak", "elm", "granite"))
+    shop.add("trees", ["oak", "elm", "spruce"], samples=given, progress=shop.progress)
+    assert "samples of granite are left out: trees has no such class" in shop.said
+    assert any(text.startswith("no samples of spruce: slicing tells each class from") for text in shop.said)
+    told = "trees came without samples of spruce: its fragments are cut on the order's samples alone"
+    order = check_order(shop.order("oak", "elm", heldout=None), shop.market.store)
+    assert order.requirement.notes == (told,) and order.donor_samples[order.donors[0].id] == order.samples
+    unsliced = shop.order("oak", "elm", heldout=None, engines=["baselines"])
+    assert check_order(unsliced, shop.market.store).requirement.notes == ()
 
 
 def test_models_that_do_not_fit_their_description_are_refused_and_nothing_is_stocked(

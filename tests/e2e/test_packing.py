@@ -206,6 +206,20 @@ def test_plans_of_removed_learnwares_say_who_is_gone(shop: Any) -> None:
     assert load(artifact.folder)(shop.draw(("red disc",), 1, 3).images), "what was delivered works on"
 
 
+def test_a_given_plan_whose_donor_was_removed_says_so_whoever_else_knows_the_class(shop: Any) -> None:
+    request = shop.order("red disc", "blue cross", heldout=None)
+    plan = next(plan for plan in shop.market.plan(request).feasible if plan.engine == "slicepack")
+    removed = r"the given plan can't be built: learnware 'crosses' .*was removed on .*: add it again first"
+    shop.market.remove("crosses")
+    with pytest.raises(StoreError, match=removed):
+        shop.make(request, plan=plan)
+    crosses = shop.donors["crosses"][1]
+    shop.add("newcomer", crosses, samples=shop.draw(crosses, 3, 78))
+    with pytest.raises(StoreError, match=removed):
+        shop.make(request, plan=plan)
+    assert not (shop.folder / "out").exists()
+
+
 def test_classes_come_and_go_from_the_command_line(shop: Any) -> None:
     request = shop.order("red disc", "blue cross", "red bar", budget={"params": 3_000}, heldout=None)
     first = shop.make(request, "first")

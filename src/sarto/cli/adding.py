@@ -159,18 +159,9 @@ def _show(learnware: Learnware) -> None:
 def _left_out(samples: str, learnware: Learnware) -> list[str]:
     """What of a model's samples was not stocked, and which classes came without any."""
     from sarto.market import read_samples
+    from sarto.pipeline.stock import unused_samples
 
-    strange = [cls for cls in read_samples(samples).classes if cls not in learnware.classes]
-    bare = [cls for cls in learnware.classes if not learnware.n_samples.get(cls)]
-    notes = []
-    if strange:
-        notes.append(f"samples of {', '.join(strange)} are left out: {learnware.name} has no such class")
-    if bare:
-        notes.append(
-            f"no samples of {', '.join(bare)}: slicing tells each class from all others, so orders of "
-            f"{learnware.name} must bring their own; add it again with samples of every class"
-        )
-    return notes
+    return list(unused_samples(learnware.name, learnware.classes, read_samples(samples)))
 
 
 def _check_missing(source: str, called: str, wanted: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from sarto.graph import ModelGraph
 from sarto.market import Labelled
 from sarto.pipeline.adapting import adapt
 from sarto.pipeline.builder import Builder, ready
-from sarto.pipeline.contest import LEVEL, Score, interval_of, score_plan
+from sarto.pipeline.contest import LEVEL, Score, interval_of, n_together, score_plan
 from sarto.pipeline.intakes import conform
 from sarto.pipeline.order import Order
 from sarto.training import jeffreys
@@ -32,6 +32,8 @@ from sarto.types import Plan, Row
 
 #: Names of a request's baselines as the report shows them.
 TITLES = {"finetune": "fine-tuned donor", "camkd": "CA-MKD", "netgraft": "NetGraft", "grail": "GRAIL"}
+#: Those that also read all samples of the donors' own, without labels.
+UNLABELLED = ("netgraft",)
 
 
 def score_alternatives(
@@ -110,11 +112,12 @@ def _score_trained(builder: Builder, order: Order, name: str, heldout: Labelled 
     left_out = found.left_out
     if left_out is None:
         left_out = torch.full_like(labels, -1) if heldout is not None else _on_folds(name, given)
+    beside = order.donor_samples.values() if name in UNLABELLED else ()
     row = Row(
         name=TITLES[name],
         role="baseline",
         cost=count(found.graph),
-        samples_used=len(order.samples),
+        samples_used=n_together([order.samples, *beside], intake),
         note=found.note,
     )
     said = found.predict(intake.tensor(heldout)) if heldout is not None else None

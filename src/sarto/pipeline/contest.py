@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sarto.devices import count
-from sarto.market import Labelled
+from sarto.market import Intake, Labelled
 from sarto.pipeline.builder import Builder
+from sarto.pipeline.intakes import conform
 from sarto.pipeline.plain import PLAIN, plain_features
 from sarto.training import (
     jeffreys,
@@ -112,7 +113,7 @@ def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name
         accuracy_loto=accuracy,
         interval=interval_of(interval, method),
         cost=count(assembly.graph),
-        samples_used=len(samples) if assembly.head is not None else 0,
+        samples_used=_samples_used(builder, plan, samples if assembly.head is not None else None),
         note=note,
     )
     return Score(row, plan, correct, predictions)
@@ -124,6 +125,18 @@ def _made_from(builder: Builder, plan: Plan, samples: Labelled) -> bool:
     own = set(samples.contents())
     held = [part for digest, part in builder.samples.items() if digest in read]
     return any(not own.isdisjoint(part.contents()) for part in held)
+
+
+def _samples_used(builder: Builder, plan: Plan, fitted: Labelled | None) -> int:
+    """Samples that the slices of a plan, and its head where one was fitted, were made from."""
+    read = {node.samples for node in plan.nodes.values() if isinstance(node, SliceNode)}
+    parts = [part for digest, part in builder.samples.items() if digest in read]
+    return n_together([*parts, *([fitted] if fitted is not None else [])], builder.intake(plan))
+
+
+def n_together(parts: Iterable[Labelled], intake: Intake) -> int:
+    """How many samples there are in several sets together, as a model reads them; equal ones are counted once."""
+    return len({content for part in parts for content in conform(part, intake).contents()})
 
 
 def _stitched_on(builder: Builder, plan: Plan, samples: Labelled) -> list[str]:

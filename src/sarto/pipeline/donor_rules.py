@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from sarto.errors import suggest
+from sarto.errors import StoreError, suggest
+from sarto.market import Store
 from sarto.types import DonorRules, Learnware, Plan, StockedSupernet
 
 Source = Learnware | StockedSupernet
@@ -46,6 +47,23 @@ def why_not(item: Source, rules: DonorRules) -> str | None:
     if rules.allows(item.licence):
         return None
     return f"its licence {item.licence!r} is not allowed" if item.licence else "it states no licence"
+
+
+def check_donors(plan: Plan, store: Store) -> None:
+    """Refuse a given plan of which the market has not every donor any more.
+
+    Raises:
+        StoreError: names each one that is missing, and when it was removed.
+    """
+    problems = list[str]()
+    for get, ids in ((store.get, plan.learnwares), (store.supernets.get, plan.supernets)):
+        for id_ in ids:
+            try:
+                get(id_)
+            except StoreError as error:
+                problems.append(error.detail)
+    if problems:
+        raise StoreError("the given plan can't be built", problems=problems, where=str(store.path))
 
 
 def broken_rules(plan: Plan, rules: DonorRules, sources: Mapping[str, Source]) -> tuple[str, ...]:

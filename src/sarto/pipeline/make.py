@@ -17,7 +17,7 @@ from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, ranked, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.delivered import Delivered
-from sarto.pipeline.donor_rules import broken_rules
+from sarto.pipeline.donor_rules import broken_rules, check_donors
 from sarto.pipeline.job import Job
 from sarto.pipeline.locking import LOCK, lock_of
 from sarto.pipeline.on_device import leave_files
@@ -59,6 +59,8 @@ def make(
         StoreError: a learnware or a sample file is missing or damaged.
         VerifyError: the built model does not do what it must.
     """
+    if plan is not None:
+        check_donors(plan, store)
     order = check_order(request, store, taken)
     if plan is not None and plan.classes != order.classes:
         told = ", ".join(plan.classes) if plan.classes is not None else "no classes of its own"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,6 +139,9 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     for donor in _rivals(donors, others, learnwares, store, intake):
         intakes[donor.id] = intake_of(store, donor)
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
+    if "slicepack" in request.engines:
+        told = _without_samples([learnwares[id_] for id_ in intakes])
+        requirement = requirement.replace(notes=(*requirement.notes, *told))
     heldout = _heldout(
         request, [offer.cls for offer in offers], intake, [samples, *donor_samples.values()], store
     )
@@ -237,6 +240,16 @@ def _donor_samples(donor: Learnware, samples: Labelled, store: Store, request: R
     own = store.samples(donor.id)
     k = request.samples_per_class
     return own if k is None else own.take(k)
+
+
+def _without_samples(donors: Sequence[Learnware]) -> Iterator[str]:
+    """Whose fragments are not cut on samples of its own, and for want of which, in words."""
+    for donor in donors:
+        missing = [cls for cls in donor.classes if not donor.n_samples.get(cls)]
+        if not missing or all(width.ratio == 1.0 for width in donor.widths):
+            continue
+        of = "" if len(missing) == len(donor.classes) else f" of {', '.join(missing)}"
+        yield f"{donor.name} came without samples{of}: its fragments are cut on the order's samples alone"
 
 
 def _check_engines(request: Request, problems: list[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sarto.devices import count
 from sarto.engines.slicepack import SHARES, allocate, read_donor, trunk_costs
-from sarto.errors import GraphError, RequestError
+from sarto.errors import GraphError, RequestError, closest
 from sarto.graph import ModelGraph, block, features, leading, slice
 from sarto.market import (
     Intake,
@@ -48,8 +48,9 @@ def stock(
     """Put a captured model into a store, with its costs, its skill and its widths.
 
     Args:
-        samples: labelled images or texts of its classes (others are left out); without them there is no skill, and
-            widths are the same share of every group.
+        samples: labelled images or texts of its classes; those of others are left out, which progress tells, unless
+            they look like a class of the model that has none, misspelt. Without samples there is no skill; without some
+            of each class widths are the same share of every group, and orders cut fragments on their own samples.
         vocabulary: of a model that reads token ids.
 
     Raises:
@@ -64,10 +65,12 @@ def stock(
     if doubled:
         raise RequestError(doubled[0], problems=doubled)
     own = _own_samples(samples, classes)
-    problems = _problems(graph, classes, preprocessing, vocabulary)
+    problems = [*_misspelt(samples, classes), *_problems(graph, classes, preprocessing, vocabulary)]
     problems += sample_problems(own, classes, preprocessing) if own is not None else []
     if problems:
         raise RequestError(problems[0], problems=problems)
+    for text in unused_samples(name, classes, samples):
+        progress(text, 0, 3)
     donor, intake = ready(graph, preprocessing), Intake(preprocessing, vocabulary)
     inputs = intake.tensor(own) if own is not None else None
     progress("measuring skill", 0, 3)
@@ -161,6 +164,38 @@ def _own_samples(
             f"{', '.join(samples.classes)}: rename the folders, or give the class names in the order of the outputs"
         )
     return samples.only(known)
+
+
+def _misspelt(samples: Samples | TextSamples | None, classes: Sequence[str]) -> list[str]:
+    """Samples of classes that the model does not have, where it has one of nearly that name without any samples."""
+    if samples is None:
+        return []
+    bare = [cls for cls in classes if cls not in samples.classes]
+    return [
+        f"samples: the model has no class {cls!r} (did you mean {near!r}?), and {near!r} has no samples: rename "
+        f"them, or leave out those of {cls!r}"
+        for cls in samples.classes
+        if cls not in classes and (near := closest(cls, bare)) is not None
+    ]
+
+
+def unused_samples(
+    name: str, classes: Sequence[str], samples: Samples | TextSamples | None
+) -> tuple[str, ...]:
+    """What of a model's samples is of no use to it, and which of its classes have none, in words."""
+    if samples is None:
+        return ()
+    strange = [cls for cls in samples.classes if cls not in classes]
+    bare = [cls for cls in classes if cls not in samples.classes]
+    told = []
+    if strange:
+        told.append(f"samples of {', '.join(strange)} are left out: {name} has no such class")
+    if bare:
+        told.append(
+            f"no samples of {', '.join(bare)}: slicing tells each class from all others, so orders of {name} must "
+            "bring their own; add it again with samples of every class"
+        )
+    return tuple(told)
 
 
 def _problems(
