@@ -172,6 +172,7 @@ class BackboneModel(Value):
     Attributes:
         backbone: its name when it was measured.
         skeleton: hash of its operators; equal for the backbone and all its slices.
+        graph_hash: of its structure with all sizes, without weights; None where an older version measured it.
         base_ms: for one of each term of the graph, before the fit.
         column: of each term, the weight that it is multiplied with.
         pull: how strongly the weights were drawn together.
@@ -180,6 +181,7 @@ class BackboneModel(Value):
 
     backbone: Name
     skeleton: Sha
+    graph_hash: Sha | None = None
     base_ms: Several[AtLeastZero]
     column: Several[Whole]
     weights: Several[AtLeastZero]

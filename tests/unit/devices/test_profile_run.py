@@ -14,13 +14,14 @@ from torch import nn
 
 from sarto.devices.profiling import Backbone, Predictor, Wanted, make_profile, measure_all, open_here
 from sarto.devices.profiling.blocks import blocks
+from sarto.devices.profiling.features import skeleton
 from sarto.devices.profiling.memory import fit_memory
 from sarto.devices.profiling.run import noise_notes, noise_of, with_repeats
 from sarto.errors import RequestError
 from sarto.export import to_onnx
-from sarto.graph import ModelGraph, capture
+from sarto.graph import ModelGraph, capture, graph_hash
 from sarto.types import Device
-from sarto.types.profile import MeasuredRow, MemoryRow
+from sarto.types.profile import DeviceProfile, MeasuredRow, MemoryRow
 
 
 @cache
@@ -110,6 +111,63 @@ def test_a_journal_of_another_device_or_no_journal_is_refused(tmp_path: Path) ->
         measure(wanted(4), Machine(), tmp_path / "other")
     with pytest.raises(RequestError, match="must be above 0, got 0"):
         measure_all(wanted(4), Machine().open, graph(8), seconds=0)
+
+
+def test_measurements_of_another_network_of_the_same_name_are_not_gone_on_with(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+
+    def measured(graph_hash: str, path: Path = journal) -> list[float]:
+        item = Wanted("subnet", "mine", {"a": 1}, lambda: graph(4), graph_hash=graph_hash)
+        return measure([item, *wanted(2)], Machine(), path)
+
+    assert measured("sha256:one") == measured("sha256:one") == pytest.approx([4, 2], rel=0.01)
+    before = journal.read_bytes()
+    with pytest.raises(RequestError, match=r"another network that was called 'mine'; remove it"):
+        measured("sha256:two")
+    assert journal.read_bytes() == before
+    # A journal of an older version says nothing of networks; blocks are those of sarto, with or without.
+    old = [json.loads(line) for line in before.decode().splitlines()]
+    lines = [{key: value for key, value in line.items() if key != "graph_hash"} for line in old]
+    (tmp_path / "old").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(
+        RequestError, match=r"of 'mine' by a version of sarto that did not note of which network"
+    ):
+        measured("sha256:one", tmp_path / "old")
+    (tmp_path / "old").write_text("".join(json.dumps(line) + "\n" for line in (lines[0], *lines[2:])))
+    assert measured("sha256:one", tmp_path / "old") == pytest.approx([4, 2], rel=0.01)
+
+
+def test_a_profile_replaces_another_network_of_the_same_name_and_says_so() -> None:
+    device = Device.parse({"runtime": "torch"})
+    nets = [nn.Sequential(nn.Conv2d(3, n, 3), nn.ReLU(), nn.Conv2d(n, 4, 3)).eval() for n in (8, 12)]
+    small, wide = (capture(net, torch.randn(2, 3, 9, 9), prove=False) for net in nets)
+    few = [block for block in blocks() if block.name in ("linear-64x8", "pool-16x32")]
+
+    def measured(given: ModelGraph, onto: DeviceProfile | None) -> DeviceProfile:
+        return make_profile(
+            "desk",
+            device,
+            "9.9",
+            open_here(device),
+            backbones=[Backbone("mine", given)],
+            n_subnets=5,
+            built_in=few if onto is None else None,
+            onto=onto,
+            seconds=0.01,
+        )
+
+    first = measured(small, None)
+    assert skeleton(small) == skeleton(wide), "the same operators, at other sizes"
+    assert measured(small, first) is first
+    second = measured(wide, first)
+    assert [model.graph_hash for model in second.backbones] == [graph_hash(wide, weights=False)]
+    assert any("another network was called 'mine' in this profile" in note for note in second.notes)
+    assert not [note for note in first.notes if "another network" in note]
+    kept = [max(row.counts.values(), default=0) for row in second.rows if row.model == "mine"]
+    assert max(kept) > 8, "no row is of the small one"
+    # Profiles of older versions do not say which network they hold; they are taken at their word.
+    unsaid = first.replace(backbones=tuple(model.replace(graph_hash=None) for model in first.backbones))
+    assert measured(small, unsaid) is unsaid
 
 
 def row(model: str, ms: float, chunk: int, reference: float, repeat: int = 0) -> MeasuredRow:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from sarto.devices.profiling.running import Opener
 from sarto.devices.profiling.sizes import Counts, Floats
 from sarto.devices.profiling.steps import WIDTHS, off_step_ratio, step_blocks, step_of
 from sarto.errors import GraphError, RequestError
-from sarto.graph import ModelGraph, slice
+from sarto.graph import ModelGraph, graph_hash, slice
 from sarto.graph.selection import leading, uniform_counts
 from sarto.types import Device
 from sarto.types.profile import (
@@ -96,6 +96,11 @@ class Backbone:
                 return self.packed(parts)
         return pack_graph(self.graph, parts)
 
+    @cached_property
+    def graph_hash(self) -> str:
+        """Hash of its structure with all sizes; weights change no measurement."""
+        return graph_hash(self.graph, weights=False)
+
     def half(self) -> ModelGraph | Path:
         """The reference of its subnets: half of the units, so that it runs about as long as they do."""
         return self.measurable(uniform_counts(self.graph, 0.5))
@@ -128,19 +133,26 @@ def make_profile(
         n_subnets: of each backbone; for every eight of them three packs of subnets are measured too.
         built_in: blocks that say what any graph takes; None takes all.
         onto: a profile of the same device that is added to. What it holds is not measured again: its blocks, backbones
-            with as many subnets, memory. Where it holds everything, it is given back as it is.
+            with as many subnets, memory. Where it holds everything, it is given back as it is. What it holds of another
+            network under a backbone's name is replaced, and its notes say so.
         weigh: bytes that a fresh process grows by when it loads and runs a graph; None measures no memory.
         journal: a file of finished measurements; a later call with the same file goes on from there.
         seconds: how long each model is measured.
 
     Raises:
-        RequestError: the profile to add to is of another device, the journal does not fit, or a model can't run.
+        RequestError: the profile to add to is of another device, the journal does not fit (another device, or another
+            network under a backbone's name), or a model can't run.
     """
-    described = describe(device, version, machine)
+    described, told = describe(device, version, machine), tuple[str, ...]()
     if onto is not None:
         check_same(onto.device, described)
         described = onto.device  # begun when its first measurement was
         backbones = [one for one in backbones if not is_measured(onto, one, n_subnets)]
+        told = tuple(
+            f"another network was called {one.name!r} in this profile; what was measured of it is replaced"
+            for one in backbones
+            if is_another(onto, one)
+        )
         if not backbones and (weigh is None or onto.memory is not None):
             return onto
     with tempfile.TemporaryDirectory() as folder:
@@ -188,6 +200,7 @@ def make_profile(
                 )
                 together = fit_packs(alone, [len(part) for part in parts], _times(packed))
                 fitted_to = fitted_to.replace(packs=together)
+            fitted_to = fitted_to.replace(graph_hash=backbone.graph_hash)
             rows = [row for row in rows if row.what == "block" or row.model != backbone.name]
             rows += [*found, *packed]
             models[backbone.name] = fitted_to
@@ -204,16 +217,22 @@ def make_profile(
             kinds=kinds,
             backbones=tuple(models.values()),
             memory=fit_memory(weighed) if weighed else None,
-            notes=noise_notes(noise),
+            notes=(*noise_notes(noise), *told),
             unit_step=step,
             off_step_ratio=off_step,
         )
 
 
+def is_another(profile: DeviceProfile, backbone: Backbone) -> bool:
+    """Whether a profile holds another network under a backbone's name; older ones do not say which they hold."""
+    known = next((model.graph_hash for model in profile.backbones if model.backbone == backbone.name), None)
+    return known is not None and known != backbone.graph_hash
+
+
 def is_measured(profile: DeviceProfile, backbone: Backbone, n_subnets: int) -> bool:
     """Whether a profile holds so many subnets of a backbone, and packs where it can be packed."""
     known = profile.backbone(skeleton(backbone.graph))
-    if known is None or known.backbone != backbone.name:
+    if known is None or known.backbone != backbone.name or is_another(profile, backbone):
         return False
     own = [
         row for row in profile.rows if row.model == backbone.name and row.what == "subnet" and not row.repeat
@@ -314,13 +333,29 @@ def _subnets(
         for row in design(terms, n, base=base, seed=seed, step=_fitting(terms, step))
     ]
     return with_repeats(
-        [Wanted("subnet", backbone.name, counts, partial(backbone.measurable, counts)) for counts in chosen]
+        [
+            Wanted(
+                "subnet",
+                backbone.name,
+                counts,
+                partial(backbone.measurable, counts),
+                graph_hash=backbone.graph_hash,
+            )
+            for counts in chosen
+        ]
     )
 
 
 def _packs(backbone: Backbone, terms: Terms, n: int, seed: int, step: int) -> tuple[Wanted, ...]:
     return tuple(
-        Wanted("pack", backbone.name, {}, partial(backbone.pack, parts), parts=parts)
+        Wanted(
+            "pack",
+            backbone.name,
+            {},
+            partial(backbone.pack, parts),
+            parts=parts,
+            graph_hash=backbone.graph_hash,
+        )
         for parts in pack_counts(terms, n, seed=seed, step=_fitting(terms, step))
     )
 

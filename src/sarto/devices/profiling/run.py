@@ -43,6 +43,7 @@ class Wanted:
         counts: units kept of the groups of which not all are kept.
         parts: of each subnet of a pack, the units kept.
         build: makes the graph, or its file for the device, when its turn comes.
+        graph_hash: of the backbone's structure; a journal holds it, so that two networks of one name are never mixed.
     """
 
     what: Literal["subnet", "block", "pack"]
@@ -51,6 +52,7 @@ class Wanted:
     build: Callable[[], ModelGraph | Path]
     repeat: int = 0
     parts: tuple[Mapping[str, int], ...] = ()
+    graph_hash: str | None = None
 
     def key(self, turn: int) -> str:
         """Equal for the same measurement, also after a restart."""
@@ -87,13 +89,15 @@ def measure_all(
         level_ms: of the reference; None takes its median over these chunks.
 
     Raises:
-        RequestError: the journal is of another device or no journal, or a number is not positive.
+        RequestError: the journal is of another device, of other networks under the same names, or no journal, or a
+            number is not positive.
     """
     if not (seconds > 0 and math.isfinite(seconds)) or min(rounds, chunk, passes) < 1:
         raise RequestError(
             f"seconds, rounds, chunk and passes must be above 0, got {seconds:g}, {rounds}, {chunk} and {passes}"
         )
     notebook = _Journal(journal, dict(about or {}))
+    notebook.check_networks(wanted)
     turns_of = [(item, turn) for turn in range(passes) for item in (wanted, wanted[::-1])[turn % 2]]
     left = [(item, turn) for item, turn in turns_of if item.key(turn) not in notebook.found]
     done = len(turns_of) - len(left)
@@ -108,7 +112,7 @@ def measure_all(
                 times = turns(
                     [*models, *([standard] if standard else [])], seconds=seconds / passes, rounds=rounds
                 )
-            notebook.write(_lines([item.key(turn) for item, turn in part], times, notebook.next_chunk))
+            notebook.write(_lines(part, times, notebook.next_chunk))
     if progress is not None:
         progress("measuring", len(turns_of), len(turns_of))
     found = [[notebook.found[item.key(turn)] for turn in range(passes)] for item in wanted]
@@ -134,18 +138,21 @@ def _row(item: Wanted, lines: Sequence[Mapping[str, Any]], level_ms: float) -> M
     )
 
 
-def _lines(keys: Sequence[str], times: Sequence[Sequence[float]], chunk: int) -> list[dict[str, Any]]:
+def _lines(
+    part: Sequence[tuple[Wanted, int]], times: Sequence[Sequence[float]], chunk: int
+) -> list[dict[str, Any]]:
     """What a chunk says of each model; the times of the reference come last."""
     *taken, against = times
     return [
         {
-            "key": key,
+            "key": item.key(turn),
+            "graph_hash": item.graph_hash,
             "chunk": chunk,
             "raw_ms": statistics.median(found),
             "ratio": statistics.median(a / b for a, b in zip(found, against, strict=True)),
             "reference_ms": statistics.median(against),
         }
-        for key, found in zip(keys, taken, strict=True)
+        for (item, turn), found in zip(part, taken, strict=True)
     ]
 
 
@@ -260,6 +267,34 @@ class _Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A last line that was cut short by a crash is measured again.
         path.write_text("".join(whole) or to_json_text({"about": about}) + "\n", encoding="utf-8")
+
+    def check_networks(self, wanted: Sequence[Wanted]) -> None:
+        """Refuse measurements of another network under the name of one that is wanted.
+
+        Raises:
+            RequestError: names all of them.
+        """
+        known: dict[str, set[str | None]] = {}
+        for key, line in self.found.items():
+            what, model = json.loads(key)[:2]
+            if what != "block":
+                known.setdefault(model, set()).add(line.get("graph_hash"))
+        problems = [
+            f"{str(self.path)!r} holds measurements of another network that was called {model!r}"
+            if None not in known[model]
+            else f"{str(self.path)!r} holds measurements of {model!r} by a version of sarto that did not note of which "
+            "network they are"
+            for model, graph_hash in {
+                item.model: item.graph_hash for item in wanted if item.graph_hash
+            }.items()
+            if known.get(model, {graph_hash}) != {graph_hash}
+        ]
+        if problems:
+            raise RequestError(
+                f"{problems[0]}; remove it to measure from the start, or give the model another name",
+                problems=problems,
+                where=str(self.path),
+            )
 
     @property
     def next_chunk(self) -> int:
