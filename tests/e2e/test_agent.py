@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from sarto.cli import app
 from sarto.devices import measure_memory, measure_models, open_runtime
 from sarto.devices.agent import RemoteWorker
+from sarto.devices.agent.client import Line
 from sarto.devices.profiling import open_in
 from sarto.devices.profiling.run import turns
 from sarto.errors import RequestError
 from sarto.graph import capture
+from sarto.pipeline import Artifact
 from sarto.types import Device
 from tests.unit.devices.agent_models import TOKEN, endless, large_in_memory, linear
 
@@ -307,3 +311,20 @@ def test_measurements_queue_and_a_full_queue_says_so(strict: str) -> None:
         client.join()
     assert sorted(answer.status_code for answer in answers) == [200, 429, 503]
     assert all("retry-after" in answer.headers for answer in answers if answer.status_code != 200)
+
+
+def test_an_order_is_measured_on_the_machine_of_its_agent(
+    agents: tuple[str, str], shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SARTO_AGENT_TOKEN", TOKEN)
+    asked: list[str] = []
+    ask = Line.ask
+    monkeypatch.setattr(Line, "ask", lambda line, *given: asked.append(given[1]) or ask(line, *given))
+    out = shop.folder / "there"
+    call = ["make", "--classes", "red disc,blue cross", "--agent", agents[0], "--engines", "slicepack"]
+    done = CliRunner().invoke(app, [*call, "-m", str(shop.folder / "market"), "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    report = Artifact.read(out).report
+    assert report.request.device.agent == agents[0] and report.measured.latency_ms is not None
+    # First the agent is asked what it is; later models are timed there.
+    assert asked[0] == "/v1/device" and "/v1/time" in asked

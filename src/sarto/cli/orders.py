@@ -43,6 +43,10 @@ Runtime = Annotated[
 Precision = Annotated[
     str | None, typer.Option(help="Of the model there: float32, float16, bfloat16 or int8.")
 ]
+Agent = Annotated[
+    str | None,
+    typer.Option(help="Measure on the machine of this agent, http://host:port (SARTO_AGENT_TOKEN)."),
+]
 Profile = Annotated[
     str | None, typer.Option(help="Measured profile of the device: a name in the market, or a file.")
 ]
@@ -116,6 +120,7 @@ def plan(
     runtime: Runtime = None,
     precision: Precision = None,
     profile: Profile = None,
+    agent: Agent = None,
     threads: Threads = None,
     batch: Batch = None,
     samples: SamplesPath = None,
@@ -213,6 +218,7 @@ def make(
     runtime: Runtime = None,
     precision: Precision = None,
     profile: Profile = None,
+    agent: Agent = None,
     threads: Threads = None,
     batch: Batch = None,
     samples: SamplesPath = None,
@@ -312,7 +318,7 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["task"] = {**known, "properties": first, "also": others}
     if not given.get("task"):
         raise RequestError("no order: give a request file, --classes a,b,c, or --task exactly_2+digit_7")
-    device = {key: flags[key] for key in ("runtime", "precision", "profile", "threads", "batch")}
+    device = {key: flags[key] for key in ("runtime", "precision", "profile", "agent", "threads", "batch")}
     for key, changes in (("budget", limits(flags)), ("device", device)):
         given[key] = {
             **given.get(key, {}),

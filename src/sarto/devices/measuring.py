@@ -34,6 +34,20 @@ def open_runtime(device: Device, *, token: str | None = None) -> Worker | Remote
     return Worker(device.runtime, threads=device.threads)
 
 
+def check_agent(device: Device, *, token: str | None = None) -> None:
+    """Ask the agent of a device whether it is there and has the runtime; nothing where the device is this machine.
+
+    Args:
+        token: as for `open_runtime`.
+
+    Raises:
+        RequestError: there is no token, nobody answers, the token is wrong, or the agent lacks the runtime.
+    """
+    if device.agent is not None:
+        with open_runtime(device, token=token):
+            pass
+
+
 def processor_of(worker: Worker | RemoteWorker) -> str:
     """Name of the processor that a worker measures on."""
     return worker.processor if isinstance(worker, RemoteWorker) else processor()

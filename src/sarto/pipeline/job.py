@@ -98,6 +98,10 @@ class Job:
         artifact = Artifact.read(self.out)
         return None if artifact.damage() else artifact
 
+    def done(self, name: str) -> bool:
+        """Whether a hop was done before."""
+        return (self.folder / f"{name}.json").is_file()
+
     def hop(self, name: str, work: Callable[[], T], write: Callable[[T], Any], read: Callable[[Any], T]) -> T:
         """The result of a hop: read from its file, or worked out and written there.
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sarto.devices.measuring import check_agent
 from sarto.errors import RequestError, VerifyError
 from sarto.graph.file import write_graph
 from sarto.market import Labelled, Store
@@ -54,7 +55,7 @@ def make(
         taken: class -> id of the learnware that it is taken from, whoever else knows it.
 
     Raises:
-        RequestError: the order is malformed, or the folder holds something else.
+        RequestError: the order is malformed, the folder holds something else, or the device's agent does not answer.
         InfeasibleError: no plan keeps the budget; names the floor and the nearest budget.
         StoreError: a learnware or a sample file is missing or damaged.
         VerifyError: the built model does not do what it must.
@@ -80,6 +81,8 @@ def make(
     job = Job(out, request, extra=plan.key() if plan is not None else "")
     if job.finished is not None:
         return job.finished
+    if not job.done("verified"):
+        check_agent(request.device)
     order.requirement.write(job.folder / REQUIREMENT)
     write_text(job.folder / "plans.json", json.dumps(plans.to_plain()))
     samples = {order.samples.digest: order.samples, **{s.digest: s for s in order.donor_samples.values()}}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sarto.devices.measuring import check_agent
 from sarto.engines.factory.search import Found
 from sarto.engines.factory.subnets import EQUAL
 from sarto.errors import InfeasibleError, RequestError, VerifyError, suggest
@@ -128,6 +129,7 @@ def make_task(
     job = Job(out, request, extra=plan.key() if plan is not None else "")
     if job.finished is not None:
         return job.finished
+    check_agent(request.device)
     held = Subnets(store, profile_of(request.device, store))
     samples = _samples(request)
     begun = perf_counter()

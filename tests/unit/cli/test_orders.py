@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,28 @@ def test_samples_that_are_not_used_are_noted(market: Path, tmp_path: Path) -> No
     assert second.startswith("note: 50 samples of each class were asked for, but cat has 6, dog has 6")
     refused = run("plan", *ORDER, "--samples", samples, "--heldout", samples, "--market", market)
     assert refused.exit_code == 2 and "12 of 12 held-out images equal images" in refused.stderr
+
+
+def test_the_agent_of_an_order_is_asked_before_anything_is_built(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SARTO_AGENT_TOKEN", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    on = (*ORDER, "--agent", address, "--market", market)
+    planned = run("plan", *on, "--json")
+    assert planned.exit_code == 0 and json.loads(planned.stdout)["plans"], planned.output
+    asked = run("make", *on, "-o", tmp_path / "out")
+    assert (
+        asked.exit_code == 2
+        and f"the agent at {address} wants a token; set SARTO_AGENT_TOKEN" in asked.stderr
+    )
+    monkeypatch.setenv("SARTO_AGENT_TOKEN", "0123456789abcdef")
+    alone = run("make", *on, "-o", tmp_path / "out")
+    assert alone.exit_code == 2 and f"the agent at {address} does not answer" in alone.stderr
+    never = run("make", *on, "--runtime", "aotinductor", "-o", tmp_path / "never")
+    assert never.exit_code == 2 and "an agent never has aotinductor" in never.stderr
+    assert not list(tmp_path.rglob("scores.json")), "nothing was built"
+    wrong = run("make", *ORDER, "--agent", "board", "--market", market, "-o", tmp_path / "wrong")
+    assert wrong.exit_code == 2 and "device.agent" in wrong.stderr
