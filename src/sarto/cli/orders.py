@@ -398,12 +398,16 @@ def delivered(artifact: Artifact, as_json: bool) -> None:
         if accuracy is not None:
             span = f" ({interval.low:.0%} to {interval.high:.0%})" if interval is not None else ""
             typer.echo(f"  {accuracy:.1%}{span} {basis}")
-    table = Table("cost", "budget", "predicted", "measured", "kept")
+    table = Table("cost", "budget", "predicted or counted", "measured", "kept")
     for line in report.cost_lines():
         over = line.budget is not None and line.measured is not None and line.measured > line.budget
         kept = "" if line.budget is None else "no" if over else "yes"
         predicted = _shown(line.predicted)
-        if line.predicted is not None and line.predicted_low is not None and line.predicted_high is not None:
+        if line.predicted is not None and line.basis != "predicted":
+            predicted += f" ({line.basis})"
+        elif (
+            line.predicted is not None and line.predicted_low is not None and line.predicted_high is not None
+        ):
             predicted += f" ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
         table.add_row(line.name, _shown(line.budget), predicted, _shown(line.measured), kept)
     console().print(table)

@@ -59,9 +59,7 @@ def make_report(
     lineage = tuple(_lineage(order, delivered))
     certificate = _certificate(builder, order, delivered)
     checks = tuple(_checks(builder, order, delivered, out))
-    predicted = delivered.plan.predicted or delivered.verified.cost.replace(
-        basis="predicted", latency_ms=None, latency_low_ms=None, latency_high_ms=None
-    )
+    predicted = delivered.plan.predicted or count(delivered.assembly.graph)
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reads="text" if order.samples.noun == "text" else "image",

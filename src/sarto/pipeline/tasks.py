@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sarto.devices import count
 from sarto.devices.measuring import check_agent
 from sarto.engines.factory.search import Found
 from sarto.engines.factory.subnets import EQUAL
@@ -212,7 +213,7 @@ def _deliver(
         request=request,
         requirement=requirement,
         plan=made.plan,
-        predicted=made.plan.predicted or cost.replace(basis="predicted"),
+        predicted=made.plan.predicted or count(made.graph),
         measured=cost,
         rows=(Row(name=made.plan.note or "subnet", role="pick", plan_key=made.plan.key(), cost=cost),),
         where_params=(

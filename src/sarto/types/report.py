@@ -264,15 +264,30 @@ class Environment(Value):
     machine: Text
 
 
+#: How a number was known before a model was measured.
+Basis = Literal["predicted", "counted", "counted in the built model", "counted in single precision"]
+
+
 class CostLine(Value):
-    """One cost number: what was predicted and within which bounds, what came out, what was allowed."""
+    """One cost number: what was predicted and within which bounds, what came out, what was allowed.
+
+    Attributes:
+        basis: of `predicted`. Only what a device profile says is a prediction; all else is counted, on the plan or, if it
+            says nothing, on the built model. Of a device's file in another precision the plan knows no size.
+    """
 
     name: Limit
+    basis: Basis = "predicted"
     predicted: Number | None = None
     predicted_low: Number | None = None
     predicted_high: Number | None = None
     measured: Number | None = None
     budget: Number | None = None
+
+    @property
+    def foretold(self) -> float | None:
+        """What was predicted or counted of the same thing as what was measured, before it was built."""
+        return self.predicted if self.basis in ("predicted", "counted") else None
 
 
 class Report(Value):
@@ -283,7 +298,8 @@ class Report(Value):
         created: when, ISO 8601.
         reads: what one sample is.
         plan: what was built.
-        predicted: cost before building.
+        predicted: cost before building; that of the built model, without latency, where the plan says none (its basis
+            is "measured" then).
         measured: cost of the delivered model.
         rows: the pick first, then donors, baselines and controls, all measured in one run.
         comparisons: the claims, fixed before building.
@@ -355,9 +371,17 @@ class Report(Value):
             timed = name == "latency_ms"
             yield CostLine(
                 name=name,
+                basis=self._basis(name),
                 predicted=getattr(self.predicted, name),
                 predicted_low=self.predicted.latency_low_ms if timed else None,
                 predicted_high=self.predicted.latency_high_ms if timed else None,
                 measured=getattr(self.measured, name),
                 budget=getattr(self.request.budget, name),
             )
+
+    def _basis(self, name: Limit) -> Basis:
+        if name == "latency_ms":
+            return "predicted"
+        if name == "size_bytes" and self.device_file is not None and self.device_file.precision != "float32":
+            return "counted in single precision"
+        return "counted" if self.predicted.basis == "predicted" else "counted in the built model"

@@ -13,6 +13,7 @@ from sarto.types import (
     Comparison,
     Confusion,
     Cost,
+    DeviceFile,
     Donor,
     Environment,
     HeadNode,
@@ -102,6 +103,21 @@ def test_predicted_stands_beside_measured_and_budget() -> None:
         ("latency_ms", None, 1.5, 3),
     ]
     assert report().pick.name == "the pick"
+
+
+def test_what_was_not_predicted_is_told_as_counted() -> None:
+    def bases(found: Report) -> dict[str, tuple[str, float | None]]:
+        return {line.name: (line.basis, line.foretold) for line in found.cost_lines()}
+
+    planned = report()
+    assert bases(planned)["params"] == ("counted", 10) and bases(planned)["latency_ms"] == ("predicted", None)
+    timed = report(predicted=planned.predicted.replace(latency_ms=2.0))
+    assert bases(timed)["latency_ms"] == ("predicted", 2.0)
+    # A plan that says no cost: nothing was known before, so there is nothing to compare with.
+    built = report(predicted=planned.predicted.replace(basis="measured"))
+    assert bases(built)["flops"] == ("counted in the built model", None)
+    small = DeviceFile(name="x", format="onnx", precision="int8", size_bytes=9, difference=0, error=0)
+    assert bases(report(device_file=small))["size_bytes"] == ("counted in single precision", None)
 
 
 def test_a_report_has_one_pick_and_names_its_rows_once() -> None:

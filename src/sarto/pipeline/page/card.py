@@ -46,7 +46,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"`model.onnx` gives the same logits in ONNX Runtime, {ONNX_READS[report.reads]}."
     yield from ("", "## Cost", "")
     yield from _table(
-        ("cost", "limit", "predicted", "measured"),
+        ("cost", "limit", "predicted or counted", "measured"),
         [
             (
                 cost_name(c.name, report.reads),

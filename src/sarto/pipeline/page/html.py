@@ -97,8 +97,8 @@ def _costs(report: Report) -> Iterator[CostRow]:
     for line in report.cost_lines():
         share = line.measured / line.budget if line.measured is not None and line.budget else None
         error, interval = "", ""
-        if line.predicted and line.measured is not None:
-            off = line.measured / line.predicted - 1
+        if line.foretold and line.measured is not None:
+            off = line.measured / line.foretold - 1
             error = "exact" if off == 0 else f"{100 * off:+.1f}%".replace("-", "\N{MINUS SIGN}")
         if (
             line.name == "latency_ms"

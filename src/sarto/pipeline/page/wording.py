@@ -85,8 +85,10 @@ def amount(name: str, value: float | None) -> str:
 
 
 def predicted(line: CostLine) -> str:
-    """What was predicted of a cost, with its bounds where they are known."""
+    """What was predicted of a cost, with its bounds where they are known, or counted, which is told."""
     text = amount(line.name, line.predicted)
+    if line.predicted is not None and line.basis != "predicted":
+        return f"{text} ({line.basis})"
     if line.predicted is None or line.predicted_low is None or line.predicted_high is None:
         return text
     return f"{text} ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
