@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from sarto.devices.runtimes import is_available
-from sarto.errors import InfeasibleError
-from sarto.graph import read_pt2
-from sarto.pipeline import Artifact
+from sarto.errors import InfeasibleError, RequestError
+from sarto.export import to_onnx
+from sarto.graph import capture, read_pt2
+from sarto.pipeline import Artifact, checking, verify_artifact
+from sarto.pipeline.artifact import file_hash
+from sarto.types import Check
 
 CLASSES = ("red disc", "blue cross", "red bar")
 ENGINES = ["slicepack", "baselines"]
@@ -33,7 +37,7 @@ def test_the_file_that_was_timed_is_delivered(shop: Any) -> None:
         *CLASSES,
         device=device,
         samples=str(shop.folder / "own"),
-        budget={"memory_bytes": 10**9},
+        budget={"memory_bytes": 10**9, "size_bytes": 10**9},
         baselines=[],
         engines=ENGINES,
     )
@@ -58,11 +62,64 @@ def test_the_file_that_was_timed_is_delivered(shop: Any) -> None:
     (check,) = [check for check in report.checks if check.name == "onnxruntime in int8 against eager"]
     assert check.ok and check.value == pytest.approx(1 - alike)
     assert any(file.name in text and "timed" in text for text in report.sentences)
+    # The limit of size holds for the file, and the page tells what was counted beside it.
+    (size,) = [check for check in report.checks if check.name == "budget: size_bytes"]
+    assert size.value == report.measured.size_bytes == file.size_bytes and "measured" in size.detail
+    assert "(counted in single precision)" in (made.folder / "report.html").read_text()
+    assert "(counted)" in (made.folder / "README.md").read_text().replace("\\", "")
     # Memory is limited, so a process of its own was watched; it holds at least the weights in eight bits.
     grown = report.measured.process_bytes
     assert grown is not None and grown >= report.measured.size_bytes / 4
     assert any(f"grew by {grown / 1e6:.3g} MB" in text for text in report.sentences)
     assert not list(made.folder.rglob("device-*")), "what was measured and not delivered is gone"
+
+
+def test_the_file_of_the_device_is_run_again_when_a_model_is_verified(
+    shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = {"runtime": "onnxruntime", "precision": "int8"}
+    shop.write_images(shop.draw(CLASSES, 10, 5), shop.folder / "own")
+    own = str(shop.folder / "own")
+    made = shop.make(shop.order(*CLASSES, device=device, samples=own, baselines=[], engines=ENGINES))
+
+    def checked() -> Check:
+        name = "onnxruntime in int8 against eager"
+        return next(check for check in verify_artifact(made.folder) if check.name == name)
+
+    (delivered,) = [check for check in made.report.checks if check.name == checked().name]
+    assert checked().ok and checked().value == pytest.approx(delivered.value)
+    assert "run here on the order's samples" in checked().detail
+    with monkeypatch.context() as patched:
+        patched.setattr(checking, "interpreter", _missing)
+        assert (
+            checked().ok and "model.int8.onnx was not run: runtime 'x' is not installed" in checked().detail
+        )
+    # Another model with the same inputs in place of the file, and a manifest that says so.
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, len(CLASSES))).eval()
+    file = made.folder / "model.int8.onnx"
+    file.write_bytes(to_onnx(capture(other, torch.rand(2, 3, 16, 16), prove=False)).SerializeToString())
+    manifest = made.manifest.replace(files={**made.manifest.files, file.name: file_hash(file)})
+    manifest.write(made.folder / "manifest.json")
+    assert not checked().ok
+    shutil.rmtree(own)
+    assert checked().ok and "the order's are not in their place" in checked().detail
+
+
+def _missing(runtime: str) -> Path:
+    raise RequestError("runtime 'x' is not installed here")
+
+
+def test_a_file_that_is_larger_than_the_limit_of_size_is_not_delivered(shop: Any) -> None:
+    """An ONNX file of a few weights in eight bits is larger than these weights in single precision."""
+    device = {"runtime": "onnxruntime", "precision": "int8"}
+    given = {"device": device, "baselines": [], "engines": ["slicepack"]}
+    plans = shop.market.plan(shop.order(*CLASSES, **given)).all
+    least = min(plan.predicted.size_bytes for plan in plans if plan.predicted is not None)
+    request = shop.order(*CLASSES, budget={"size_bytes": least + 100}, **given)
+    with pytest.raises(
+        InfeasibleError, match=r"as measured with onnxruntime.*size_bytes.*Raise size_bytes to"
+    ):
+        shop.make(request)
 
 
 def test_half_precision_in_torch_is_a_file_too(shop: Any) -> None:

@@ -16,7 +16,7 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check a finished model (hashes, ONNX against eager, budget) or a market (every file)."""
+    """Check a finished model (hashes, ONNX and its device's file against eager, budget) or a market (every file)."""
     with told(as_json=as_json, debug=debug):
         from sarto.pipeline import Market, verify_artifact
 

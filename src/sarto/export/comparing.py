@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sarto.devices.agent import RemoteWorker
 from sarto.devices.runtimes import Loaded, Refusal, Worker
 from sarto.errors import GraphError, VerifyError
 from sarto.export.onnx import random_inputs
@@ -59,6 +60,7 @@ def compare(
     max_batch: int | None = None,
     samples: Sequence[Tensor] = (),
     labels: Tensor | None = None,
+    opened: Callable[[], Worker | RemoteWorker] | None = None,
 ) -> Compared:
     """Run a file in its runtime and the graph in eager torch on the same inputs.
 
@@ -69,6 +71,7 @@ def compare(
         max_batch: the largest, where it is free up to a bound.
         samples: real inputs, shape (n, ...) for each input of the graph.
         labels: shape (n,), the right output of each sample.
+        opened: starts the worker that runs the file; None starts one of the runtime on this machine.
 
     Raises:
         GraphError: the runtime can't load or run the file; names the operator where it says so.
@@ -82,7 +85,7 @@ def compare(
     if samples:
         sizes = _sizes(len(samples[0]), chunk, free=batch is None)
         given += list(zip(*(tensor.split(sizes) for tensor in samples), strict=True))
-    with Worker(runtime) as worker:
+    with opened() if opened is not None else Worker(runtime) as worker:
         try:
             model = worker.load(path, precision=precision)
             have = [_run(worker, model, inputs, batch) for inputs in given]
@@ -131,7 +134,9 @@ def _sizes(n: int, chunk: int, *, free: bool) -> list[int]:
     return found + [chunk] * (left // chunk) + ([left % chunk] if left % chunk else [])
 
 
-def _run(worker: Worker, model: Loaded, inputs: Sequence[Tensor], batch: int | None) -> tuple[Tensor, ...]:
+def _run(
+    worker: Worker | RemoteWorker, model: Loaded, inputs: Sequence[Tensor], batch: int | None
+) -> tuple[Tensor, ...]:
     """Outputs for a batch; a file of a fixed batch gets a short one filled up."""
     n = len(inputs[0])
     arrays = [

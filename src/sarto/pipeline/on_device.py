@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from sarto.devices import Latency, count, measure, measure_memory, measure_models
-from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, Exported, TargetName, export
+from sarto.devices import Latency, count, measure, measure_memory, measure_models, open_runtime
+from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, MOST_ERROR, Exported, TargetName, export
+from sarto.export.comparing import Compared, check, compare
 from sarto.graph import ModelGraph
 from sarto.pipeline.exporting import place_for
 from sarto.types import Budget, Check, Cost, Device, DeviceFile
@@ -30,18 +32,24 @@ class OnDevice:
     file: DeviceFile | None = None
 
     def cost(self, graph: ModelGraph) -> Cost:
-        """What is counted of the graph, with the measured latency."""
+        """What is counted of the graph, with the measured latency.
+
+        Its size is that of the device's file where that is in another precision.
+        """
+        counted = count(graph)
+        if self.file is not None and self.file.precision != "float32":
+            counted = counted.replace(size_bytes=self.file.size_bytes)
         low, middle, high = self.latency.low_ms, self.latency.median_ms, self.latency.high_ms
         timed = {"latency_low_ms": low, "latency_ms": middle, "latency_high_ms": high}
-        return count(graph).replace(**timed, basis="measured")
+        return counted.replace(**timed, basis="measured")
 
 
 def format_of(device: Device) -> TargetName | None:
     """The format of the file that an order for a device is delivered in, besides graph and ONNX; None: no other one.
 
-    What torch.compile runs is the graph.
+    What torch.compile runs is a `.pt2` file, as it is for eager torch in half precision.
     """
-    if device.precision == "float32" and device.runtime in ("torch", "onnxruntime", "compile"):
+    if device.precision == "float32" and device.runtime in ("torch", "onnxruntime"):
         return None
     return "pt2" if device.runtime in ("torch", "compile") else FORMATS[device.runtime]
 
@@ -71,7 +79,7 @@ def measured_on(
     """
     to = format_of(device)
     if to is None:
-        if device.agent is None and device.runtime != "compile":
+        if device.agent is None:
             return OnDevice(measure(graph, device, onnx=onnx))
         model = onnx if device.runtime == "onnxruntime" else graph
         return OnDevice(measure_models([model], device)[0])
@@ -87,7 +95,33 @@ def measured_on(
         metadata=metadata,
         batch=device.batch,
     )
-    return OnDevice(measure_models([path], device)[0], described(found))
+    file = described(found)
+    if device.runtime == "compile":
+        file = file.replace(**_compiled(graph, path, device, samples, labels))
+    return OnDevice(measure_models([path], device)[0], file)
+
+
+def _compiled(
+    graph: ModelGraph, path: Path, device: Device, samples: Tensor, labels: Tensor | None
+) -> dict[str, Any]:
+    """What torch.compile makes of a file beside eager, where the device is, in batches of its size.
+
+    Raises:
+        GraphError: an operator can't be compiled or run; it is named.
+        VerifyError: what was compiled computes something else.
+    """
+    found = compare(
+        graph,
+        path,
+        device.runtime,
+        device.precision,
+        batch=device.batch,
+        samples=(samples,),
+        labels=labels,
+        opened=lambda: open_runtime(device),
+    )
+    check(found, device.runtime, device.precision)
+    return figures(found)
 
 
 def latency_on(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
@@ -138,6 +172,13 @@ def described(found: Exported) -> DeviceFile:
     )
 
 
+def figures(found: Compared) -> dict[str, Any]:
+    """A comparison under the names that a `DeviceFile` has for it."""
+    told = asdict(found)
+    told["difference"] = told.pop("max_relative_difference")
+    return told
+
+
 def device_checks(file: DeviceFile | None, device: Device) -> Iterator[Check]:
     """That the device's file computes what eager does, within what its precision allows."""
     if file is None:
@@ -158,6 +199,14 @@ def device_checks(file: DeviceFile | None, device: Device) -> Iterator[Check]:
             ok=file.agreement >= LEAST_AGREEMENT,
             detail=f"share of {file.n_samples:,} samples on which it decides otherwise",
         )
+    else:
+        yield Check(
+            name=name,
+            value=file.error,
+            limit=MOST_ERROR,
+            ok=file.error <= MOST_ERROR,
+            detail=f"root mean square of its error over that of the outputs, on {file.n_samples:,} samples",
+        )
 
 
 def device_sentences(file: DeviceFile | None, device: Device, noun: str = "sample") -> Iterator[str]:
@@ -167,6 +216,7 @@ def device_sentences(file: DeviceFile | None, device: Device, noun: str = "sampl
     yield (
         f"For {device.runtime} in {file.precision}: {file.name}, {file.size_bytes:,} bytes, which is what was timed. "
         "Accuracies in the tables are those of the model in single precision."
+        + ("" if file.precision == "float32" else " A limit of size holds for this file.")
     )
     if file.accuracy is not None and file.accuracy_eager is not None:
         yield (

@@ -260,7 +260,7 @@ def _deliver(
 
 def _checks(built: Built, request: Request, cost: Cost, out: Path) -> Iterator[Check]:
     made = built.made
-    yield from budget_checks(cost, request.budget)
+    yield from budget_checks(cost, request.budget, built.file)
     yield Check(
         name="subnet equals gated supernet",
         value=made.difference,

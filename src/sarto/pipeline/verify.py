@@ -21,7 +21,7 @@ from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.on_device import measured_on, weighed
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
-from sarto.types import Cost, DeviceFile, Plan
+from sarto.types import Budget, Cost, DeviceFile, Plan
 
 #: Plans that are verified at most; a measured overrun takes the next one.
 TRIES = 4
@@ -123,7 +123,7 @@ def verify(
             first = _in_rank([one.score for one in kept])[0]
             best = next(one for one in kept if one.score is first)
             bench.leave(best)
-            told = tuple(_told(*item) for item in tried)
+            told = tuple(_told(*item, budget) for item in tried)
             return Verified(
                 best.score, bench.weighed(best), best.difference, best.agreement, told, best.on_device
             )
@@ -280,10 +280,9 @@ def _measured(
     return found.cost(assembly.graph), exported.max_relative_difference, exported.agreement, found.file
 
 
-def _told(score: Score, cost: Cost) -> str:
-    numbers = ", ".join(
-        f"{name} {show(name, float(getattr(cost, name)))}" for name in ("params", "flops", "latency_ms")
-    )
+def _told(score: Score, cost: Cost, budget: Budget) -> str:
+    names = dict.fromkeys(["params", "flops", "latency_ms", *cost.over(budget)])
+    numbers = ", ".join(f"{name} {show(name, float(getattr(cost, name)))}" for name in names)
     return f"{score.row.name}: {numbers}"
 
 
@@ -302,7 +301,7 @@ def _overrun(order: Order, tried: Sequence[tuple[Score, Cost]]) -> InfeasibleErr
     )
     return InfeasibleError(
         f"no plan keeps {asked} as measured with {device.runtime}, {device.threads} threads, batch {device.batch}. "
-        f"Measured: {'; '.join(_told(*item) for item in tried)}. Raise {raised}.",
+        f"Measured: {'; '.join(_told(*item, order.request.budget) for item in tried)}. Raise {raised}.",
         floor=least,
         nearest=needs,
         where="budget",

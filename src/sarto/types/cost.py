@@ -26,7 +26,8 @@ class Budget(Value):
         params: trainable parameters.
         flops: for one sample, 2 per multiply-add.
         memory_bytes: peak of the activations for one sample.
-        size_bytes: all stored tensors.
+        size_bytes: all stored tensors; where the device computes in another precision than the single one, also the file
+            that it runs.
         latency_ms: median time of one batch on the order's device.
     """
 
@@ -49,7 +50,7 @@ class Cost(Value):
         params: trainable parameters.
         flops: for one sample, 2 per multiply-add.
         memory_bytes: peak of the activations for one sample.
-        size_bytes: all stored tensors.
+        size_bytes: all stored tensors; measured, the device's file where that is in another precision.
         latency_ms: median time of one batch on the order's device; None when unknown.
         latency_low_ms: low end of the latency's interval.
         latency_high_ms: high end of the latency's interval.

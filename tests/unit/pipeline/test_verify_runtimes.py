@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sarto.devices import Latency, Worker, count
 from sarto.devices.probe import probe, probe_onnx
-from sarto.devices.runtimes import is_available
+from sarto.devices.runtimes import Loaded, is_available
+from sarto.errors import VerifyError
+from sarto.pipeline import on_device
 from sarto.pipeline.exporting import place_for
-from sarto.pipeline.on_device import latency_on
-from sarto.types import Device, Precision, RuntimeName
+from sarto.pipeline.on_device import OnDevice, device_checks, latency_on, measured_on
+from sarto.pipeline.reporting import budget_checks
+from sarto.types import Budget, Device, DeviceFile, Precision, RuntimeName
+from sarto.types.device import PRECISIONS
 
 GRAPH = probe(2, 8, 8)
 SAMPLES = torch.rand(24, 8, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -45,3 +52,48 @@ def test_latency_is_that_of_the_orders_runtime(
 def test_files_of_different_precisions_have_different_names() -> None:
     assert place_for(Path("out/small"), "onnx") == Path("out/small.onnx")
     assert place_for(Path("out/small"), "onnx", "int8") == Path("out/small.int8.onnx")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_what_torch_compile_computes_is_compared_on_the_samples(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager torch stands in for the compiler, which takes a minute; it may get the outputs wrong."""
+    asked: list[int] = []
+
+    class Compiler(Worker):
+        def run(self, model: Loaded, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            asked.append(len(arrays[0]))
+            return [factor * output for output in super().run(model, arrays)]
+
+    monkeypatch.setattr(on_device, "open_runtime", lambda device: Compiler("torch"))
+    device, onnx = Device(runtime="compile", batch=5), tmp_path / "model.onnx"
+    taken = Latency(1, 1, 1, 5, 5, threads=1, batch=5, runtime="compile", version="", processor="")
+    monkeypatch.setattr(on_device, "measure_models", lambda models, device: [taken])
+    labels = GRAPH(SAMPLES).argmax(1)
+    if factor != 1.0:
+        with pytest.raises(
+            VerifyError, match=r"compile in float32 differs from eager by 1\.0e-02 \(relative\)"
+        ):
+            measured_on(GRAPH, device, onnx, SAMPLES, tmp_path / "device", labels=labels)
+        return
+    file = measured_on(GRAPH, device, onnx, SAMPLES, tmp_path / "device", labels=labels).file
+    assert file is not None and (file.name, file.format, file.n_samples) == ("model.pt2", "pt2", len(SAMPLES))
+    assert file.difference <= 1e-4 and file.accuracy == file.accuracy_eager == 1.0
+    assert set(asked) == {5}, "compiled for the order's batch alone"
+    (check,) = device_checks(file, device)
+    assert check.ok and check.name == "compile in float32 against eager" and check.value == file.difference
+
+
+def test_the_size_of_a_file_in_another_precision_is_held_against_the_budget() -> None:
+    taken = Latency(1, 1, 1, 5, 5, threads=1, batch=1, runtime="onnxruntime", version="", processor="")
+    whole = count(GRAPH).size_bytes
+    for precision in PRECISIONS["onnxruntime"]:
+        file = DeviceFile(
+            name="x", format="onnx", precision=precision, size_bytes=whole + 7, difference=0, error=0
+        )
+        cost = OnDevice(taken, file).cost(GRAPH)
+        (found,) = budget_checks(cost, Budget(size_bytes=whole), file)
+        counted = precision == "float32"
+        assert (found.ok, found.value) == ((True, whole) if counted else (False, whole + 7))
+        assert found.detail.startswith("counted" if counted else "measured: the bytes of x")
