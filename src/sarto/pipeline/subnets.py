@@ -14,7 +14,7 @@ from sarto.devices import count
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.openings import TaskOrders, counted
-from sarto.engines.factory.search import Found, floor_costs, search, search_measured
+from sarto.engines.factory.search import Found, floor_costs, search, search_measured, widened
 from sarto.engines.factory.subnets import (
     EQUAL,
     compared,
@@ -114,11 +114,17 @@ class ReadySupernet:
         """The smallest subnet for tasks."""
         return self._at(tasks, self._floor)
 
-    def smaller(self, tasks: Tasks, best: Found) -> Iterator[Found]:
-        """Subnets with a half and a quarter of the open units, in the assembler's order, where groups allow it."""
+    def smaller(self, tasks: Tasks, best: Found, budget: Budget) -> Iterator[Found]:
+        """Subnets with a half and a quarter of the open units, in the assembler's order, where groups allow it.
+
+        Where the device has a profile, with the units besides that add no predicted time, as far as the budget goes.
+        """
         for share in SMALLER:
             if share * best.ratio >= self._floor:
-                yield self._at(tasks, share * best.ratio)
+                found = self._at(tasks, share * best.ratio)
+                if self.profile is not None:
+                    found = widened(self.supernet, tasks, found, budget, self.table, orders=self.orders)
+                yield found
 
     @property
     def _floor(self) -> float:
@@ -391,7 +397,7 @@ def class_plans(held: Subnets, classes: Sequence[str], budget: Budget, reads: Pr
             best = one.find(tasks, counted_budget)
         except InfeasibleError:
             best = one.smallest(tasks)
-        plans += [one.plan(tasks, found, classes) for found in (best, *one.smaller(tasks, best))]
+        plans += [one.plan(tasks, found, classes) for found in (best, *one.smaller(tasks, best, counted_budget))]
     return plans
 
 

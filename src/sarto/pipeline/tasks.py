@@ -102,7 +102,7 @@ def _plans(held: Subnets, request: Request, samples: str | None) -> TaskPlans:
             refusals.append(error)
             continue
         classes = request.task.classes or one.classes(tasks)
-        for subnet in (best, *one.smaller(tasks, best)):
+        for subnet in (best, *one.smaller(tasks, best, request.budget)):
             sure = one.expected(tasks, subnet.ratio)
             found.append((-1.0 if sure is None else sure, one.plan(tasks, subnet, classes, samples)))
     if not found:

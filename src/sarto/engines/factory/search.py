@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sarto.engines.factory.costs import CostTable, Counts, Floats
 from sarto.engines.factory.gates import Layout, most_open
-from sarto.engines.factory.openings import Openings, TaskOrders, columns_of, openings
+from sarto.engines.factory.openings import Openings, TaskOrders, columns_of, counted, openings
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import InfeasibleError, RequestError
 from sarto.types import Budget
@@ -90,6 +90,37 @@ def search(
         most = int(most_open(supernet.assembler.held(torch.ones(1)), supernet.assembler.units))
         gates, filled = _filled(gates, asked.order, budget, table, supernet.layout, most)
     return Found(gates, float(gates.mean()), float(asked.limits[best]), filled)
+
+
+def widened(
+    supernet: Supernet,
+    tasks: Sequence[frozenset[str]],
+    found: Found,
+    budget: Budget,
+    table: CostTable,
+    *,
+    orders: TaskOrders | None = None,
+) -> Found:
+    """A subnet with the units that a profiled device computes anyway: the bound of its latency stays, no limit breaks.
+
+    A device that is quick at multiples of a few channels gets whole multiples, as far as the other limits go.
+
+    Args:
+        found: for these tasks; it keeps the budget, or stays as it is.
+
+    Raises:
+        RequestError: the table knows no latency, or a set of properties is no task of the space.
+    """
+    counts = counted(found.gates[None], supernet.layout)
+    # Sums of the same terms may differ in the last digits.
+    bound = (1 + 1e-9) * float(table.latency_ms(counts)[2, 0])
+    limited = budget.replace(latency_ms=min(bound, budget.latency_ms or bound))
+    if not table.fits(counts, budget).all():
+        return found
+    most = int(most_open(supernet.assembler.held(torch.ones(1)), supernet.assembler.units))
+    order = _asked(supernet, tasks, orders).order
+    gates, filled = _filled(found.gates, order, limited, table, supernet.layout, most)
+    return Found(gates, float(gates.mean()), found.limit, found.filled + filled)
 
 
 def search_measured(

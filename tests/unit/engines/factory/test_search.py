@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 
 from sarto import zoo
 from sarto.devices import count
+from sarto.devices.profiling import Predictor
 from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.delta import delta
 from sarto.engines.factory.openings import TaskOrders, counted, openings
-from sarto.engines.factory.search import curve, search, search_measured
+from sarto.engines.factory.search import Found, curve, search, search_measured, widened
 from sarto.engines.factory.supernet import Supernet, as_placed, placed
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import Selection, capture, gate_layout, slice
@@ -157,6 +161,34 @@ def test_bisection_with_measurements_finds_the_largest_that_holds(supernet: Supe
     assert found.ratio == max(ratio for ratio in ratios if 1.0 + 9.0 * ratio <= 5.0)
     with pytest.raises(InfeasibleError, match="smallest subnet takes"):
         search_measured(supernet, [TASK], Budget(latency_ms=1.01), table, measure)
+
+
+def test_units_that_a_device_computes_anyway_are_opened(supernet: Supernet) -> None:
+    """A device whose time rises with every fourth unit of a group."""
+
+    def taken(rows: np.ndarray, *, level: float) -> np.ndarray:
+        return np.array([0.9, 1.0, 1.1])[:, None] * (np.ceil(rows / 4) * 4).sum(1)
+
+    predictor = SimpleNamespace(compiled=lambda graph: SimpleNamespace(latency_ms=taken))
+    table = CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor))
+    sizes = np.array([stop - start for start, stop in supernet.layout.values()])
+    code, limit = torch.tensor([SPACE.code(TASK)]).float(), torch.tensor([0.4])
+    gates = supernet.assembler.gates(code, limit)[0]
+    given = Found(gates, float(gates.mean()), 0.4, 0)
+    before = counted(gates[None], supernet.layout)
+    found = widened(supernet, [TASK], given, Budget(), table)
+    after = counted(found.gates[None], supernet.layout)
+    assert bool((found.gates >= gates).all()) and found.filled == int((found.gates - gates).sum()) > 0
+    assert np.array_equal(table.latency_ms(before), table.latency_ms(after))
+    assert np.array_equal(after[0], np.minimum(np.ceil(before[0] / 4) * 4, sizes))
+    # Other limits hold: half of the bytes that all of these units take leave some closed.
+    had, has = (count(supernet.subnet(one)).size_bytes for one in (gates, found.gates))
+    budget = Budget(size_bytes=(had + has) // 2, latency_ms=1e6)
+    some = widened(supernet, [TASK], given, budget, table)
+    assert count(supernet.subnet(some.gates)).size_bytes <= (had + has) // 2
+    assert gates.sum() <= some.gates.sum() < found.gates.sum()
+    over = widened(supernet, [TASK], given, Budget(size_bytes=had - 1), table)
+    assert torch.equal(over.gates, gates)
 
 
 def test_a_curve_rises(supernet: Supernet) -> None:
