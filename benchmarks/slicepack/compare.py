@@ -17,23 +17,41 @@ from benchmarks.slicepack.heads import fitted
 from benchmarks.slicepack.methods import Cut, cut_fragment
 from benchmarks.slicepack.prune_and_tune import available, prune_and_tune
 from benchmarks.slicepack.tasks import orders
-from sarto.engines.baselines import BASELINES, Budget, Given, Original
-from sarto.engines.slicepack import Readings, rate_widths
+from sarto.engines.baselines import BASELINES, Budget, Given, GrailSettings, Original, largest_units
+from sarto.engines.slicepack import GRAIL, Readings, make_fragment, rate_widths
 from sarto.engines.slicepack.paper import PaperSettings, paper_fragment, paper_pack
 from sarto.graph import ModelGraph, block, features
 
 TRAINED = ("probe", "finetune", "camkd", "netgraft", "ensemble", "prune_and_tune")
 CUT = ("ours", "ours_allocated", "random", "energy", "energy_no_repair")
 PAPER = ("paper_rate", "paper_rate_ridge", "paper_threshold")
+#: GRAIL with either of its selectors, at the widths of the others: its units, its repair, no class weighs more.
+OTHERS = ("grail", "grail_wanda")
 
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A method on one order: its scores of test images, its size, and what it took."""
+    """A method on one order: its scores of test images, its size, and what it took.
+
+    Attributes:
+        steps: updates of weights for the whole order.
+        note: what a baseline says of itself.
+    """
 
     scores: Tensor
     params: int
     seconds_per_class: float
+    steps: int
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The extractor of a fragment, seconds that it took, and updates of weights."""
+
+    graph: ModelGraph
+    seconds: float
+    steps: int = 0
 
 
 @dataclass(eq=False)
@@ -56,7 +74,7 @@ class Bench:
         begun = time.perf_counter()
         self.readings: dict[str, Readings] = {d.name: reading(d, self.samples) for d in self.donors}
         self.read_seconds = (time.perf_counter() - begun) / len(self.owner)
-        self.fragments: dict[tuple[str, str], tuple[ModelGraph, float]] = {}
+        self.fragments: dict[tuple[str, str], Part] = {}
 
     def inputs(self, order: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """The order's samples and labels."""
@@ -77,17 +95,20 @@ class Bench:
         """
         if method in TRAINED:
             return self._trained(method, order)
-        if method not in (*CUT, *PAPER):
-            raise ValueError(f"no method {method!r}; known: {', '.join((*TRAINED, *CUT, *PAPER))}")
+        if method not in (*CUT, *PAPER, *OTHERS):
+            known = ", ".join((*TRAINED, *CUT, *PAPER, *OTHERS))
+            raise ValueError(f"no method {method!r}; known: {known}")
         cut = [self.fragment(method.removesuffix("_ridge"), cls) for cls in order]
-        graphs = [graph for graph, _ in cut]
+        graphs, steps = [part.graph for part in cut], sum(part.steps for part in cut)
         inputs, labels = self.inputs(order)
         images, _ = self.tested(order)
         parts, tested = ([_run(graph, x) for graph in graphs] for x in (inputs, images))
         params = sum(graph.tensors[name].numel() for graph in graphs for name in graph.parameters)
         begun = time.perf_counter()
         if method in ("paper_rate", "paper_threshold"):
-            pack = paper_pack(parts, labels, len(order), self.settings(method))
+            settings = self.settings(method)
+            pack = paper_pack(parts, labels, len(order), settings)
+            steps += settings.pack_steps
             scores = pack.scores(torch.cat(tested, 1))
             params += sum(tensor.numel() for tensor in (*pack.encoder, *pack.classifier))
         else:
@@ -95,15 +116,15 @@ class Bench:
             scores = head.scores(torch.cat(tested, 1))
             params += head.weight.numel() + head.bias.numel()
         packing = (time.perf_counter() - begun) / len(order)
-        return Made(scores, params, packing + statistics.mean(seconds for _, seconds in cut))
+        return Made(scores, params, packing + statistics.mean(part.seconds for part in cut), steps)
 
     def settings(self, method: str) -> PaperSettings:
         """The paper's method as this run trains it."""
         select = "threshold" if method == "paper_threshold" else "rate"
         return PaperSettings.parse({"select": select, "beta": self.beta, "seed": self.seed, **self.paper})
 
-    def fragment(self, method: str, cls: str) -> tuple[ModelGraph, float]:
-        """The extractor of a fragment, and seconds that it took."""
+    def fragment(self, method: str, cls: str) -> Part:
+        """The fragment of a class by a method; cut once."""
         if (method, cls) not in self.fragments:
             donor = self.owner[cls]
             if method in CUT:
@@ -116,13 +137,27 @@ class Bench:
                     repair=method != "energy_no_repair",
                 )
                 made = cut_fragment(cut, donor, self.readings[donor.name], cls, self.seed)
-                self.fragments[method, cls] = made.graph, self.read_seconds + made.seconds
+                self.fragments[method, cls] = Part(made.graph, self.read_seconds + made.seconds)
+            elif method in OTHERS:
+                self.fragments[method, cls] = self._grail(method, donor)
             else:
                 self.fragments[method, cls] = self._paper(method, donor, cls)
         return self.fragments[method, cls]
 
-    def _paper(self, method: str, donor: Donor, cls: str) -> tuple[ModelGraph, float]:
+    def _grail(self, method: str, donor: Donor) -> Part:
+        """The whole donor with GRAIL's units and repair; all of its classes share the seconds."""
         begun = time.perf_counter()
+        inputs = (
+            torch.cat([self.samples[name] for name in donor.classes]) if method == "grail_wanda" else None
+        )
+        settings = GrailSettings(selector="l1" if inputs is None else "wanda")
+        units = largest_units(donor.graph, settings, inputs, counts=rate_widths(donor.graph, self.beta))
+        graph, _ = make_fragment(self.readings[donor.name], [], units, repair=GRAIL)
+        seconds = (time.perf_counter() - begun) / len(donor.classes)
+        return Part(block(graph, end=features(graph).value), self.read_seconds + seconds)
+
+    def _paper(self, method: str, donor: Donor, cls: str) -> Part:
+        begun, updates = time.perf_counter(), list[int]()
         inputs = torch.cat([self.samples[name] for name in donor.classes])
         labels = torch.arange(len(donor.classes)).repeat_interleave(self.k)
         keep = None if method == "paper_threshold" else rate_widths(donor.graph, self.beta)
@@ -133,11 +168,12 @@ class Bench:
             len(donor.classes),
             donor.classes.index(cls),
             self.settings(method),
+            lambda _, done, total: updates.append(1),
             keep=keep,
         )
         seconds = time.perf_counter() - begun
         print(f"{method} {cls}: {seconds:.0f} s", file=sys.stderr, flush=True)
-        return block(made.graph, end=features(made.graph).value), seconds
+        return Part(block(made.graph, end=features(made.graph).value), seconds, sum(updates))
 
     def _trained(self, method: str, order: tuple[str, ...]) -> Made:
         inputs, labels = self.inputs(order)
@@ -158,7 +194,8 @@ class Bench:
         else:
             found = BASELINES[method](given)
         images, _ = self.tested(order)
-        return Made(found.scores(images), found.params, found.seconds / len(order))
+        seconds = found.seconds / len(order)
+        return Made(found.scores(images), found.params, seconds, found.steps, found.note)
 
 
 def compare(
@@ -174,11 +211,11 @@ def compare(
     steps: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Accuracy, size and seconds a class of each method, mean over orders; one draw of samples.
+    """Accuracy, size, seconds a class and updates of each method, mean over orders; one draw of samples.
 
     Args:
         beta: share of every layer's units that fragments keep; `ours_allocated` has the same size, solved by layer.
-        methods: of `TRAINED`, `CUT` and `PAPER`.
+        methods: of `TRAINED`, `CUT`, `PAPER` and `OTHERS`.
         paper: numbers of the paper's method that differ from its defaults.
         steps: updates that each trained baseline may do; None: as its own settings say.
     """
@@ -201,6 +238,8 @@ def compare(
                     "accuracy_tested": accuracy,
                     "params": made.params,
                     "seconds_per_class": made.seconds_per_class,
+                    "n_steps": made.steps,
+                    "note": made.note,
                 }
             )
             print(f"{' '.join(order)} {method}: {accuracy:.4f}", file=sys.stderr, flush=True)
@@ -210,6 +249,7 @@ def compare(
         numbers[f"accuracy_{method}"] = statistics.mean(row["accuracy_tested"] for row in mine)
         numbers[f"params_{method}"] = statistics.mean(row["params"] for row in mine)
         numbers[f"seconds_per_class_{method}"] = statistics.mean(row["seconds_per_class"] for row in mine)
+        numbers[f"n_steps_{method}"] = statistics.mean(row["n_steps"] for row in mine)
     if {"ours", "paper_rate"} <= set(methods):
         numbers["paper_to_ours_seconds_ratio"] = (
             numbers["seconds_per_class_paper_rate"] / numbers["seconds_per_class_ours"]

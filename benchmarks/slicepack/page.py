@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.schema import Result
+from benchmarks.slicepack.page_details import (
+    DRAWS,
+    ORDERS,
+    above_controls,
+    above_random_by_head,
+    above_random_by_reading,
+    cell,
+    costs,
+    figure,
+    provenance,
+    spread_over_draws,
+    spread_over_orders,
+    stocking,
+)
+from benchmarks.slicepack.page_words import OWN_CLASSES, OWN_HEADS, WEIGHTED, named
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "slice-and-pack.md"
 BEGIN = "<!-- tables: written by `python -m benchmarks.slicepack.page` -->"
 END = "<!-- end of tables -->"
-WORDS = {
-    "ensemble": "all originals whole (ensemble)",
-    "probe": "best single original, new head",
-    "finetune": "best single original, fine-tuned",
-    "camkd": "CA-MKD",
-    "netgraft": "NetGraft",
-    "prune_and_tune": "prune-and-tune (Torch-Pruning)",
-    "ours": "**closed form**, half of every layer",
-    "ours_allocated": "**closed form**, widths solved",
-    "random": "random units, repaired",
-    "energy": "the paper's energy criterion, our repair",
-    "energy_no_repair": "the paper's energy criterion, no repair",
-    "paper_rate": "the paper's method by rate",
-    "paper_rate_ridge": "the paper's fragments, our head",
-    "paper_threshold": "the paper's method by threshold",
-}
-#: Of the tables of a model's own classes.
-OWN_CLASSES = {
-    "donor": "the whole model",
-    "ours": "**closed form**, a fragment for each class",
-    "ours_together": "**closed form**, one fragment for all classes",
-    "random": "random units, repaired, a fragment for each class",
-    "ours_no_repair": "closed form without repair, a fragment for each class",
-}
-WEIGHTED = {
-    "ours": "**closed form**, the wanted classes weigh a third",
-    "ours_two_thirds": "closed form, they weigh two thirds",
-    "agnostic": "closed form that knows no classes",
-    "grail": "GRAIL's setting: no classes, one pass, maps drawn to zero",
-    "random": "random units, repaired",
-}
 #: Accuracy in percent and millions of parameters of S&P (T) at k = 20, Table 2 of the paper.
 PRINTED = {
     ("T1", "vgg16"): (76.37, 7.4),
@@ -57,15 +41,18 @@ PRINTED = {
 }
 #: Sizes of packs, in percent of the ensemble's parameters, and points under the ensemble that we allow ourselves.
 SIZES = {25: 0.5, 17: 1.5, 6: 3.5}
-OWN_HEADS = {"own_head": "its own", "new_head": "fitted on the samples"}
 
 
 def main() -> None:
     """Put the tables of all results between the marks of the page."""
-    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def page(text: str) -> str:
+    """The page with the tables of all results between its marks; what stands around them stays."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n{END}{after}", encoding="utf-8")
+    return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
 
 
 def tables() -> str:
@@ -74,27 +61,28 @@ def tables() -> str:
     found = [Result.read(path) for path in sorted(folder.glob("slicepack-*.json"))]
     lines = _against_the_paper(found)
     for result in found:
-        parameters = result.parameters
-        if "ensemble" in str(parameters.get("methods", "")) or {"share", "ks"} <= parameters.keys():
+        body = _body(result)
+        picture = _picture(result)
+        if body or picture:
             lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
-            lines += _provenance(result)
-            if result.name.startswith("slicepack-paper"):
-                lines += _compared(result)
-            elif any("reading" in row for row in result.rows):
-                lines += _readings(result)
-            elif any("head" in row for row in result.rows):
-                lines += _own_classes(result)
-            elif "ks" in parameters:
-                lines += _by_k(result)
-            lines += _picture(result)
-            lines.append("")
-        elif _picture(result):
-            lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
-            lines += [*_provenance(result), *_picture(result), ""]
-        elif result.name == "slicepack-class-weighting":
-            lines += [f"### {result.name}", "", f"{result.about[:1].upper()}{result.about[1:]}.", ""]
-            lines += [*_provenance(result), *_weighted(result), ""]
+            lines += [*provenance(result), *body, *picture, *figure(result), ""]
     return "\n".join(lines)
+
+
+def _body(result: Result) -> list[str]:
+    """The table of a result, by what it was run with; empty where it has none."""
+    parameters = result.parameters
+    if "beta" in parameters:
+        return _compared(result)
+    if result.name == "slicepack-class-weighting":
+        return _weighted(result)
+    if result.name == "slicepack-stocking":
+        return stocking(result)
+    if any("reading" in row for row in result.rows):
+        return _readings(result)
+    if any("head" in row for row in result.rows):
+        return _own_classes(result)
+    return _by_k(result) if "ensemble" in parameters.get("methods", ()) else []
 
 
 def _against_the_paper(results: Sequence[Result]) -> list[str]:
@@ -167,22 +155,8 @@ def _weighted(result: Result) -> list[str]:
     return [
         *lines,
         "",
-        f"Closed form above GRAIL's setting, points and their standard error: {', '.join(errors)}.",
+        f"Closed form above GRAIL's repair, points and their standard error: {', '.join(errors)}.",
     ]
-
-
-def _provenance(result: Result) -> list[str]:
-    commit = (result.commit or "none")[:9] + (" with changes" if result.dirty else "")
-    said = [f"Commit `{commit}`, {result.threads} thread(s)"]
-    said += [
-        f"{name.removeprefix('n_').replace('_', ' ')} {number}"
-        for name, number in result.numbers.items()
-        if name in ("n_orders", "n_draws", "n_samples_per_class")
-    ]
-    own = result.numbers.get("accuracy_originals_own_classes")
-    if own is not None:
-        said.append(f"originals on their own classes {100 * own:.1f} %")
-    return ["; ".join(said) + ".", ""]
 
 
 def _by_k(result: Result) -> list[str]:
@@ -194,12 +168,15 @@ def _by_k(result: Result) -> list[str]:
         "|---|---|---|" + "---|" * (timed + len(ks)),
     ]
     for method in methods:
-        cells = [f"{100 * numbers[f'accuracy_{method}_k{k}']:.1f}" for k in ks]
+        cells = []
+        for k in ks:
+            mine = [r for r in result.rows if (r["method"], r["n_samples_per_class"]) == (method, k)]
+            cells.append(cell(numbers[f"accuracy_{method}_k{k}"], spread_over_orders(mine)))
         params, share = numbers[f"params_{method}"], numbers.get(f"params_ratio_{method}")
         shown = f"{100 * share:.1f} %" if share is not None else ""
         ratio = numbers.get(f"latency_ratio_{method}")
         time = f" {f'{100 * ratio:.0f} %' if ratio is not None else ''} |" * timed
-        lines.append(f"| {_named(method)} | {params / 1e6:.2f} M | {shown} |{time} {' | '.join(cells)} |")
+        lines.append(f"| {named(method)} | {params / 1e6:.2f} M | {shown} |{time} {' | '.join(cells)} |")
     for name, value in numbers.items():
         if name.startswith("accuracy_paper_"):
             what = name.removeprefix("accuracy_paper_").replace("_k20", ", k = 20")
@@ -207,22 +184,28 @@ def _by_k(result: Result) -> list[str]:
             lines.append(
                 f"| printed in the paper, by {what} (its own originals) | | |{' |' * timed} {blank} |"
             )
+    n_orders, n_draws = numbers["n_orders"], numbers["n_draws"]
+    told = "± is the standard deviation over orders."
+    if n_orders < ORDERS or n_draws < DRAWS:
+        told += f" A task asks for {ORDERS} orders and {DRAWS} draws of samples; here are {n_orders} and {n_draws}."
     if timed:
-        lines += [
-            "",
-            "Time: one image in ONNX Runtime with one thread, in turns with the ensemble, first order.",
-        ]
-    return lines
+        told += " Time: one image in ONNX Runtime with one thread, in turns with the ensemble, first order."
+    return [*lines, "", told, *above_controls(result), *costs(result, methods)]
 
 
 def _readings(result: Result) -> list[str]:
     numbers, ks = result.numbers, result.parameters["ks"]
+    methods = ("ensemble", "ours", "ours_no_repair", "random", "probe")
     heads = " | ".join(f"k = {k}" for k in ks)
     lines = [f"| accuracy, % | reading | {heads} |", "|---|---|" + "---|" * len(ks)]
     for reading in "ab":
-        for method in ("ensemble", "ours", "ours_no_repair", "random", "probe"):
-            cells = [f"{100 * numbers[f'accuracy_{reading}_{method}_k{k}']:.1f}" for k in ks]
-            lines.append(f"| {_named(method)} | {reading} | {' | '.join(cells)} |")
+        for method in methods:
+            cells = []
+            for k in ks:
+                at = (reading, method, k)
+                mine = [r for r in result.rows if (r["reading"], r["method"], r["n_samples_per_class"]) == at]
+                cells.append(cell(numbers[f"accuracy_{reading}_{method}_k{k}"], spread_over_draws(mine)))
+            lines.append(f"| {named(method)} | {reading} | {' | '.join(cells)} |")
     printed = [
         f"{100 * numbers[name]:.2f}" if (name := f"accuracy_paper_reading_unknown_k{k}") in numbers else ""
         for k in ks
@@ -231,8 +214,14 @@ def _readings(result: Result) -> list[str]:
     own = [f"{100 * numbers[name]:.1f}" for name in sorted(numbers) if name.startswith("accuracy_original_")]
     ratio = 100 * numbers["params_ratio_a_ours"]
     lines += ["", f"The originals on their own classes, on the test split: {' and '.join(own)} %."]
-    lines += ["", f"Packs have {ratio:.1f} % of the ensemble's parameters; word vectors are not counted."]
-    return lines
+    lines += [
+        "",
+        f"± is the standard deviation over {result.parameters['n_draws']} draws of samples. Packs have {ratio:.1f} % "
+        "of the ensemble's parameters; word vectors are not counted.",
+        *above_random_by_reading(result),
+    ]
+    one = [row for row in result.rows if row["reading"] == "a"]
+    return [*lines, *costs(result, methods, one)]
 
 
 def _own_classes(result: Result) -> list[str]:
@@ -268,48 +257,48 @@ def _own_classes(result: Result) -> list[str]:
         f"{numbers['n_classes']} classes. Worst draw of the closed form under the model's own head: "
         f"{0.0 - worst:+.1f} points. A fragment for each class serves orders of some of the classes; for all of them "
         "together it is larger than the model, and one fragment does.",
+        *above_random_by_head(result),
     ]
     return lines
 
 
 def _compared(result: Result) -> list[str]:
-    numbers = result.numbers
-    lines = ["| method | accuracy, % | parameters | seconds a class |", "|---|---|---|---|"]
-    for method in result.parameters["methods"]:
+    numbers, methods = result.numbers, result.parameters["methods"]
+    counted = any(name.startswith("n_steps_") for name in numbers)
+    lines = [
+        f"| method | accuracy, % | share of the ensemble's | parameters | seconds a class |{' updates |' * counted}",
+        "|---|---|---|---|---|" + "---|" * counted,
+    ]
+    for method in methods:
         if f"accuracy_{method}" not in numbers:
-            lines.append(f"| {_named(method)} | not run: its package was not installed | | |")
+            lines.append(
+                f"| {named(method)} | not run: its package was not installed | | | |{' |' * counted}"
+            )
             continue
+        kept = numbers.get(f"share_of_ensemble_accuracy_{method}")
+        updates = f" {numbers[f'n_steps_{method}']:,.0f} |" if counted else ""
         lines.append(
-            f"| {_named(method)} | {100 * numbers[f'accuracy_{method}']:.1f} | "
-            f"{numbers[f'params_{method}'] / 1e6:.2f} M | {numbers[f'seconds_per_class_{method}']:.2f} |"
+            f"| {named(method)} | {100 * numbers[f'accuracy_{method}']:.1f} | "
+            f"{f'{100 * kept:.1f} %' if kept is not None else ''} | {numbers[f'params_{method}'] / 1e6:.2f} M | "
+            f"{numbers[f'seconds_per_class_{method}']:.2f} |{updates}"
         )
-    return lines
-
-
-def _named(method: str) -> str:
-    if method in WORDS:
-        return WORDS[method]
-    return "".join(_worded(method))
-
-
-def _worded(method: str) -> Iterator[str]:
-    """Names of `methods.CUTS` in words: family, whether all layers keep the same share, size, repair."""
-    families = {
-        "ours_agnostic": "closed form that knows no classes",
-        "ours_no_repair": "closed form, no repair",
-        "ours_parallel": "closed form, all maps at once",
-        "ours": "**closed form**",
-        "random": "random units, repaired",
-        "energy": "the paper's energy criterion, our repair",
-    }
-    family = next((name for name in families if method.startswith(name)), None)
-    if family is None:
-        yield method
-        return
-    no_repair = method.endswith("_no_repair")
-    yield families[family].replace("our repair", "no repair") if no_repair else families[family]
-    if "same_share" in method:
-        yield ", the same share of every layer"
+    n = result.parameters["n_tested"] * len(str(result.rows[0]["order"]).split())
+    mean = numbers.get("accuracy_ours", numbers[f"accuracy_{methods[0]}"])
+    told = (
+        f"One accuracy is of {n:,} images of an order, so it has a standard error of about "
+        f"{100 * (mean * (1 - mean) / n) ** 0.5:.1f} points by them alone."
+    )
+    if numbers["n_orders"] > 1:
+        told += f" Accuracies are means over {numbers['n_orders']} orders."
+    ratio = numbers.get("paper_to_ours_seconds_ratio")
+    if ratio is not None:
+        told += (
+            f" The paper's method by rate takes {ratio:.3g} times our seconds a class (wanted: 100 times). The number "
+            "of updates is ours, since the paper tells none, and this ratio grows with it."
+        )
+    if counted:
+        told += " Updates are of weights, for the whole order."
+    return [*lines, "", told]
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sarto.engines.baselines import Given, Trained
 from sarto.engines.baselines.given import count_params, run
-from sarto.engines.baselines.probing import best_probe
+from sarto.engines.baselines.probing import best_probe, order_head, under_head
 from sarto.errors import RequestError
-from sarto.graph import ModelGraph, block, capture, features, with_head, with_state
-from sarto.training import finetune, has_bfloat16, logistic_head
+from sarto.graph import ModelGraph, block, capture, features, with_state
+from sarto.training import finetune, has_bfloat16
 
 PACKAGE = "torch_pruning"
 
@@ -98,9 +98,7 @@ def prune_and_tune(
         raise RequestError(
             f"no pruned {best.donor.name} has {max_params:,} parameters or fewer; allow more, or take another donor"
         )
-    head = logistic_head(run(pruned, given.inputs), given.labels, len(given.classes))
-    dtype = best.features.dtype
-    start = with_head(pruned, head.weight.to(dtype), head.bias.to(dtype))
+    start = under_head(pruned, order_head([run(pruned, given.inputs)], given), best.features.dtype)
     steps = given.budget.steps or settings.steps
     tuned = finetune(
         start.module(),

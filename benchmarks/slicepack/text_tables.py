@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.slicepack.heads import fitted
+from benchmarks.slicepack.tables import latencies
 from benchmarks.slicepack.text import LENGTH, MODELS, Corpus, corpus, original
+from sarto.devices import count
 from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
-from sarto.graph import ModelGraph, block, capture, features
+from sarto.graph import ModelGraph, block, branch, capture, features, with_head
 
 #: Units that count as units of a layer; the dims of word vectors belong to the shared table and stay.
 KINDS = ("filters", "recurrent units")
@@ -56,7 +58,7 @@ def text_table(
     """Accuracy on the test split by reading of the task, one row for each (reading, method, k, draw).
 
     Reading a: every pair of different classes, one from each model. Reading b: all classes in one order, one fragment
-    a donor.
+    a donor. Milliseconds of one text are those of the last pair's packs.
 
     Args:
         task: T6 or T7.
@@ -71,6 +73,7 @@ def text_table(
         Reader(classes, capture(module, example)) for classes, (module, _) in zip(models, found, strict=True)
     ]
     rows: list[dict[str, Any]] = []
+    packs: dict[str, ModelGraph] = {}
     for k, draw in itertools.product(ks, range(n_draws)):
         drawn = draw_texts(texts, k, seed, draw)
         begun = time.perf_counter()
@@ -78,7 +81,8 @@ def text_table(
         read_seconds = (time.perf_counter() - begun) / sum(len(donor.classes) for donor in donors)
         for name, wanted in (("a", _pairs(models)), ("b", [_all(models)])):
             for method in ("ensemble", "ours", "ours_no_repair", "random", "probe"):
-                row = _score(method, donors, readings, wanted, texts, drawn, share, seed + draw)
+                row, pack = _score(method, donors, readings, wanted, texts, drawn, share, seed + draw)
+                packs |= {method: pack} if name == "a" else {}
                 if row["slice_seconds_per_class"] is not None:
                     row["slice_seconds_per_class"] += read_seconds
                 rows.append(
@@ -89,7 +93,7 @@ def text_table(
     numbers = {f"accuracy_paper_{name}": value for name, value in (paper or {}).items()}
     for place, (_, accuracy) in enumerate(found):
         numbers[f"accuracy_original_{place}"] = accuracy
-    return {**numbers, **_summary(rows, ks), "rows": rows}
+    return {**numbers, **_summary(rows, ks), **latencies(packs), "rows": rows}
 
 
 def _score(
@@ -101,8 +105,9 @@ def _score(
     drawn: dict[str, Tensor],
     share: float,
     seed: int,
-) -> dict[str, Any]:
-    scores, params, seconds = [], [], []
+) -> tuple[dict[str, Any], ModelGraph]:
+    """The row of a method, mean over orders, and the last pack."""
+    scores, params, seconds, packing, costs = [], list[int](), list[float](), list[float](), []
     cut: dict[Part, ModelGraph] = {}
     for parts in wanted:
         order = tuple(dict.fromkeys(cls for part in parts for cls in part.classes))
@@ -119,18 +124,26 @@ def _score(
         if method == "probe":
             graphs = [_best(graphs, order, drawn)]
         x, y = _matrix(graphs, order, drawn)
+        begun = time.perf_counter()
         head = fitted(x, y).head
+        pack = with_head(branch(graphs), head.weight, head.bias)
+        packing.append(1000 * (time.perf_counter() - begun))
+        costs.append(count(pack))
         tested, truth = _matrix(graphs, order, {cls: texts.test.of(cls) for cls in order})
         right = (head.predict(torch.cat(tested, 1)) == truth).float()
         scores.append(float(right.mean()))
         params.append(sum(_layers(graph) for graph in graphs))
-    return {
+    row = {
         "accuracy_tested": statistics.mean(scores),
         "accuracy_tested_deviation": statistics.stdev(scores) if len(scores) > 1 else 0.0,
         "n_orders": len(scores),
         "params_mean": statistics.mean(params),
+        "flops_mean": statistics.mean(cost.flops for cost in costs),
+        "size_bytes_mean": statistics.mean(cost.size_bytes for cost in costs),
         "slice_seconds_per_class": statistics.median(seconds) if seconds else None,
+        "pack_ms": statistics.median(packing),
     }
+    return row, pack
 
 
 def _fragment(

@@ -27,10 +27,10 @@ def ca_mkd(given: Given, settings: CaMkdSettings = CA_MKD) -> Trained:
         Zhang, Chen, Wang: Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022, equations (1)-(8).
     Differs:
         The paper's teachers all know the student's classes. Donors know different ones, so each teacher is its donor
-        under a logistic head on the order's samples, calibrated on left-out ones: its cross entropy says how sure it
-        is of the right class. Hints pass a 1x1 convolution; maps of other sizes are averaged to the teacher's. Weights
-        of hints carry no gradient. One teacher alone has weight 1. Samples are mirrored, not cropped: so each donor
-        runs twice in all. From a donor's weights the convolutions start at the best linear map, Adam takes small
+        under the ridge head of packs on the order's samples, calibrated on left-out ones: its cross entropy says how
+        sure it is of the right class. Hints pass a 1x1 convolution; maps of other sizes are averaged to the teacher's.
+        Weights of hints carry no gradient. One teacher alone has weight 1. Samples are mirrored, not cropped: so each
+        donor runs twice in all. From a donor's weights the convolutions start at the best linear map, Adam takes small
         steps and batch norm stays as it is.
     """
     meter = Meter(given.budget, given.budget.steps or settings.steps, given.progress)
@@ -166,7 +166,7 @@ def _teachers(
     found = []
     mine = views.said(block(student.graph, end=student.graph.outputs[0]).module())
     for probed in probes:
-        graph = probed.graph(calibrated=True)
+        graph = probed.graph()
         value, layout = hint_value(graph)
         if layout != student.layout:
             value, layout = features(graph).value, "vector"

@@ -24,7 +24,7 @@ def grail_plan(
     inputs: Mapping[str, Tensor] | None = None,
     settings: GrailSettings = GRAIL,
 ) -> Plan:
-    """Every donor sliced and repaired with all classes alike, side by side under a logistic head.
+    """Every donor sliced and repaired with all classes alike, side by side under the head of packs.
 
     Args:
         donors: learnware id -> its graph.
@@ -48,24 +48,29 @@ def grail_plan(
         )
         nodes[f"features_{place}"] = BlockNode(of=f"slice_{place}")
     nodes["pack"] = BranchNode(of=tuple(f"features_{place}" for place in range(len(donors))))
-    nodes["head"] = HeadNode(of="pack", kind="logistic", classes=classes, samples=digest)
+    nodes["head"] = HeadNode(of="pack", kind="ridge", classes=classes, samples=digest)
     note = f"GRAIL: {settings.selector} units, one Gram repair for all classes"
     return Plan(nodes=nodes, out="head", engine="baselines", note=note)
 
 
 def largest_units(
-    graph: ModelGraph, settings: GrailSettings = GRAIL, inputs: Tensor | None = None
+    graph: ModelGraph,
+    settings: GrailSettings = GRAIL,
+    inputs: Tensor | None = None,
+    *,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """The units of every channel group that GRAIL's selector keeps, sorted; of equal ones the first.
 
     Args:
         inputs: samples, (n, ...); `wanda` weighs units by their activations on them.
+        counts: channel group -> units that stay; None: the settings' share of every group.
     """
     if settings.selector == "wanda" and inputs is None:
         raise RequestError(
             "the selector 'wanda' weighs units by activations: give samples, or select by 'l1'"
         )
-    counts = uniform_counts(graph, settings.ratio)
+    counts = uniform_counts(graph, settings.ratio) if counts is None else counts
     scores = _read_norms(graph, inputs) if inputs is not None and settings.selector == "wanda" else {}
     kept = {}
     for id_, count in counts.items():

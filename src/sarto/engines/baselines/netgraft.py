@@ -79,7 +79,7 @@ def netgraft(given: Given, settings: NetGraftSettings = NETGRAFT) -> Trained:
             )
         )
     steps = sum(student.steps for student in students)
-    note = f"NetGraft: students of {len(students)} donors under a logistic head, {steps} steps"
+    note = f"NetGraft: students of {len(students)} donors under a ridge head, {steps} steps"
     stopped = sorted({student.stopped for student in students if student.stopped})
     note += f"; {', '.join(stopped)}" if stopped else ""
     return packed([student.extractor for student in students], given, note, begun, steps)

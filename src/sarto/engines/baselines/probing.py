@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sarto.engines.baselines.given import Given, Original, Trained, count_params, run
 from sarto.graph import ModelGraph, block, branch, features, with_head
-from sarto.training import FittedHead, fit_head
+from sarto.training import FittedHead, PackState
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,7 @@ class Probed:
     Attributes:
         extractor: the donor up to the input of its own classifier.
         features: of the order's samples, shape (n, width).
-        head: logistic, its temperature fitted on left-out samples.
+        head: ridge, as packs get it; its strength and temperature come from left-out samples.
     """
 
     donor: Original
@@ -33,17 +34,32 @@ class Probed:
         """On the order's samples, one of each class left out; 0 where none could be."""
         return self.head.loto.accuracy or 0.0
 
-    def graph(self, *, calibrated: bool = False) -> ModelGraph:
-        """Inputs to scores of the classes; calibrated ones are logits of honest probabilities."""
-        scale = self.head.head.temperature if calibrated else 1.0
-        return with_head(self.extractor, *_tensors(self.head, self.features.dtype, scale))
+    def graph(self) -> ModelGraph:
+        """Inputs to calibrated logits of the classes: a training that starts here has the right scale."""
+        return under_head(self.extractor, self.head, self.features.dtype)
 
 
 def probe_donor(donor: Original, given: Given) -> Probed:
-    """A donor with a logistic head, fitted on the order's samples."""
+    """A donor with a ridge head, fitted on the order's samples."""
     extractor = block(donor.graph, end=features(donor.graph).value)
     found = run(extractor, given.inputs)
-    return Probed(donor, extractor, found, fit_head(found, given.labels, len(given.classes), seed=given.seed))
+    return Probed(donor, extractor, found, order_head([found], given))
+
+
+def order_head(parts: Sequence[Tensor], given: Given) -> FittedHead:
+    """The head that every pack of the order gets too: ridge, its strength chosen by leaving one of each class out.
+
+    Args:
+        parts: features of the order's samples, (n, width) each; each gets one scale.
+    """
+    blocks = {str(place): part for place, part in enumerate(parts)}
+    return PackState.of(blocks, given.labels, given.classes).head(seed=given.seed)
+
+
+def under_head(extractor: ModelGraph, head: FittedHead, dtype: torch.dtype) -> ModelGraph:
+    """An extractor under a fitted head: inputs to calibrated logits."""
+    scale = 1.0 / head.head.temperature
+    return with_head(extractor, (head.head.weight * scale).to(dtype), (head.head.bias * scale).to(dtype))
 
 
 def best_probe(given: Given) -> Probed:
@@ -55,7 +71,7 @@ def probe(given: Given) -> Trained:
     """The best single donor under a new head."""
     begun = time.perf_counter()
     found = best_probe(given)
-    note = f"logistic head on {found.donor.name}, the best of {len(given.donors)} on left-out samples"
+    note = f"ridge head on {found.donor.name}, the best of {len(given.donors)} on left-out samples"
     return headed(found.extractor, found.head, found.features.dtype, note, begun)
 
 
@@ -71,19 +87,16 @@ def ensemble(given: Given) -> Trained:
 
 
 def packed(extractors: list[ModelGraph], given: Given, note: str, begun: float, steps: int = 0) -> Trained:
-    """Extractors side by side under one logistic head, each with one scale."""
+    """Extractors side by side under one ridge head, each with one scale."""
     found = [run(extractor, given.inputs) for extractor in extractors]
-    together = torch.cat(found, 1)
-    widths = tuple(part.shape[1] for part in found)
-    head = fit_head(together, given.labels, len(given.classes), blocks=widths, seed=given.seed)
-    return headed(branch(extractors), head, together.dtype, note, begun, steps)
+    return headed(branch(extractors), order_head(found, given), found[0].dtype, note, begun, steps)
 
 
 def headed(
     extractor: ModelGraph, head: FittedHead, dtype: torch.dtype, note: str, begun: float, steps: int = 0
 ) -> Trained:
     """A head put on an extractor, as what a baseline gives."""
-    graph = with_head(extractor, *_tensors(head, dtype, 1.0))
+    graph = under_head(extractor, head, dtype)
     return Trained(
         lambda inputs: run(graph, inputs),
         count_params(graph),
@@ -93,7 +106,3 @@ def headed(
         graph,
         head.loto.predictions,
     )
-
-
-def _tensors(head: FittedHead, dtype: torch.dtype, scale: float) -> tuple[Tensor, Tensor]:
-    return (head.head.weight / scale).to(dtype), (head.head.bias / scale).to(dtype)

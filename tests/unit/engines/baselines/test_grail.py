@@ -11,7 +11,7 @@ from sarto.errors import RequestError
 from sarto.graph import capture
 from sarto.graph.expressions import Fixed, Product, Sum, Unit
 from sarto.testing.pico import pico
-from sarto.types import Plan, SliceNode
+from sarto.types import HeadNode, Plan, SliceNode
 
 IDS = tuple("sha256:" + letter * 64 for letter in "abc")
 
@@ -32,6 +32,9 @@ def test_the_largest_filters_stay() -> None:
     sizes = module.conv1.weight.detach().abs().sum((1, 2, 3))
     assert kept["conv1.weight:0"] == tuple(sorted(sizes.topk(4).indices.tolist()))
     assert all(list(units) == sorted(set(units)) for units in kept.values())
+    assert largest_units(graph, counts={"conv1.weight:0": 2}) == {
+        "conv1.weight:0": tuple(sorted(sizes.topk(2).indices.tolist()))
+    }
 
 
 def test_wanda_weighs_what_is_read() -> None:
@@ -72,4 +75,6 @@ def test_the_plan_knows_no_classes_in_its_slices() -> None:
         assert node.repair is not None and (node.repair.lam, node.repair.sequential) == (1e-3, False)
         assert node.repair.towards == "zero"
     assert plan.classes == ("cat", "dog")
+    head = plan.nodes[plan.out]
+    assert isinstance(head, HeadNode) and (head.kind, head.lam) == ("ridge", None), "the head of packs"
     assert Plan.parse(plan.to_json()).key() == plan.key()

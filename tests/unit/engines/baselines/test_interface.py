@@ -10,8 +10,8 @@ from sarto.engines.baselines import BASELINES, Budget, Given, Original, left_out
 from sarto.engines.baselines.descent import Views, descend
 from sarto.engines.baselines.given import Meter, shared_out
 from sarto.errors import GraphError, RequestError, ShapeError
-from sarto.graph import capture, features
-from sarto.training import draw_weights
+from sarto.graph import block, capture, features
+from sarto.training import PackState, draw_weights
 
 SIDE, COLOURS = 8, 4
 
@@ -87,6 +87,23 @@ def test_one_donor_and_one_sample_a_class_are_enough() -> None:
     for name, baseline in BASELINES.items():
         found = baseline(given(n_donors=1, k=1, budget=Budget(steps=3)))
         assert bool(torch.isfinite(found.scores(images(1, 2, 3))).all()), name
+
+
+def test_probe_and_ensemble_have_the_head_of_packs() -> None:
+    order = given(n_donors=2)
+    bodies = [block(one.graph, end=features(one.graph).value) for one in order.donors]
+    parts = {str(place): torch.as_tensor(body(order.inputs)) for place, body in enumerate(bodies)}
+    head = PackState.of(parts, order.labels, order.classes).head(seed=order.seed).head
+    tested = images(1, 6, 2)
+    wanted = head.scores(torch.cat([torch.as_tensor(body(tested)) for body in bodies], 1)) / head.temperature
+    assert torch.allclose(BASELINES["ensemble"](order).scores(tested), wanted, atol=1e-4)
+    alone = [
+        PackState.of({"0": part}, order.labels, order.classes).head(seed=order.seed)
+        for part in parts.values()
+    ]
+    best = max(range(2), key=lambda place: alone[place].loto.accuracy or 0.0)
+    said = alone[best].head.predict(torch.as_tensor(bodies[best](tested)))
+    assert torch.equal(BASELINES["probe"](order).predict(tested), said)
 
 
 def test_a_probe_is_one_donor_and_an_ensemble_all_of_them() -> None:
