@@ -74,21 +74,61 @@ def test_each_class_is_sliced_once_and_costs_what_plans_say(shop: Any, calls: li
     assert shop.market.verify() == []
 
 
-def test_an_order_of_stocked_classes_slices_nothing_but_its_control(shop: Any, calls: list[Any]) -> None:
-    request = shop.order(
-        "red disc", "blue cross", budget={"params": 100_000}, engines=["slicepack"], heldout=None
-    )
-    plans = shop.market.plan(request).all
+def test_orders_look_for_the_keys_that_stocking_uses(shop: Any) -> None:
+    plans = shop.market.plan(shop.order("red disc", "blue cross", engines=["slicepack"], heldout=None)).all
     shares = {w.ratio for w in shop.market.get("discs").widths if w.ratio < 1}
-    shop.market.stock_fragments(["discs", "crosses"], sizes=sorted(shares), processes=1)
+    classes = ["red disc", "blue cross"]
+    shop.market.stock_fragments(["discs", "crosses"], sizes=sorted(shares), classes=classes, processes=1)
     wanted = {key for plan in plans for name, key in plan.subkeys().items() if plan.nodes[name].op == "slice"}
-    assert wanted and wanted <= set(shop.fragments()), "orders look for the keys that stocking uses"
+    assert wanted == set(shop.fragments())
+
+
+def test_what_is_stocked_by_default_is_what_an_order_without_a_budget_takes(
+    shop: Any, calls: list[Any]
+) -> None:
+    """One class of each donor; its control draws units at random: nobody stocks that."""
+    classes = ["red disc", "blue cross", "red bar"]
+    shop.market.stock_fragments(classes=classes, processes=1)
     calls.clear()
-    artifact = shop.make(request)
-    # The control draws its units at random: nobody stocks that.
+    artifact = shop.make(shop.order(*classes, engines=["slicepack"], heldout=None))
     control = [text for text in shop.said if text.startswith("drawing random units")]
-    assert shop.sliced() == [] and len(calls) == len(control) == 2
+    assert shop.sliced() == [] and len(calls) == len(control) == 3
     assert artifact.damage() == []
+
+
+def test_what_is_stocked_for_an_order_has_the_fronts_that_classes_share(shop: Any, calls: list[Any]) -> None:
+    request = shop.order("red disc", "green disc", "blue cross", engines=["slicepack"], heldout=None)
+    done = shop.market.stock_order(request)
+    pieces = [made.piece for made in done.made]
+    assert len(pieces) == len(calls) == len(shop.fragments()) > 4 and done.failed == done.present == ()
+    assert {"red disc, green disc", "red disc", "blue cross"} <= {piece.cls for piece in pieces}
+    fronts = [piece for piece in pieces if len(piece.node.classes) == 2 and piece.share is None]
+    assert fronts, "what two classes share is no size of its own"
+    calls.clear()
+    assert len(shop.market.stock_order(request).present) == len(pieces) and calls == []
+    shop.make(request)
+    assert shop.sliced() == []
+
+
+def test_what_an_order_misses_is_told_and_the_rest_is_stocked(
+    shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = slicing.make_fragment
+
+    def failing(readings: Any, classes: Any, *rest: Any, **more: Any) -> Any:
+        if list(classes) == [2]:
+            raise ValueError("no luck")
+        return make(readings, classes, *rest, **more)
+
+    monkeypatch.setattr(slicing, "make_fragment", failing)
+    request = shop.order("red disc", "blue cross", heldout=None)
+    done = shop.market.stock_order(request)
+    assert {failed.piece.cls for failed in done.failed} == {"blue cross"} and done.made
+    assert {failed.left for failed in done.failed} == {"missing"}
+    monkeypatch.setattr(slicing, "make_fragment", make)
+    assert {made.piece.key for made in shop.market.stock_order(request).made} == {
+        failed.piece.key for failed in done.failed
+    }
 
 
 def test_only_what_changed_is_made_anew(shop: Any, calls: list[Any]) -> None:
@@ -204,6 +244,28 @@ def test_what_can_not_be_sliced_is_passed_over_unless_it_is_named(shop: Any) -> 
     assert len(done.skipped) == 1 and "'bare' has no samples" in done.skipped[0]
     with Market.create(shop.folder / "empty") as empty, pytest.raises(RequestError, match="is empty"):
         empty.stock_fragments()
+
+
+def test_two_processes_make_what_one_makes(shop: Any, calls: list[Any]) -> None:
+    two = shop.market.stock_fragments(["discs", "bars"], sizes=[0.25], processes=2)
+    assert calls == [] and len(two.made) == 6 and two.failed == (), "other processes sliced"
+    found = shop.fragments()
+    shop.market.stock_fragments(["discs", "bars"], sizes=[0.25], processes=1, again=True)
+    assert len(calls) == 6 and shop.fragments() == found
+
+
+def test_an_interrupted_round_goes_on_where_it_stopped(shop: Any, calls: list[Any]) -> None:
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith("slicing") and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shop.market.stock_fragments(sizes=[0.25], processes=1, progress=interrupt)
+    kept = shop.fragments()
+    assert len(kept) == len(calls) == 5
+    rest = shop.market.stock_fragments(sizes=[0.25], processes=1)
+    assert (len(rest.present), len(rest.made), len(calls)) == (5, 4, 9)
+    assert kept.items() <= shop.fragments().items() and shop.market.verify() == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +21,7 @@ def stock(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Learnwares; else all that have samples.")
     ] = None,
     sizes: Annotated[
-        str, typer.Option(help="Shares of the donor's extractor, with commas; else 0.5,0.25.")
+        str, typer.Option(help="Shares of the donor's extractor, with commas; else 0.8,0.4.")
     ] = "",
     classes: Annotated[str, typer.Option(help="Only these classes, with commas; else all.")] = "",
     samples_per_class: Annotated[
@@ -29,6 +29,13 @@ def stock(
     ] = None,
     processes: Annotated[
         int | None, typer.Option(help="How many may work at once; 1: none beside this; else one a core.")
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Slice what this order (YAML or JSON) builds: its sizes, and fronts that classes share.",
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Slice and replace also what is stocked.")] = False,
     prune: Annotated[
@@ -45,19 +52,25 @@ def stock(
     with told(as_json=as_json, debug=debug):
         from sarto.pipeline import Market
 
+        given = {
+            "--sizes": sizes,
+            "--classes": classes,
+            "--samples-per-class": samples_per_class,
+            "--processes": processes,
+        }
         if prune:
-            given = {
-                "--sizes": sizes,
-                "--classes": classes,
-                "--samples-per-class": samples_per_class,
-                "--processes": processes,
-                "--again": again,
-            }
-            needless = [option for option, value in given.items() if value not in ("", None, False)]
-            if needless:
-                raise RequestError(f"--prune slices nothing; leave out {', '.join(needless)}")
+            _check_needless("--prune slices nothing", {**given, "--again": again, "--for": order})
             with Market.open(market) as opened:
                 _tell_pruned(opened.prune_fragments(*(which or ())), as_json=as_json)
+            return
+        if order is not None:
+            from sarto.types import Request
+
+            _check_needless("--for: the order says what is sliced", {"NAME": which, **given})
+            request = Request.read(order)
+            with Market.open(market) as opened, progress(quiet=as_json, counted=True) as tell:
+                done = opened.stock_order(request, again=again, progress=tell)
+            _end(done, as_json=as_json)
             return
         shares = {"sizes": numbers(sizes, "--sizes")} if sizes else {}
         with Market.open(market) as opened, progress(quiet=as_json, counted=True) as tell:
@@ -70,9 +83,13 @@ def stock(
                 again=again,
                 progress=tell,
             )
-        _tell_stocked(done, as_json=as_json)
-    if done.failed:
-        raise typer.Exit(1)
+        _end(done, as_json=as_json)
+
+
+def _check_needless(why: str, given: Mapping[str, object]) -> None:
+    needless = [option for option, value in given.items() if value not in ("", None, False, [])]
+    if needless:
+        raise RequestError(f"{why}; leave out {', '.join(needless)}")
 
 
 def fragments_table(found: Iterable[dict[str, Any]]) -> None:
@@ -94,7 +111,8 @@ def fragments_table(found: Iterable[dict[str, Any]]) -> None:
     console().print(table)
 
 
-def _tell_stocked(done: Stocking, *, as_json: bool) -> None:
+def _end(done: Stocking, *, as_json: bool) -> None:
+    """Say what was stocked; the exit code tells whether something failed."""
     if as_json:
         emit(done.to_plain())
     else:
@@ -105,9 +123,12 @@ def _tell_stocked(done: Stocking, *, as_json: bool) -> None:
         typer.echo(f"note: {reason}", err=True)
     for failed in done.failed:
         piece = failed.piece
-        typer.echo(f"error: {piece.cls} of {piece.name} at {piece.share:.1%}: {failed.reason}", err=True)
+        size = "" if piece.share is None else f" at {piece.share:.1%}"
+        typer.echo(f"error: {piece.cls} of {piece.name}{size}: {failed.reason}", err=True)
     for line in _left(done):
         typer.echo(line, err=True)
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def _left(done: Stocking) -> list[str]:

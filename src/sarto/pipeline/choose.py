@@ -307,7 +307,7 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
         quicker = [plan for plan in packs if _flops(plan) <= QUICKER * _flops(kinds[_kind(plan)])]
         largest = {_kind(plan): plan for plan in sorted(quicker, key=_params)}
         chosen += [largest[kind] for kind in kinds if kind in largest]
-    half = [plan for plan in packs if _params(plan) <= 0.55 * _params(first)]
+    half = [plan for plan in packs if _params(plan) <= slicepack.HALF * _params(first)]
     return tuple({plan.key(): plan for plan in (*chosen, *half[:1], *subnets)}.values())
 
 

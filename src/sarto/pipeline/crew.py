@@ -24,6 +24,8 @@ from sarto.types import Plan, SliceNode, SourceNode
 #: A second process reads a donor's samples too only where it has at least so many fragments left: reading takes about
 #: as long as slicing a few.
 JOIN = 4
+#: Errors that end a fragment, while the others go on.
+FAILURES = (SartoError, OSError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Piece:
         learnware: id of the donor.
         name: of the donor.
         cls: its class.
-        share: of the donor's extractor.
+        share: of the donor's extractor; None where its widths are those of no stocked size.
         node: how it is sliced.
         samples_per_class: the first k samples of each class; None: all.
     """
@@ -44,7 +46,7 @@ class Piece:
     learnware: str
     name: str
     cls: str
-    share: float
+    share: float | None
     node: SliceNode
     samples_per_class: int | None = None
 
@@ -90,6 +92,12 @@ def piece_plan(learnware: str, node: SliceNode) -> Plan:
     return Plan(nodes={"donor": SourceNode(of=learnware), "slice": node.replace(of="donor")}, out="slice")
 
 
+def failed(piece: Piece, error: Exception) -> Failed:
+    """The fragment that an error kept from being made."""
+    told = str(error) if isinstance(error, SartoError) else f"{type(error).__name__}: {error}"
+    return Failed(piece, " ".join(told.split()))
+
+
 @dataclass
 class Bench:
     """Slices pieces one after the other; what is read of a donor serves until another one comes."""
@@ -109,9 +117,8 @@ class Bench:
                 piece.node, builder.cut(plan, piece.node.replace(of="donor"), plan.subkeys())
             )
             self.store.put_fragment(piece.key, graph, lineage, replace=self.replace)
-        except (SartoError, OSError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-            told = str(error) if isinstance(error, SartoError) else f"{type(error).__name__}: {error}"
-            return Failed(piece, " ".join(told.split()))
+        except FAILURES as error:
+            return failed(piece, error)
         return Made(piece, lineage["params"], lineage["seconds"])
 
     def _at(self, piece: Piece) -> tuple[Builder, Slicer]:

@@ -29,6 +29,7 @@ from sarto.pipeline.stocking import (
     prune_fragments,
     stock_fragments,
 )
+from sarto.pipeline.stocking_orders import stock_order
 from sarto.pipeline.tasks import TaskPlans, by_supernet, make_task, plan_tasks
 from sarto.types import (
     Budget,
@@ -223,6 +224,19 @@ class Market:
             again=again,
             progress=progress,
         )
+
+    def stock_order(self, request: Request, *, again: bool = False, progress: Progress = silent) -> Stocking:
+        """Slice ahead what an order slices when it is made, fronts that classes of one donor share included.
+
+        Args:
+            again: slice and replace also what is stocked.
+
+        Raises:
+            RequestError: the order is malformed, names unknown classes, or asks for subnets, which nobody slices.
+            InfeasibleError: no plan keeps the budget.
+            StoreError: the market can't be read.
+        """
+        return stock_order(self.store, request, again=again, progress=progress)
 
     def fragments(self, *names: str) -> list[dict[str, Any]]:
         """What is known of the stocked fragments of learnwares (none named: of all) in plain JSON, oldest first.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sarto.engines.slicepack import slice_node
+from sarto.engines.slicepack import HALF, SHARES, slice_node
 from sarto.errors import RequestError, StoreError, suggest
 from sarto.market import Store
 from sarto.market.rows import Fragment
@@ -25,9 +25,15 @@ from sarto.pipeline.crew import (
 from sarto.pipeline.progress import Progress, silent
 from sarto.types import Learnware, Plan, SliceNode, SourceNode, WidthCost
 
-#: Shares of a donor's extractor that are stocked where nothing else is said: half of it, and the quarter that half of
-#: every layer (the paper's setting) comes to.
-STOCK_SHARES = (0.5, 0.25)
+
+def usual_shares(shares: Sequence[float] = SHARES) -> tuple[float, ...]:
+    """The shares of a donor's extractor that an order without limits builds fragments of: see `choose.to_build`."""
+    first = max(share for share in shares if share < 1.0)
+    return (first, *sorted((share for share in shares if share <= HALF * first), reverse=True)[:1])
+
+
+#: What is stocked where nothing else is said.
+STOCK_SHARES = usual_shares()
 #: A round whose donors' forward passes, one a fragment, come to less than this is done before other processes start.
 TOGETHER_FLOPS = 2 * 10**11
 
@@ -139,14 +145,14 @@ def stock_fragments(
     return Stocking(
         tuple(made),
         tuple(piece for piece in pieces if piece.key in present),
-        tuple(_with_left(store, failed)),
+        tuple(with_left(store, failed)),
         tuple(skipped),
         time.perf_counter() - begun,
     )
 
 
-def _with_left(store: Store, failed: Sequence[Failed]) -> Iterator[Failed]:
-    """The same, each with what the market has in its place."""
+def with_left(store: Store, failed: Sequence[Failed]) -> Iterator[Failed]:
+    """Fragments that failed, each with what the market has in its place."""
     stocked = store.sound_fragments(item.piece.key for item in failed)
     there = {donor.id for donor in store.learnwares()} if failed else set()
     for item in failed:

@@ -33,6 +33,22 @@ def test_stock_makes_what_is_missing_and_lists_it(own: Path) -> None:
     assert counted["n_fragments"] == 6 and "fragments" not in counted
 
 
+def test_an_order_says_what_is_stocked_for_it(own: Path, tmp_path: Path) -> None:
+    order = tmp_path / "order.yaml"
+    order.write_text("task: {classes: [cat, dog]}\nengines: [slicepack]\n")
+    said = json.loads(run("stock", "--for", order, "--market", own, "--json").stdout)
+    assert {piece["class"] for piece in said["made"]} >= {"cat, dog"} and said["failed"] == []
+    again = run("stock", "--for", order, "--market", own)
+    assert again.exit_code == 0 and "stocked 0 fragments" in again.stdout, again.output
+    assert f"{len(said['made'])} were there already" in again.stdout
+    refused = run("stock", "tiny", "--for", order, "--sizes", ".5", "--processes", 1, "--market", own)
+    assert refused.exit_code == 2
+    assert "--for: the order says what is sliced; leave out NAME, --sizes, --processes" in refused.stderr
+    order.write_text("task: {classes: [cat, dgo]}\n")
+    unknown = run("stock", "--for", order, "--market", own)
+    assert unknown.exit_code == 2 and "(did you mean 'dog'?)" in unknown.stderr
+
+
 def test_prune_says_what_it_took_and_slices_nothing(own: Path) -> None:
     run("stock", "--market", own, "--sizes", ".5", "--processes", 1)
     pruned = run("stock", "--prune", "--market", own)

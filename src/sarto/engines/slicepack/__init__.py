@@ -7,13 +7,14 @@ from sarto.engines.slicepack.polish import Evidence
 from sarto.engines.slicepack.propose import pack_plan, propose, slice_node
 from sarto.engines.slicepack.readings import Readings, read_donor
 from sarto.engines.slicepack.repair import GRAIL, RepairSettings
-from sarto.engines.slicepack.settings import LAM, SHARES, WPOS
+from sarto.engines.slicepack.settings import HALF, LAM, SHARES, WPOS
 from sarto.engines.slicepack.trunk import trunk_costs
 from sarto.engines.slicepack.units import choose_units
 from sarto.engines.slicepack.widths import allocate, allocate_within, rate_widths
 
 __all__ = [
     "GRAIL",
+    "HALF",
     "LAM",
     "SHARES",
     "WPOS",

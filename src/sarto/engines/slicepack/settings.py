@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: Shares of a donor's extractor for which widths are allocated at stocking; an order takes the largest that fits.
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.125, 0.1, 0.0625)
+#: Where an order builds its largest pack, it also builds the largest of at most this share of its parameters.
+HALF = 0.55
 #: Ridge strength of the repair maps: between 1e-3 and 1e-1 results hardly differ; weaker ones fit noise.
 LAM = 1e-2
 #: Ridge strength of GRAIL, arXiv 2602.23795, as a share of the mean diagonal of the moment.
