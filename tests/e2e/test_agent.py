@@ -321,10 +321,10 @@ def test_an_order_is_measured_on_the_machine_of_its_agent(
     ask = Line.ask
     monkeypatch.setattr(Line, "ask", lambda line, *given: asked.append(given[1]) or ask(line, *given))
     out = shop.folder / "there"
-    call = ["make", "--classes", "red disc,blue cross", "--agent", agents[0], "--engines", "slicepack"]
+    call = ["make", "--classes", "red disc,blue cross", "--agent", agents[1], "--engines", "slicepack"]
     done = CliRunner().invoke(app, [*call, "-m", str(shop.folder / "market"), "-o", str(out)])
     assert done.exit_code == 0, done.output
     report = Artifact.read(out).report
-    assert report.request.device.agent == agents[0] and report.measured.latency_ms is not None
+    assert report.request.device.agent == agents[1] and report.measured.latency_ms is not None
     # First the agent is asked what it is; later models are timed there.
     assert asked[0] == "/v1/device" and "/v1/time" in asked

@@ -26,8 +26,8 @@ class Budget(Value):
         params: trainable parameters.
         flops: for one sample, 2 per multiply-add.
         memory_bytes: peak of the activations for one sample.
-        size_bytes: all stored tensors; where the device computes in another precision than the single one, also the file
-            that it runs.
+        size_bytes: all stored tensors; where the device computes in another precision than single, also the file that
+            it runs.
         latency_ms: median time of one batch on the order's device.
     """
 

@@ -272,8 +272,8 @@ class CostLine(Value):
     """One cost number: what was predicted and within which bounds, what came out, what was allowed.
 
     Attributes:
-        basis: of `predicted`. Only what a device profile says is a prediction; all else is counted, on the plan or, if it
-            says nothing, on the built model. Of a device's file in another precision the plan knows no size.
+        basis: of `predicted`. Only what a device profile says is a prediction; all else is counted, on the plan or, if
+            it says nothing, on the built model. Of a device's file in another precision the plan knows no size.
     """
 
     name: Limit
