@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
@@ -50,6 +51,15 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120"}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _operators_read_once() -> None:
+    """Reads the list of ONNX operators once a process; torch parses the source of all of them at every export."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    listed = getattr(getattr(registration, "onnxscript_apis", None), "get_torchlib_ops", None)
+    if listed is not None and not hasattr(listed, "cache_info"):
+        registration.onnxscript_apis.get_torchlib_ops = functools.cache(listed)
 
 
 @pytest.fixture(scope="session")

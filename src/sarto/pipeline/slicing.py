@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sarto.engines.slicepack import Readings, RepairSettings, make_fragment, read_donor
+from sarto.engines.slicepack import Evidence, Readings, RepairSettings, make_fragment, read_donor
 from sarto.errors import GraphError
 from sarto.graph import ModelGraph, Selection, block, features, uniform_counts
 from sarto.market import Labelled, Store
@@ -77,10 +77,16 @@ class Slicer:
         if node.paper is None:
             self.read(cut)
         begun = time.perf_counter()
-        graph, selection = self._fragment(node, cut)
-        return graph, lineage_of(node, cut, graph, selection, time.perf_counter() - begun)
+        polished = list[Evidence]()
+        graph, selection = self._fragment(node, cut, polished.append)
+        lineage = lineage_of(node, cut, graph, selection, time.perf_counter() - begun)
+        if polished:
+            lineage["polish"] = asdict(polished[0])
+        return graph, lineage
 
-    def _fragment(self, node: SliceNode, cut: Cut) -> tuple[ModelGraph, Selection]:
+    def _fragment(
+        self, node: SliceNode, cut: Cut, tell: Callable[[Evidence], None]
+    ) -> tuple[ModelGraph, Selection]:
         keep = resolve_keep(cut.graph, node)
         if node.paper is not None:
             ordered = cut.samples.only(cut.classes)
@@ -105,6 +111,7 @@ class Slicer:
             wpos=repair.wpos if repair is not None else RepairSettings().wpos,
             beta=_beta(node),
             seed=node.seed,
+            tell=tell,
         )
 
     def read(self, cut: Cut) -> Readings:

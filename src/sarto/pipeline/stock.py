@@ -10,7 +10,7 @@ from torch import Tensor
 from sarto.devices import count
 from sarto.engines.slicepack import SHARES, allocate, read_donor, trunk_costs
 from sarto.errors import GraphError, RequestError, closest
-from sarto.graph import ModelGraph, block, features, leading, slice
+from sarto.graph import ModelGraph, block, features, leading, slice, uniform_counts
 from sarto.market import (
     Intake,
     Labelled,
@@ -258,7 +258,7 @@ def _widths(
         return [width_cost(ready, 1.0, {})]
     if inputs is None or samples is None or set(samples.classes) != set(classes):
         return [
-            width_cost(ready, share, {name: max(1, round(share**0.5 * size)) for name, size in whole.items()})
+            width_cost(ready, share, whole if share == 1.0 else uniform_counts(ready, share**0.5))
             for share in SHARES
         ]
     # `_own_samples` has put the classes in the order of the outputs.

@@ -128,7 +128,11 @@ class WidthCost(Value):
 
 
 def pack_cost(
-    widths: Sequence[WidthCost], n_classes: int, trunks: Sequence[tuple[TrunkCost, int]] = ()
+    widths: Sequence[WidthCost],
+    n_classes: int,
+    trunks: Sequence[tuple[TrunkCost, int]] = (),
+    *,
+    bias: bool = True,
 ) -> Cost:
     """Predicted cost of extractors side by side under one linear head.
 
@@ -138,13 +142,14 @@ def pack_cost(
 
     Args:
         trunks: fronts that fragments share, and how many fragments share each.
+        bias: whether the head adds a number for each class.
     """
     handed = sum(trunk.held_bytes for trunk, _ in trunks)
     width, held, peak = sum(w.width for w in widths), 0, 0
     for part in widths:
         peak = max(peak, handed + held + part.memory_bytes)
         held += part.output_bytes
-    head = n_classes * (width + 1)
+    head = n_classes * (width + bias)
     return Cost(
         params=sum(w.params for w in widths) + head - sum(t.params * (n - 1) for t, n in trunks),
         flops=sum(w.flops for w in widths)

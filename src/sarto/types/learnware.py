@@ -66,3 +66,9 @@ class Learnware(Value):
         if problems:
             raise RequestError(problems[0], problems=problems)
         return self
+
+    @property
+    def own_bias(self) -> bool:
+        """Whether the last layer adds a number for each class; so it does unless counts of parameters deny it."""
+        whole = next((width for width in self.widths if width.ratio == 1.0), None)
+        return whole is None or self.cost.params - whole.params != len(self.classes) * whole.width

@@ -224,6 +224,11 @@ class Request(Value):
                 ".paper.select: an order is planned by size, so its units are chosen by rate; a threshold decides "
                 "sizes by itself"
             )
+        if self.paper is not None and (self.paper.beta != PaperSettings().beta or self.paper.streams):
+            problems.append(
+                ".paper.beta, .paper.streams: an order is planned by size, so its layers keep as many units as the "
+                "closed form does at that size; give a budget, or a plan file with these numbers"
+            )
         if self.repair != RepairChanges() and self.method == "paper":
             problems.append(
                 ".repair: the paper's method trains its repair; give method: closed_form, or leave it out"
@@ -267,8 +272,11 @@ class Requirement(Value):
     """An order that was checked against the market, and is complete.
 
     Attributes:
-        offers: the chosen donor of each wanted class, in the order of `request.task.classes`.
+        offers: the chosen donor of each wanted class that is known, in the order of `request.task.classes`.
         others: who else knows these classes.
+        new: wanted classes that no stocked learnware knows; the order's own samples have them.
+        donors: with new classes: the learnwares whose features new heads read, and that one model can read for.
+        apart: those that read the samples too, but not together with `donors`.
         n_samples: samples of each class that the order may use.
         samples_digest: content hash of these samples; None where none were needed.
         notes: what of the samples that were given is not used, and what was asked for and is not there.
@@ -277,17 +285,31 @@ class Requirement(Value):
     request: Request
     offers: Several[ClassOffer]
     others: Several[ClassOffer] = ()
+    new: Names = ()
+    donors: Several[Sha] = ()
+    apart: Several[Sha] = ()
     n_samples: Frozen[Name, Whole] = Field(default_factory=dict, validate_default=True)
     samples_digest: Sha | None = None
     notes: Several[Text] = ()
 
     @model_validator(mode="after")
     def _check_offers(self) -> Requirement:
-        wanted = [cls for _, cls in self.request.task.wanted]
+        wanted = [cls for cls in self.classes if cls not in self.new]
         offered = [offer.cls for offer in self.offers]
+        problems = []
         if offered != wanted:
-            raise RequestError(
+            problems.append(
                 f".offers: one for each wanted class, in that order, was expected ({', '.join(wanted)}); "
                 f"got {', '.join(offered) or 'none'}"
             )
+        problems += [f".new: {cls!r} is not wanted" for cls in self.new if cls not in self.classes]
+        if bool(self.new) != bool(self.donors):
+            problems.append(".donors: new classes need donors, and go with nothing else")
+        if problems:
+            raise RequestError(problems[0], problems=problems)
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The wanted classes, as the finished model names them."""
+        return tuple(cls for _, cls in self.request.task.wanted)

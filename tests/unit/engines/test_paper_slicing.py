@@ -9,16 +9,24 @@ from torch import Tensor
 
 from sarto import zoo
 from sarto.engines.slicepack.paper import PaperSettings, paper_fragment, read_layers
-from sarto.engines.slicepack.paper.adaption import Adapted, adapt_layer, repair_losses, start_maps
+from sarto.engines.slicepack.paper.adaption import (
+    Adapted,
+    adapt_layer,
+    last_output_of,
+    repair_losses,
+    start_maps,
+)
 from sarto.engines.slicepack.paper.combining import combine
 from sarto.engines.slicepack.paper.fragment import fuse
 from sarto.engines.slicepack.paper.mixing import dropped
-from sarto.engines.slicepack.paper.network import sliced_nodes
+from sarto.engines.slicepack.paper.network import run, sliced_nodes, units_read
 from sarto.engines.slicepack.paper.pooling import pool_layer, scores_of
 from sarto.engines.slicepack.paper.task import Front, Task, fronts, make_task, silent
+from sarto.engines.slicepack.settings import POSITIONS
 from sarto.errors import GraphError, RequestError, ShapeError
 from sarto.graph import ModelGraph, Selection, block, capture, expand_map, features, fold, repair, slice
 from sarto.testing.pico import PICO, pico
+from sarto.training import position_stride
 
 STEPS = {"pool_steps": 2, "adapt_steps": 2, "combine_steps": 2, "lr": 1e-2}
 NETS = ["plain", "residual", "mobile", "dense", "text"]
@@ -220,16 +228,28 @@ def test_combining_trains_all_layers_in_turn_and_keeps_the_head() -> None:
 
 @pytest.mark.parametrize("name", [*NETS, "text_cnn", *RECURRENT])
 def test_the_ridge_start_is_the_least_squares_answer(name: str) -> None:
-    """Where every dropped unit is a copy of a kept one, the map finds it and the repaired net is the donor."""
+    """Where nothing pulls, no map explains the dropped units better: the gradient of its weighted error is nothing."""
     made = task(name, map_lam=0.0)
     front, layer = stage(made, 0), made.donor.layers[0]
-    kept = tuple(range(layer.size - 1))
+    kept, rest = tuple(range(layer.size - 1)), (layer.size - 1,)
     maps = start_maps(made, layer, front, made.tensors, kept, made.generator(1, 0))
-    seen = {key for key, at in layer.maps.items() if at is not None}
-    assert seen <= maps.keys() == layer.maps.keys()
-    for key in maps:
+    seen = {key: at for key, at in layer.maps.items() if at is not None}
+    assert seen.keys() <= maps.keys() == layer.maps.keys() and seen
+    nodes = made.donor.nodes[front.start : last_output_of(made, layer)]
+    values = run(made.donor, nodes, made.tensors, front.values, len(made.inputs))
+    weights = made.outcome_weights[made.positive.to(torch.int64)].double()
+    for key, (output, leaf) in seen.items():
         assert maps[key].shape == (1, layer.size - 1)
-        assert bool((maps[key] != 0).any())
+        read = units_read(made.donor, output, leaf, layer.group, values).double()
+        step = position_stride((read.shape[2],), POSITIONS)
+        rows = read[:, :, ::step].transpose(1, 2)
+        root = weights.sqrt()[:, None, None].expand(-1, rows.shape[1], 1).reshape(-1, 1)
+        flat = rows.reshape(-1, layer.size) * root
+        given, wanted = flat[:, list(kept)], flat[:, list(rest)]
+        best = torch.linalg.lstsq(given, wanted, driver="gelsd").solution
+        assert bool(wanted.any())
+        least, ours = (float((given @ m - wanted).square().sum()) for m in (best, maps[key].double().T))
+        assert ours <= least + 1e-6 * float(wanted.square().sum())
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "text", "text_cnn", "mobile", "dense"])

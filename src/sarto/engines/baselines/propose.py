@@ -19,12 +19,17 @@ from sarto.types import (
 
 
 def propose(requirement: Requirement, learnwares: Mapping[str, Learnware]) -> list[Plan]:
-    """Donors that know all the classes, as they are; a linear probe on each donor; the ensemble of the donors."""
-    wanted = tuple(offer.cls for offer in requirement.offers)
-    donors = [learnwares[id_] for id_ in dict.fromkeys(offer.learnware for offer in requirement.offers)]
+    """Donors that know all the classes, as they are; a linear probe on each donor; the ensemble of the donors.
+
+    Where nobody knows a class, the donors are all learnwares that read the order's samples.
+    """
+    wanted = requirement.classes
+    ids = requirement.donors or dict.fromkeys(offer.learnware for offer in requirement.offers)
+    donors = [learnwares[id_] for id_ in ids]
     plans = [_as_is(donor, wanted) for donor in learnwares.values() if set(wanted) <= set(donor.classes)]
     plans += [
-        _probe([donor], wanted, requirement.samples_digest, f"probe on {donor.name}") for donor in donors
+        _probe([donor], wanted, requirement.samples_digest, f"probe on {donor.name}")
+        for donor in (*donors, *(learnwares[id_] for id_ in requirement.apart))
     ]
     if len(donors) > 1:
         plans.append(_probe(donors, wanted, requirement.samples_digest, "ensemble of the whole donors"))
@@ -39,7 +44,7 @@ def _as_is(donor: Learnware, wanted: tuple[str, ...]) -> Plan:
     whole = _whole(donor)
     predicted = None
     if whole is not None:
-        predicted = pack_cost([whole], len(wanted))
+        predicted = pack_cost([whole], len(wanted), bias=donor.own_bias)
     return Plan(
         nodes=nodes, out="head", predicted=predicted, engine="baselines", note=f"{donor.name} as it is"
     )

@@ -53,12 +53,15 @@ def propose(
     outgrow their donor give way to the whole donor. Where other donors offer a class too, packs with the next best one
     in place of the best, and with both, follow: samples decide.
 
-    The whole donors side by side are an ensemble, which is not proposed here.
+    The whole donors side by side are an ensemble, which is not proposed here. Nothing is proposed where an order has
+    classes that no donor knows: there is nothing to slice by.
 
     Args:
         learnwares: manifests by id; donors without stocked widths are passed over.
         samples: learnware id -> digest of the samples that its slices are fitted on; donors without are passed over.
     """
+    if requirement.new:
+        return []
     budget = requirement.request.budget
     # Milliseconds follow FLOPs more than parameters.
     quick = budget.flops is not None or budget.latency_ms is not None
@@ -127,9 +130,10 @@ def _proposed(
     donors = [learnwares[offer.learnware] for offer in offers]
     if any(not donor.widths for donor in donors):
         return []
-    shares = sorted(set.intersection(*({w.ratio for w in donor.widths} for donor in donors)), reverse=True)
+    shares = common_shares(donors)
     if requirement.request.method == "paper":
         settings = requirement.request.paper or PaperSettings()
+        settings = settings.replace(seed=settings.seed or requirement.request.seed)
         packs = [
             (share, _pack(requirement, offers, learnwares, samples, _Way(), share))
             for share in shares
@@ -148,6 +152,13 @@ def _proposed(
             plan = _own_head(requirement, donors[0], samples[donors[0].id], share)
             plans.setdefault(plan.key(), plan)
     return list(plans.values())
+
+
+def common_shares(donors: Sequence[Learnware]) -> list[float]:
+    """Shares that every donor was sized at, largest first; one that nothing can be cut off goes whole with any."""
+    known = [{width.ratio for width in donor.widths} for donor in donors]
+    cut = [shares for shares in known if shares != {1.0}]
+    return sorted(set.intersection(*(cut or known)), reverse=True)
 
 
 def pack_plan(
@@ -257,9 +268,8 @@ def _own_head(requirement: Requirement, donor: Learnware, samples: str, share: f
         "head": HeadNode(of="slice_0", kind="restrict", classes=wanted),
     }
     note = f"{share:.0%} of the donor's extractor, its own classifier"
-    return Plan(
-        nodes=nodes, out="head", predicted=pack_cost([width], len(wanted)), engine="slicepack", note=note
-    )
+    predicted = pack_cost([width], len(wanted), bias=donor.own_bias)
+    return Plan(nodes=nodes, out="head", predicted=predicted, engine="slicepack", note=note)
 
 
 @dataclass(frozen=True)
@@ -299,7 +309,8 @@ def _cut(donor: Learnware, classes: Sequence[str], samples: str, way: _Way, shar
 
 
 def _width(donor: Learnware, share: float) -> WidthCost:
-    return next(width for width in donor.widths if width.ratio == share)
+    whole = next(width for width in donor.widths if width.ratio == 1.0)
+    return next((width for width in donor.widths if width.ratio == share), whole)
 
 
 def _note(cuts: Mapping[str, _Cut], learnwares: Mapping[str, Learnware], way: _Way, share: float) -> str:

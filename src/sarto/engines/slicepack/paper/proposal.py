@@ -59,7 +59,7 @@ def _width(plan: Plan, member: str, learnwares: Mapping[str, Learnware], share: 
     source = plan.nodes[cut.of] if isinstance(cut, SliceNode) else None
     if not isinstance(source, SourceNode):
         return None
-    return next(width for width in learnwares[source.of].widths if width.ratio == share)
+    return next((width for width in learnwares[source.of].widths if width.ratio == share), None)
 
 
 def _cost(linear: Cost, widths: list[int], n_classes: int, settings: PaperSettings) -> Cost:
