@@ -157,6 +157,19 @@ def test_texts_that_decide_the_order_are_no_heldout_texts_and_unused_ones_are_no
     assert note.startswith("samples of money in ") and note.endswith("the order is for food, music")
 
 
+def test_new_subjects_get_a_new_head_on_donors_of_texts(library: Library, tmp_path: Path) -> None:
+    drawn = draw(("food", "sea"), 8, 51)
+    path = write_table(tmp_path / "own.tsv", TextSamples(drawn.texts, drawn.labels, ("breakfast", "boats")))
+    task = {"classes": ["breakfast", "boats"]}
+    request = Request.parse({"task": task, "samples": str(path), "engines": ["baselines"], "baselines": []})
+    artifact = library.market.make(request, library.folder / "new")
+    found = artifact.requirement
+    assert found is not None and found.new == ("breakfast", "boats") and len(found.donors) == 2
+    assert all(check.ok for check in artifact.report.checks)
+    assert (artifact.report.pick.accuracy_loto or 0) > 0.6
+    assert {row.name for row in artifact.report.rows} >= {"probe on gru", "ensemble of the whole donors"}
+
+
 def test_a_market_of_texts_is_sound_and_gives_back_what_went_in(library: Library) -> None:
     store = library.market.store
     assert library.market.verify() == []

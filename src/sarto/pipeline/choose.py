@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sarto.pipeline.adapting import adapting_cost
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.filling import filled_plans, refilled_plan
 from sarto.pipeline.intakes import joint_intake, sources
+from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order
 from sarto.pipeline.reassembling import BUILT, Offered
 from sarto.pipeline.reassembling import ENGINE as CHAINS
@@ -80,7 +81,7 @@ def propose(order: Order) -> Plans:
         found += slicepack.propose(requirement, order.learnwares, samples)
     if "baselines" in order.request.engines:
         found += baselines.propose(requirement, order.learnwares)
-    if ENGINE in order.request.engines and order.subnets is not None:
+    if ENGINE in order.request.engines and order.subnets is not None and not requirement.new:
         reads = order.intake.preprocessing
         if isinstance(reads, Preprocessing):
             found += class_plans(order.subnets, order.classes, order.request.budget, reads)
@@ -91,7 +92,7 @@ def propose(order: Order) -> Plans:
         found = _with_latency_floor(order, found)
         return _sorted_out(order, found, over, offered)
     found = [order.predictor.predicted(plan) for plan in found]
-    if "slicepack" in order.request.engines and order.request.method == "closed_form":
+    if "slicepack" in order.request.engines and order.request.method == "closed_form" and not requirement.new:
         filled = [
             _with_intake(order, plan) for plan in filled_plans(order, order.predictor, _kind, _kept(order))
         ]
@@ -117,6 +118,7 @@ def _chains(order: Order) -> Offered:
         request.seed,
         order.predictor,
         {id_: held.digest for id_, held in order.donor_samples.items()},
+        only=tuple(order.intakes) if order.requirement.new else None,
     )
 
 
@@ -139,8 +141,20 @@ def _sorted_out(
             refused.append((plan, broken))
         else:
             feasible.append(plan)
-    without = tuple(f"{CHAINS}: {reason}" for reason in offered.why_not)
+    without = (*_without_new(order), *(f"{CHAINS}: {reason}" for reason in offered.why_not))
     return Plans(order, tuple(feasible), tuple(refused), offered.drawn, without)
+
+
+def _without_new(order: Order) -> Iterator[str]:
+    """Why engines that need a model which knows a class have nothing for new classes."""
+    new = order.requirement.new
+    needs = {
+        "slicepack": "slices models by classes that they know",
+        ENGINE: "has subnets for classes that a supernet knows",
+    }
+    for engine, what in needs.items():
+        if new and engine in order.request.engines:
+            yield f"{engine}: {what}, and no model knows {some(new)}"
 
 
 def _kept(order: Order) -> Callable[[Plan], bool]:

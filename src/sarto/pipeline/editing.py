@@ -11,6 +11,7 @@ from sarto.market import Store
 from sarto.pipeline.artifact import Artifact
 from sarto.pipeline.intakes import sources
 from sarto.pipeline.make import make
+from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.progress import Progress, silent
 from sarto.types import (
@@ -22,6 +23,7 @@ from sarto.types import (
     Plan,
     PlanNode,
     Request,
+    Requirement,
     SliceNode,
     SourceNode,
     reads,
@@ -54,6 +56,7 @@ def edit(
     """
     if (add is None) == (remove is None):
         raise RequestError("one class is added or one is removed; give exactly one of the two")
+    _check_known(artifact.requirement)
     order = artifact.request
     if budget is not None:
         order = order.replace(budget=order.budget.replace(**budget.limits()))
@@ -70,8 +73,20 @@ def edit(
         raise RequestError(f"the model tells {name!r} apart already ({', '.join(artifact.classes)})")
     request = _with_classes(order, [*task, wanted])
     taken = _taken(artifact, store)
-    plan = with_class(artifact.plan, check_order(request, store, taken))
+    checked = check_order(request, store, taken)
+    _check_known(checked.requirement)
+    plan = with_class(artifact.plan, checked)
     return make(store, request, out, plan=plan, taken=taken, progress=progress)
+
+
+def _check_known(requirement: Requirement | None) -> None:
+    """Refuse classes that no stocked learnware knows: a pack gains and loses fragments, and these have none."""
+    new = requirement.new if requirement is not None else ()
+    if new:
+        raise RequestError(
+            f"no stocked model knows {some(new)}, so there is no fragment to add or to keep; order all classes anew "
+            "with `sarto make`"
+        )
 
 
 def _taken(artifact: Artifact, store: Store, leave: str | None = None) -> dict[str, str]:

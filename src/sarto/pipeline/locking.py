@@ -34,7 +34,8 @@ class Lock(Value):
         donors: with the hashes of their graphs and weights.
         probes: what the stitches are fitted on.
         samples_digest: of the order's samples, which a new head is fitted on.
-        taken: class -> id of the learnware that it was taken from; empty in locks from before this was kept.
+        taken: class -> id of the learnware that it was taken from, None where nobody knew it; empty in locks from
+            before this was kept.
         seed: of everything that is drawn.
         solver: who chose the blocks, what fits the stitches, and how the chain was trained, if it was.
         versions: of sarto, python, torch, ...
@@ -47,7 +48,7 @@ class Lock(Value):
     donors: Several[Donor]
     probes: Several[ProbeSet]
     samples_digest: Sha | None = None
-    taken: Frozen[Name, Sha] = Field(default_factory=dict, validate_default=True)
+    taken: Frozen[Name, Sha | None] = Field(default_factory=dict, validate_default=True)
     seed: Whole = 0
     solver: Frozen[Name, Text] = Field(default_factory=dict, validate_default=True)
     versions: Frozen[Name, Text]
@@ -80,7 +81,10 @@ def lock_of(store: Store, report: Report, *, given: bool) -> Lock | None:
         donors=report.lineage,
         probes=tuple(probes),
         samples_digest=report.requirement.samples_digest,
-        taken={offer.cls: offer.learnware for offer in report.requirement.offers},
+        taken={
+            **dict.fromkeys(report.requirement.new),
+            **{offer.cls: offer.learnware for offer in report.requirement.offers},
+        },
         seed=report.request.seed,
         solver={
             "blocks": "a given plan" if given else search,

@@ -45,14 +45,14 @@ def make(
     out: Path,
     *,
     plan: Plan | None = None,
-    taken: Mapping[str, str] | None = None,
+    taken: Mapping[str, str | None] | None = None,
     progress: Progress = silent,
 ) -> Artifact:
     """Build the model of an order into a folder; an interrupted order goes on after its last finished hop.
 
     Args:
         plan: build this plan instead of choosing one.
-        taken: class -> id of the learnware that it is taken from, whoever else knows it.
+        taken: class -> id of the learnware that it is taken from, whoever else knows it; None: from nobody.
 
     Raises:
         RequestError: the order is malformed, the folder holds something else, or the device's agent does not answer.

@@ -12,6 +12,7 @@ from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_sam
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.indexing import indices
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
+from sarto.pipeline.new_classes import find_new
 from sarto.pipeline.predicting import PlanPredictor, measured_elsewhere, profile_of
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import STUDENT, Chains
@@ -30,7 +31,7 @@ class Order:
             order's where it came without.
         learnwares: manifests of the market that the order may use, by id.
         supernets: those that it may use, by id.
-        intakes: learnware id -> what the donor reads.
+        intakes: learnware id -> what the donor reads; with new classes of all that read the order's samples.
         intake: what a model of all donors reads.
         predictor: of latency and memory on the order's device; None where it names no profile.
         subnets: the market's supernets, for plans with subnets.
@@ -62,28 +63,32 @@ class Order:
     @property
     def classes(self) -> tuple[str, ...]:
         """The wanted classes, as the finished model names them."""
-        return tuple(offer.cls for offer in self.requirement.offers)
+        return self.requirement.classes
 
     @property
     def donors(self) -> tuple[Learnware, ...]:
-        """The learnwares that provide the classes, each once, in the order of the task."""
-        ids = dict.fromkeys(offer.learnware for offer in self.requirement.offers)
+        """The learnwares that provide the classes, each once, in the order of the task.
+
+        With new classes those whose features new heads read, as far as one model can read for them.
+        """
+        ids = self.requirement.donors or dict.fromkeys(offer.learnware for offer in self.requirement.offers)
         return tuple(self.learnwares[id_] for id_ in ids)
 
 
-def check_order(request: Request, store: Store, taken: Mapping[str, str] | None = None) -> Order:
+def check_order(request: Request, store: Store, taken: Mapping[str, str | None] | None = None) -> Order:
     """The order, complete and consistent.
 
     A class that several learnwares know is taken from one that must be used, else from the one with the best measured
-    skill on it.
+    skill on it. A class that nobody knows is new where the order's own samples have it: a new head tells it apart.
 
     Args:
-        taken: class -> id of the learnware that it was taken from before, and is again; of others, as said above.
+        taken: class -> id of the learnware that it was taken from before, and is again, None where it was new; of
+            others, as said above.
 
     Raises:
-        RequestError: unknown classes or learnwares (with suggestions), classes without any samples, unreadable or
-            unfitting samples, held-out samples that are the order's or an index's probe images, donors that read
-            different images; all problems at once.
+        RequestError: unknown classes or learnwares (with suggestions), classes without any samples, new ones with too
+            few, unreadable or unfitting samples, held-out samples that are the order's or an index's probe images,
+            donors that read different images; all problems at once.
     """
     learnwares = {learnware.id: learnware for learnware in store.learnwares()}
     problems: list[str] = []
@@ -96,6 +101,7 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     learnwares = allowed(every.values(), request.donors)
     musts = meant(learnwares.values(), request.donors.must)
     names = [cls for _, cls in request.task.wanted]
+    unknown = dict[str, str]()
     problems += [
         f"task.classes: {name!r} is asked from two learnwares; one model tells each class apart once: order it plainly "
         f"({name}) where both mean the same, or stock one of them under another class name where they don't"
@@ -103,10 +109,14 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
     ]
     for place, (whose, cls) in enumerate(request.task.wanted):
         first = (taken or {}).get(cls) or next((item.id for item in musts if cls in item.classes), None)
-        found = _offers(cls, whose, learnwares, first)
+        was_new = taken is not None and taken.get(cls, "") is None
+        found = f"no model knew {cls!r}" if was_new else _offers(cls, whose, learnwares, first)
         if isinstance(found, str):
-            found = _refused(cls, whose, every, request.donors) or found
-            problems.append(f"task.classes[{place}]: {found}")
+            refused = None if was_new else _refused(cls, whose, every, request.donors)
+            if refused is None and whose is None:
+                unknown[cls] = f"task.classes[{place}]: {found}"
+            else:
+                problems.append(f"task.classes[{place}]: {refused or found}")
             continue
         offers.append(found[0])
         others.extend(found[1:])
@@ -114,37 +124,46 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str] | None 
         problems.append(
             f"task.classes: {names[0]!r} alone leaves nothing to tell apart; order at least two classes"
         )
+    new = find_new(request, unknown, store, learnwares, problems)
     _check_engines(request, problems)
     profile = _profile(request, store, problems)
     if problems:
         raise RequestError(problems[0], problems=problems)
-    donors = [learnwares[id_] for id_ in dict.fromkeys(offer.learnware for offer in offers)]
-    problems += joint_problems(donors)
-    if problems:
-        raise RequestError(problems[0], problems=problems)
-    intakes = {donor.id: intake_of(store, donor) for donor in donors}
+    if new is None:
+        donors = [learnwares[id_] for id_ in dict.fromkeys(offer.learnware for offer in offers)]
+        problems += joint_problems(donors)
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        intakes = {donor.id: intake_of(store, donor) for donor in donors}
+    else:
+        donors, intakes = list(new.together), dict(new.intakes)
     intake = joint_intake([(donor, intakes[donor.id]) for donor in donors])
     notes = measured_elsewhere(profile, request.device)
-    samples = _samples(request, offers, learnwares, store, intake, problems, notes)
+    samples = _samples(request, names, offers, learnwares, store, intake, problems, notes)
     if problems or samples is None:
         raise RequestError(problems[0], problems=problems)
+    if new is not None:
+        notes.append(new.note(samples))
     requirement = Requirement(
         request=request,
         offers=tuple(offers),
         others=tuple(others),
+        new=new.names if new is not None else (),
+        donors=tuple(donor.id for donor in donors) if new is not None else (),
+        apart=tuple(donor.id for donor in new.apart) if new is not None else (),
         n_samples=samples.counts,
         samples_digest=samples.digest,
         notes=tuple(notes),
     )
-    for donor in _rivals(donors, others, learnwares, store, intake):
+    for donor in _rivals(donors, others, learnwares, store, intake) if new is None else ():
         intakes[donor.id] = intake_of(store, donor)
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
-    if "slicepack" in request.engines:
+    if "slicepack" in request.engines and new is None:
         told = _without_samples([learnwares[id_] for id_ in intakes])
         requirement = requirement.replace(notes=(*requirement.notes, *told))
-    heldout = _heldout(
-        request, [offer.cls for offer in offers], intake, [samples, *donor_samples.values()], store
-    )
+    # With new classes any of the readers may be delivered alone.
+    read = [intake] if new is None else [intakes[donor.id] for donor in (*donors, *new.apart)]
+    heldout = _heldout(request, names, read, [samples, *donor_samples.values()], store)
     predictor = PlanPredictor(profile, store) if profile is not None else None
     subnets = Subnets(store, profile)
     return Order(
@@ -266,6 +285,7 @@ def _check_engines(request: Request, problems: list[str]) -> None:
 
 def _samples(
     request: Request,
+    classes: Sequence[str],
     offers: list[ClassOffer],
     learnwares: Mapping[str, Learnware],
     store: Store,
@@ -278,7 +298,6 @@ def _samples(
     Args:
         problems, notes: what is found is added to them.
     """
-    classes = [offer.cls for offer in offers]
     found: Labelled | None
     if request.samples is not None:
         own = read_samples(Path(request.samples))
@@ -335,11 +354,16 @@ def check_reads_samples(field: str, path: str, samples: Labelled, intake: Intake
 
 
 def _heldout(
-    request: Request, classes: Sequence[str], intake: Intake, deciding: Sequence[Labelled], store: Store
+    request: Request,
+    classes: Sequence[str],
+    intakes: Sequence[Intake],
+    deciding: Sequence[Labelled],
+    store: Store,
 ) -> Labelled | None:
     """The held-out samples of the wanted classes; None where the order has none.
 
     Args:
+        intakes: what the models that may be delivered read.
         deciding: samples that something is chosen or fitted on.
         store: whose indices choose and stitch chains on their probe images, where the order asks for chains.
 
@@ -353,7 +377,8 @@ def _heldout(
     missing = [cls for cls in classes if cls not in read.classes]
     if missing:
         raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
-    check_reads_samples("heldout", path, read, intake)
+    for intake in {intake.preprocessing.to_json(): intake for intake in intakes}.values():
+        check_reads_samples("heldout", path, read, intake)
     found = read.only(classes)
     contents = found.contents()
     decides = {content for samples in deciding for content in samples.contents()}
@@ -364,7 +389,7 @@ def _heldout(
             f"heldout: {path}: {known} of {len(found)} held-out {found.noun}s equal {found.noun}s that the order is "
             "decided on (its samples, or those that its donors are sliced with): give others, which choose nothing"
         )
-    chains = CHAINS in request.engines and intake.kind == "image"
+    chains = CHAINS in request.engines and intakes[0].kind == "image"
     for name in indices(store).names() if chains else ():
         probes = set(indices(store).get(name).probes().contents())
         known = sum(content in probes for content in contents)

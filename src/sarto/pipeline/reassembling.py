@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -171,10 +171,12 @@ class Chains:
         seed: int = 0,
         timing: PlanPredictor | None = None,
         donor_samples: Mapping[str, str] | None = None,
+        only: Collection[str] | None = None,
     ) -> Offered:
         """Chains for classes under a budget, of donors that read images of one shape; none without an index.
 
         Args:
+            only: ids of the learnwares that may be used, whatever images they read; None: all that read this shape.
             timing: of a profiled device: blocks are chosen by its milliseconds too, and plans say what they should
                 take.
         """
@@ -183,7 +185,8 @@ class Chains:
         ids = tuple(
             item.id
             for item in self.store.learnwares()
-            if isinstance(item.preprocessing, Preprocessing) and item.input_shape == tuple(input_shape)
+            if isinstance(item.preprocessing, Preprocessing)
+            and (item.input_shape == tuple(input_shape) if only is None else item.id in only)
         )
         wish = Wish(budget=budget if timing is not None else budget.replace(latency_ms=None))
         wanted = Wanted(

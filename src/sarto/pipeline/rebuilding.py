@@ -50,7 +50,7 @@ def check_lock(store: Store, lock: Lock) -> None:
             gone = [
                 f"; {cls!r} was taken from the learnware {id_[7:19]}, which was removed from the market"
                 for cls, id_ in lock.taken.items()
-                if id_ not in there
+                if id_ is not None and id_ not in there
             ]
             problems.append(
                 "the order's samples are not those of the lock: give the same, or stock the donors with the same"

@@ -39,7 +39,7 @@ def fit_rejection(builder: Builder, order: Order, plan: Plan) -> tuple[Novelty, 
     if found is None:
         return None
     refused, total, names = 0, 0, list[str]()
-    for samples in _outsiders(order):
+    for samples in _outsiders(order, plan):
         told = found.known(torch.cat([builder.features(plan, member, samples) for member in members], 1))
         refused, total = refused + int((~told).sum()), total + len(told)
         names += [name for name in samples.classes if name not in names]
@@ -54,11 +54,17 @@ def fit_rejection(builder: Builder, order: Order, plan: Plan) -> tuple[Novelty, 
     )
 
 
-def _outsiders(order: Order) -> list[Labelled]:
-    """The donors' own samples of classes that were not ordered, from anybody."""
+def _outsiders(order: Order, plan: Plan) -> list[Labelled]:
+    """The donors' own samples of classes that were not ordered, from anybody.
+
+    With new classes these are the plan's own donors: others may read images that the plan does not.
+    """
+    new = bool(order.requirement.new)
     found = []
-    for donor in order.donors:
-        samples = order.donor_samples[donor.id]
+    for id_ in plan.learnwares if new else [donor.id for donor in order.donors]:
+        if id_ not in order.donor_samples:
+            continue
+        samples = order.donor_samples[id_]
         others = [name for name in samples.classes if name not in order.classes]
         if samples is not order.samples and others:
             found.append(samples.only(others).take(OUTSIDERS))

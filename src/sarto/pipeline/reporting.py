@@ -22,7 +22,7 @@ from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import sources
 from sarto.pipeline.on_device import device_checks
 from sarto.pipeline.order import Order
-from sarto.pipeline.sentences import not_tried, sentences
+from sarto.pipeline.sentences import new_head, not_tried, sentences
 from sarto.pipeline.subnets import certificate_sentences
 from sarto.training import compare, confusion, logistic_loto, per_class_recall, ridge_loto
 from sarto.types import (
@@ -264,17 +264,20 @@ def _per_class(order: Order, delivered: Delivered) -> Iterator[ClassScore]:
     if delivered.heldout is not None and delivered.pick.heldout is not None:
         truth = torch.from_numpy(delivered.heldout.labels.copy())
         held = per_class_recall(delivered.pick.heldout, truth, n_classes)
-    givers = _givers(order, delivered.plan)
-    for place, offer in enumerate(order.requirement.offers):
+    givers, offers = _givers(order, delivered.plan), {o.cls: o for o in order.requirement.offers}
+    head = new_head(order, delivered.plan) if order.requirement.new else None
+    for place, cls in enumerate(order.classes):
+        # A new head for all classes takes none of them from a donor that knows it.
+        ids = givers[cls] if head is None else []
         yield ClassScore(
-            cls=offer.cls,
-            learnware=givers[offer.cls][0],
-            donor=" and ".join(order.learnwares[id_].name for id_ in givers[offer.cls]),
-            n_samples=order.samples.counts[offer.cls],
+            cls=cls,
+            learnware=ids[0] if ids else None,
+            donor=head or " and ".join(order.learnwares[id_].name for id_ in ids),
+            n_samples=order.samples.counts[cls],
             recall_loto=own[place],
-            n_heldout=delivered.heldout.counts[offer.cls] if delivered.heldout is not None else None,
+            n_heldout=delivered.heldout.counts[cls] if delivered.heldout is not None else None,
             recall_heldout=held[place],
-            donor_skill=offer.skill,
+            donor_skill=offers[cls].skill if ids else None,
         )
 
 

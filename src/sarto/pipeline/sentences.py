@@ -8,11 +8,15 @@ from sarto.engines.baselines import NAMES
 from sarto.pipeline.alternatives import TITLES
 from sarto.pipeline.choose import show
 from sarto.pipeline.delivered import Delivered
+from sarto.pipeline.new_classes import some
 from sarto.pipeline.on_device import device_sentences
 from sarto.pipeline.order import Order
 from sarto.pipeline.schooling import not_made, training_of
 from sarto.training import not_counted
-from sarto.types import ChainNode, Check, Comparison, Cost, Rejection, SliceNode
+from sarto.types import ChainNode, Check, Comparison, Cost, Plan, Rejection, SliceNode
+
+#: Of a text in a table of classes.
+_LONGEST = 160
 
 
 def sentences(
@@ -39,6 +43,11 @@ def sentences(
             yield told + ("." if delivered.heldout is not None else "; give held-out samples to see.")
     else:
         yield f"Not measured on your {n} samples: with one sample a class nothing can be left out."
+    if order.requirement.new:
+        yield (
+            f"No stocked model knows {some(order.requirement.new)}: all classes are told apart by a "
+            f"{new_head(order, delivered.plan)}, fitted on your {n} {noun}s."
+        )
     if row.accuracy_heldout is not None and delivered.heldout is not None:
         n_held = len(delivered.heldout)
         yield f"{row.accuracy_heldout:.1%} of {n_held} held-out {noun}s, which chose nothing, are named right."
@@ -76,6 +85,13 @@ def sentences(
     failed = [check.name for check in checks if not check.ok]
     if failed:
         yield f"Checks that failed: {', '.join(failed)}."
+
+
+def new_head(order: Order, plan: Plan) -> str:
+    """Where the classes of an order with new ones come from, as a table can hold it."""
+    names = [order.sources[id_].name for id_ in (*plan.learnwares, *plan.supernets)]
+    told = f"new head on the features of {' and '.join(names)}"
+    return told if len(told) <= _LONGEST else f"new head on the features of {len(names)} donors"
 
 
 def _sliced_from_these(order: Order, delivered: Delivered) -> bool:
@@ -182,6 +198,8 @@ def not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
     for name in (name for name in NAMES if name != "finetune" and TITLES[name] not in names):
         why = "these donors don't allow it" if name in asked else f"ask for it with baselines: {name}"
         yield f"{TITLES[name]}: {why}"
+    if order.requirement.new and "slicepack" in order.request.engines:
+        yield f"slices by class: no stocked model knows {some(order.requirement.new)}"
     yield from not_made(order.request, delivered.rows, heldout=delivered.heldout is not None)
     if delivered.rejection is None:
         yield "none of the above: needs a fitted head and three samples of every class"

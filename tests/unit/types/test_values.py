@@ -234,6 +234,17 @@ def test_a_latency_lies_in_its_interval() -> None:
         cost(latency_ms=2, latency_high_ms=1)
 
 
+def test_a_requirement_has_an_offer_or_a_new_head_for_each_class() -> None:
+    cat, dog = requirement().offers
+    mixed = requirement().replace(offers=(dog,), new=("cat",), donors=(SHA,))
+    assert mixed.classes == ("cat", "dog") and Requirement.parse(mixed.to_yaml()) == mixed
+    with pytest.raises(RequestError, match=r"offers: .*expected \(dog\); got cat, dog"):
+        mixed.replace(offers=(cat, dog))
+    found = problems(Requirement, requirement().model_dump() | {"new": ["cow"]})
+    assert any("'cow' is not wanted" in text for text in found)
+    assert any("new classes need donors" in text for text in found)
+
+
 def test_a_requirement_offers_each_class_in_order() -> None:
     offers = requirement().offers
     with pytest.raises(RequestError, match=r"offers: one for each .*\(cat, dog\); got dog, cat"):

@@ -159,6 +159,8 @@ def _order(report: Report) -> Iterator[tuple[str, str]]:
     if request.name:
         yield "name", request.name
     yield ("classes" if request.task.classes else "tasks"), ", ".join(request.task.title)
+    if report.requirement.new:
+        yield "classes that no stocked model knows", ", ".join(report.requirement.new)
     yield "device", f"{device.runtime}, {device.threads} thread(s), batch {device.batch}"
     held = report.requirement.n_samples
     if held or request.samples:
