@@ -10,6 +10,7 @@ from benchmarks.slicepack.page_details import (
     DRAWS,
     ORDERS,
     above_controls,
+    above_over_orders,
     above_random_by_head,
     above_random_by_reading,
     cell,
@@ -264,7 +265,7 @@ def _own_classes(result: Result) -> list[str]:
 
 def _compared(result: Result) -> list[str]:
     numbers, methods = result.numbers, result.parameters["methods"]
-    counted = any(name.startswith("n_steps_") for name in numbers)
+    counted = any(number for name, number in numbers.items() if name.startswith("n_steps_"))
     lines = [
         f"| method | accuracy, % | share of the ensemble's | parameters | seconds a class |{' updates |' * counted}",
         "|---|---|---|---|---|" + "---|" * counted,
@@ -282,14 +283,15 @@ def _compared(result: Result) -> list[str]:
             f"{f'{100 * kept:.1f} %' if kept is not None else ''} | {numbers[f'params_{method}'] / 1e6:.2f} M | "
             f"{numbers[f'seconds_per_class_{method}']:.2f} |{updates}"
         )
-    n = result.parameters["n_tested"] * len(str(result.rows[0]["order"]).split())
-    mean = numbers.get("accuracy_ours", numbers[f"accuracy_{methods[0]}"])
-    told = (
-        f"One accuracy is of {n:,} images of an order, so it has a standard error of about "
-        f"{100 * (mean * (1 - mean) / n) ** 0.5:.1f} points by them alone."
-    )
     if numbers["n_orders"] > 1:
-        told += f" Accuracies are means over {numbers['n_orders']} orders."
+        told = f"Accuracies are means over {numbers['n_orders']} orders. {above_over_orders(result)}"
+    else:
+        n = result.parameters["n_tested"] * len(str(result.rows[0]["order"]).split())
+        mean = numbers.get("accuracy_ours", numbers[f"accuracy_{methods[0]}"])
+        told = (
+            f"One accuracy is of {n:,} images, so it has a standard error of about "
+            f"{100 * (mean * (1 - mean) / n) ** 0.5:.1f} points by them alone."
+        )
     ratio = numbers.get("paper_to_ours_seconds_ratio")
     if ratio is not None:
         told += (

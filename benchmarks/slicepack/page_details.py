@@ -141,6 +141,22 @@ def above_random_by_head(result: Result) -> list[str]:
     )
 
 
+def above_over_orders(result: Result) -> str:
+    """Points of the closed form above each other cut of the same size, and their standard error over orders."""
+    rows: Rows = result.rows
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["method"], []).append(row["accuracy_tested"])
+    found = []
+    for method, theirs in scores.items():
+        if method == "ours" or result.numbers[f"params_{method}"] != result.numbers["params_ours"]:
+            continue
+        points = [100 * (a - b) for a, b in zip(scores["ours"], theirs, strict=True)]
+        error = statistics.stdev(points) / len(points) ** 0.5
+        found.append(f"{named(method)} {statistics.mean(points):+.1f} ± {error:.1f}")
+    return f"Closed form above others of its size, points and their standard error: {'; '.join(found)}."
+
+
 def figure(result: Result) -> list[str]:
     """A figure of the paper in words: what it prints, what was found here, and what differs."""
     numbers, parameters = result.numbers, result.parameters

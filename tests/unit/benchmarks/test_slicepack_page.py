@@ -12,6 +12,7 @@ from benchmarks.schema import Result
 from benchmarks.slicepack.page import PAGE, ROOT, page, tables
 from benchmarks.slicepack.page_details import (
     above_controls,
+    above_over_orders,
     cell,
     costs,
     figure,
@@ -68,6 +69,21 @@ def test_controls_that_are_better_are_told_so() -> None:
     (_, said) = above_controls(result)
     assert said.endswith("points at k = 5, 20: random units, repaired at 6 %: -1.6, +0.0.")
     assert above_controls(small({"accuracy_ours_6_k5": 0.5}, ks=[5], methods=["ours_6"])) == []
+
+
+def test_distances_over_orders_are_of_pairs() -> None:
+    pairs = {"ours": (0.80, 0.90, 0.7), "grail": (0.79, 0.87, 0.71), "probe": (0.1, 0.2, 0.3)}
+    rows = tuple(
+        {"method": method, "accuracy_tested": score, "order": str(place)}
+        for place in range(3)
+        for method, scores in pairs.items()
+        for score in scores[place : place + 1]
+    )
+    result = small({"params_ours": 10, "params_grail": 10, "params_probe": 7}, rows)
+    points = 100 * np.array([0.01, 0.03, -0.01])
+    said = f"{points.mean():+.1f} ± {points.std(ddof=1) / 3**0.5:.1f}."
+    told = above_over_orders(result)
+    assert told.endswith(said) and "GRAIL" in told and "best single" not in told
 
 
 def test_costs_are_those_of_the_rows_and_blank_where_nothing_was_measured() -> None:
