@@ -187,7 +187,7 @@ def figure(result: Result) -> list[str]:
             for k in parameters["ks"]
         ]
         left = [str(k) for k in (5, 10, 20) if k not in parameters["ks"]]
-        more = f" k = {' and '.join(left)}, which the paper draws too, was not run." if left else ""
+        more = f" Not run: k = {' and '.join(left)}, which the paper draws too." if left else ""
         return [
             "",
             "The paper prints about 200,000 times its models at an acceptable error of 0.2 and about 600,000 at 0.3. "
