@@ -42,7 +42,8 @@ from sarto.engines.factory.training import train_supernet
 from sarto.errors import InfeasibleError
 from sarto.export import to_onnx
 from sarto.graph import ModelGraph, capture
-from sarto.pipeline.factory import backbone_graph, read_space, stock_supernet
+from sarto.pipeline.backbones import backbone_graph
+from sarto.pipeline.factory import read_space, stock_supernet
 from sarto.pipeline.on_device import latency_on
 from sarto.pipeline.subnets import ReadySupernet
 from sarto.training import draws, has_bfloat16

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.place import data_folder
 from sarto import zoo
-from sarto.engines.factory.data import open_data, score
+from sarto.engines.factory.data import score
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.spaces.numvqa import DIGITS, NumVqa
 from sarto.engines.factory.subnets import cut, recalibrated
@@ -27,6 +27,7 @@ from sarto.engines.factory.supernet import Supernet, placed
 from sarto.engines.factory.training import qualities, train_supernet
 from sarto.graph import capture
 from sarto.pipeline.factory import read_space, spread
+from sarto.pipeline.task_data import open_data
 from sarto.training import draws, has_bfloat16
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 

@@ -18,7 +18,8 @@ from sarto import Market
 from sarto.engines.factory.supernet import Supernet, assembler_for, placed
 from sarto.errors import InfeasibleError
 from sarto.graph import ModelGraph
-from sarto.pipeline.factory import backbone_graph, read_space, stock_supernet
+from sarto.pipeline.backbones import backbone_graph
+from sarto.pipeline.factory import read_space, stock_supernet
 from sarto.pipeline.subnets import ReadySupernet
 from sarto.types import Budget, Device, FactoryConfig, Request
 

@@ -50,19 +50,29 @@ class Odd:
         first = frozenset({"has", "digit_7"})
         if self.wrong == "no samples" and first in tasks:
             raise RequestError("it has no samples in the train split")
+        if self.wrong == "no test samples" and first in tasks and split == "test":
+            raise RequestError("it has no samples in the test split")
+        if self.wrong == "test fails" and split == "test":
+            raise IndexError("list index out of range")
         n = 0 if self.wrong == "none at all" else len(tasks)
         answers = torch.arange(n) % 2
         if self.wrong == "never yes" and first in tasks:
             answers = torch.zeros_like(answers)
         images = torch.randn(n, 1, 12, 12, generator=generator)
-        # Five tasks are looked at before the training, which sees what comes after.
-        if self.wrong == "infinite later" and self.calls > 5 + 3:
+        # Five tasks and six are looked at before the training, and two mixed draws; it sees what comes after.
+        if self.wrong == "infinite later" and self.calls > 5 + 6 + 2 + 3:
             images = images * torch.inf
         return images, answers
 
 
 def odd(wrong: str) -> Odd:
-    """Data that are wrong in one way."""
+    """Data that are wrong in one way.
+
+    Raises:
+        ValueError: what is asked for is that it fails.
+    """
+    if wrong == "fails":
+        raise ValueError("no such folder of images")
     return Odd(wrong)
 
 

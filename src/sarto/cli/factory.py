@@ -41,15 +41,22 @@ def train(
         from sarto.pipeline import Market
         from sarto.pipeline.factory import train_factory
 
+        notes: list[str] = []
+
+        def noted(text: str) -> None:
+            notes.append(text)
+            typer.echo(f"note: {text}", err=True)
+
         with Market.open(market) as opened, progress(quiet=as_json, counted=True) as tell:
             folder = Path(checkpoints) if checkpoints else Path(f"{Path(market)}.{wanted.name}.training")
-            done = train_factory(wanted, opened.store, folder, progress=tell, device=device)
+            done = train_factory(wanted, opened.store, folder, progress=tell, noted=noted, device=device)
         if as_json:
             emit(
                 {
                     "supernet": json.loads(done.manifest.to_json()),
                     "stopped": done.stopped,
                     "resumed_from": done.resumed_from,
+                    "notes": notes,
                     "checkpoints": str(folder),
                 }
             )
@@ -74,7 +81,9 @@ def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False
             return
         from rich.table import Table
 
-        table = Table("name", "id", "space", "tasks", "backbone", "order", "units", "parameters", "floor")
+        table = Table(
+            "name", "id", "space", "tasks", "backbone", "steps", "order", "units", "parameters", "floor"
+        )
         for item in found:
             table.add_row(
                 item.name,
@@ -82,6 +91,7 @@ def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False
                 item.space.name,
                 f"{len(item.space.seen)} + {len(item.space.kept_aside)} unseen",
                 item.backbone,
+                _steps(item),
                 item.assembler.order,
                 f"{item.units:,}",
                 f"{item.cost.params:,}",
@@ -100,8 +110,10 @@ def show(which: Which, market: MarketPath = DEFAULT, as_json: Json = False, debu
             found = opened.store.supernets.get(which)
         if as_json:
             emit(json.loads(found.to_json()))
-        else:
-            _tell(found)
+            return
+        _tell(found)
+        if found.stopped:
+            typer.echo(f"training ended early: {found.stopped}")
 
 
 def rm(which: Which, market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:
@@ -226,6 +238,14 @@ def spaces(as_json: Json = False, debug: Debug = False) -> None:
         console().print(table)
 
 
+def _steps(found: StockedSupernet) -> str:
+    """How many steps were trained; of how many, where training ended early."""
+    done = "" if found.steps is None else f"{found.steps:,}"
+    if not found.stopped or found.joint is None:
+        return done
+    return f"{done} of {found.joint.steps:,}, stopped"
+
+
 def _tell(found: StockedSupernet) -> None:
     from rich.table import Table
 
@@ -233,6 +253,8 @@ def _tell(found: StockedSupernet) -> None:
         f"{found.name} ({found.id[7:19]}): {found.space.name}, {len(found.space.seen)} tasks trained, "
         f"{len(found.space.kept_aside)} kept aside; from {found.backbone}"
     )
+    if found.steps is not None:
+        typer.echo(f"steps: {_steps(found)}")
     typer.echo(
         f"{found.units:,} gated units in {len(found.groups)} groups ({found.placement} placement, "
         f"{found.assembler.order} order)"
@@ -247,6 +269,10 @@ def _tell(found: StockedSupernet) -> None:
         typer.echo("blocks may be skipped whole")
     if found.space.combined:
         typer.echo(f"trained beside them: {len(found.space.combined)} further combinations of properties")
+    if found.unjudged:
+        typer.echo(
+            f"{len(found.unjudged)} tasks were not judged, for want of test samples: {', '.join(found.unjudged)}"
+        )
     if not found.qualities:
         typer.echo("not judged")
         return

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sarto import zoo
 from sarto.devices import count
-from sarto.engines.factory.data import TaskData, check_data, open_data
+from sarto.engines.factory.checking import check_data, told_together
+from sarto.engines.factory.data import TaskData
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.subnets import gates_of
 from sarto.engines.factory.supernet import Supernet, as_placed, assembler_for, placed, revived
 from sarto.engines.factory.training import qualities, train_supernet
-from sarto.errors import RequestError, ShapeError, suggest
-from sarto.graph import ModelGraph, block, capture, features, with_head
+from sarto.errors import RequestError, suggest
+from sarto.graph.file import graph_hash
 from sarto.graph.model import size_at
 from sarto.market import Store
+from sarto.pipeline.backbones import backbone_graph, check_backbone, learnware_notes
 from sarto.pipeline.curves import draw_looks
 from sarto.pipeline.progress import Progress, silent
-from sarto.types import (
-    Backbone,
-    FactoryConfig,
-    Preprocessing,
-    StockedSupernet,
-    TaskQuality,
-    TaskSpace,
-)
+from sarto.pipeline.task_data import data_of
+from sarto.types import FactoryConfig, StockedSupernet, TaskQuality, TaskSpace
 from sarto.types.text import write_atomically
 
 #: Stands for hashes and times in a manifest until the market sets them.
@@ -85,83 +78,13 @@ def read_space(which: str, data: Mapping[str, Any] | None = None) -> TaskSpace:
     return space.replace(arguments={**space.arguments, **dict(data or {})})
 
 
-def data_of(space: TaskSpace) -> TaskData:
-    """The data of a space, with `$NAME` in its arguments replaced by the environment's values.
-
-    Raises:
-        RequestError: a name is not in the environment, or the data can't be opened.
-    """
-    told, missing = {}, []
-    for key, value in space.arguments.items():
-        if isinstance(value, str):
-            value = os.path.expandvars(value)
-            if "$" in value:
-                missing.append(
-                    f"data.{key}: {value!r} names a variable that the environment does not have; set it, or give the "
-                    "path itself"
-                )
-        told[key] = value
-    if missing:
-        raise RequestError(missing[0], problems=missing)
-    return open_data(space.replace(arguments=told))
-
-
-def backbone_graph(
-    backbone: Backbone, space: TaskSpace, inputs: Tensor, store: Store | None
-) -> tuple[ModelGraph, str]:
-    """The backbone with an output for each answer of a space, and where it comes from, in words.
-
-    Args:
-        inputs: a few samples, for capturing.
-
-    Raises:
-        RequestError: no such learnware or network, or it can't be made with these arguments.
-        ShapeError: it does not read what the data give.
-    """
-    if backbone.learnware is not None:
-        if store is None:
-            raise RequestError("a learnware as backbone needs a market")
-        learnware = store.get(backbone.learnware)
-        whole = store.graph(learnware.id)
-        wanted = list(size_at(whole.inputs[0].shape[1:], 1))
-        if wanted != list(inputs.shape[1:]):
-            raise ShapeError(
-                f"learnware {learnware.name!r} reads {wanted}, the data of {space.name!r} give {list(inputs.shape[1:])}"
-            )
-        below = block(whole, end=features(whole).value)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            width = size_at(below.node(below.outputs[0]).shape, 1)[1]
-            head = torch.nn.Linear(width, len(space.answers))
-        made = with_head(below, head.weight.detach().clone(), head.bias.detach().clone())
-        return made, f"learnware {learnware.name} ({learnware.id[7:19]})"
-    name = str(backbone.zoo)
-    known = [key for key in zoo.__all__ if key[0].islower() and callable(getattr(zoo, key))]
-    if name not in known:
-        raise RequestError(f"the zoo has no network {name!r}{suggest(name, known)}", where="backbone.zoo")
-    function = getattr(zoo, name)
-    given = dict(backbone.arguments)
-    if "n_classes" in signature(function).parameters:
-        given.setdefault("n_classes", len(space.answers))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        try:
-            net = function(**given).eval()
-        except (TypeError, ValueError) as error:
-            raise RequestError(
-                f"{name} can't be made with {given}: {error}", where="backbone.arguments"
-            ) from error
-    if backbone.weights is not None:
-        _load(net, Path(os.path.expandvars(backbone.weights)))
-    return capture(net, inputs, prove=False), f"zoo {name}"
-
-
 def train_factory(
     config: FactoryConfig,
     store: Store,
     folder: Path,
     *,
     progress: Progress = silent,
+    noted: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
 ) -> FactoryRun:
     """A supernet trained and stocked as a description says; stopped at any moment, the same call goes on.
@@ -169,27 +92,30 @@ def train_factory(
     Args:
         folder: for checkpoints; of several processes (torchrun), all see it.
         progress: told the step, and the accuracy at a few limits as training goes on.
+        noted: told what one should know of this training, in words: weights that are fresh, tasks that can't be judged.
 
     Raises:
-        RequestError: the description does not fit together; all problems of the data at once.
-        StoreError: the name is taken, or the folder holds checkpoints of another training.
+        RequestError: the description does not fit together, or the name is taken; all problems of the data at once.
+        StoreError: the folder holds checkpoints of another training.
     """
     rank, device = _joined(device)
+    if rank:
+        noted = _unheard
     space = read_space(config.space, config.data)
-    named = [found for found in store.supernets if found.name == config.name]
-    if any(found.joint != config.joint or found.space != space for found in named):
-        raise RequestError(
-            f"the market holds a supernet {config.name!r} of another training; choose another name, or remove it "
-            f"(`sarto factory rm {config.name}`)",
-            where="name",
-        )
     data = data_of(space)
-    example = check_data(space, data)
-    graph, origin = backbone_graph(config.backbone, space, example, store)
-    problems = _problems(graph, space, config.preprocessing)
-    if problems:
-        raise RequestError(problems[0], problems=problems)
+    looked = check_data(space, data, leave_out=config.empty_tasks == "leave_out")
+    for text in told_together(space, looked.left_out):
+        noted(f"left out of training: {text}")
+    for text in told_together(space, looked.unjudged):
+        noted(f"can't be judged: {text}")
+    space = without_tasks(space, looked.left_out)
+    graph, origin = backbone_graph(config.backbone, space, looked.inputs, store, noted)
+    check_backbone(graph, space, config.preprocessing, data, looked.inputs, looked.answers)
+    for text in learnware_notes(config.backbone, config.preprocessing, store):
+        noted(text)
     graph, groups = as_placed(graph, config.placement), placed(graph, config.placement)
+    begun = graph_hash(graph)
+    _check_name(store, config, space, begun, origin)
     shape = assembler_for(graph, groups, space, config.assembler)
     floor = lowest_limit(shape.layout, shape.least)
     limits = tuple(limit for limit in config.judging.limits if limit >= floor)
@@ -199,7 +125,8 @@ def train_factory(
             f"{config.assembler.least}",
             where="judging.limits",
         )
-    looked = _Looks(config, space, data, limits, progress, folder)
+    judgeable = [task for task in space.seen if task not in looked.unjudged]
+    looks = _Looks(config, judgeable, data, limits, progress, folder)
     trained = train_supernet(
         graph,
         groups,
@@ -208,11 +135,13 @@ def train_factory(
         assembler=config.assembler,
         joint=config.joint,
         folder=folder,
-        told=looked,
+        told=looks,
         device=device,
-        shown=None if rank else looked.seen,
+        shown=None if rank else looks.seen,
         show_every=max(1, round(LOOKS * config.joint.steps)),
     )
+    for text in trained.result.damaged:
+        noted(f"{text}: an older checkpoint was taken, of step {trained.result.resumed_from:,}")
     if trained.result.steps == 0:
         raise RequestError(
             f"training ended before its first checkpoint: {trained.result.stopped}; nothing is stocked"
@@ -222,8 +151,18 @@ def train_factory(
         return FactoryRun(
             store.supernets.get(config.name), trained.result.stopped, trained.result.resumed_from
         )
-    found = judged(trained.supernet, data, config, limits, progress)
-    manifest = stock_supernet(store, trained.supernet, config, origin, found)
+    found, missed = judged(trained.supernet, data, config, limits, progress, looked.unjudged)
+    manifest = stock_supernet(
+        store,
+        trained.supernet,
+        config,
+        origin,
+        found,
+        begun=begun,
+        steps=trained.result.steps,
+        stopped=trained.result.stopped or "",
+        unjudged=missed,
+    )
     if _together():
         torch.distributed.barrier()
     return FactoryRun(manifest, trained.result.stopped, trained.result.resumed_from)
@@ -245,19 +184,59 @@ def _together() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def _unheard(text: str) -> None:
+    """Says nothing: of several processes one speaks."""
+
+
+def without_tasks(space: TaskSpace, tasks: Collection[frozenset[str]]) -> TaskSpace:
+    """The space without some of the tasks and combinations that are trained."""
+    if not tasks:
+        return space
+    kept = [
+        [tuple(name for name in space.properties if name in task) for task in every if task not in tasks]
+        for every in (space.seen, space.combined)
+    ]
+    return space.replace(tasks=kept[0], extra=kept[1])
+
+
+def _check_name(store: Store, config: FactoryConfig, space: TaskSpace, begun: str, origin: str) -> None:
+    """Refuse a name that a supernet of another training has: stocking would refuse it after all the steps."""
+    for found in store.supernets:
+        if found.name != config.name:
+            continue
+        before = (found.begun, begun) if found.begun is not None else (found.backbone, origin)
+        asked = {
+            "space": (found.space, space),
+            "backbone": before,
+            "placement": (found.placement, config.placement),
+            "preprocessing": (found.preprocessing, config.preprocessing),
+            "assembler": (found.assembler, config.assembler),
+            "joint": (found.joint, config.joint),
+            "licence": (found.licence, config.licence),
+        }
+        other = [name for name, (one, two) in asked.items() if one != two]
+        if other:
+            raise RequestError(
+                f"the market holds a supernet {config.name!r} of another training (another "
+                f"{', another '.join(other)}); choose another name, or remove it (`sarto factory rm {config.name}`)",
+                where="name",
+            )
+
+
 class _Looks:
     """Tells how training goes: the step and the loss, and now and then the accuracy at a few limits."""
 
     def __init__(
         self,
         config: FactoryConfig,
-        space: TaskSpace,
+        tasks: Sequence[frozenset[str]],
         data: TaskData,
         limits: Sequence[float],
         progress: Progress,
         folder: Path,
     ) -> None:
-        self.config, self.space, self.data, self.progress = config, space, data, progress
+        self.config, self.data, self.progress = config, data, progress
+        self.tasks = spread(tasks, 6)
         self.limits, self.folder, self.step = tuple(limits), folder, 0
         self.words = "training"
         self.mean: float | None = None
@@ -268,12 +247,17 @@ class _Looks:
         self.progress(f"{self.words}, loss {self.mean:.3f}", step, self.config.joint.steps)
 
     def seen(self, supernet: Supernet) -> None:
-        tasks = spread(self.space.seen, 6)
-        found = qualities(supernet, self.data, tasks, self.limits, n=50)
-        means = {}
-        for limit in self.limits:
-            rows = [quality for (_, at), (quality, _) in found.items() if at == limit]
-            means[f"{limit:.0%}"] = sum(rows) / len(rows)
+        rows: dict[float, list[float]] = {limit: [] for limit in self.limits}
+        for task in self.tasks:
+            try:
+                found = qualities(supernet, self.data, (task,), self.limits, n=50)
+            except RequestError:
+                continue  # too few test samples; the judging tells which tasks have none
+            for (_, limit), (quality, _) in found.items():
+                rows[limit].append(quality)
+        means = {f"{limit:.0%}": sum(held) / len(held) for limit, held in rows.items() if held}
+        if not means:
+            return
         told = ", ".join(f"{limit}: {mean:.0%}" for limit, mean in means.items())
         self.words = f"training ({told})"
         path = self.folder / LOOKED
@@ -290,20 +274,27 @@ def judged(
     config: FactoryConfig,
     limits: Sequence[float],
     progress: Progress = silent,
-) -> list[TaskQuality]:
-    """How well tasks are done at each limit, on test samples; tasks without any are left out."""
+    unjudged: Collection[frozenset[str]] = (),
+) -> tuple[list[TaskQuality], list[str]]:
+    """How well tasks are done at each limit, on test samples; and the names of those that can't be judged.
+
+    Args:
+        unjudged: tasks without test samples.
+    """
     judging, space = config.judging, supernet.space
     tasks = [
-        *((task, True) for task in spread(space.seen, judging.most_tasks)),
-        *((task, False) for task in spread(space.kept_aside, judging.most_tasks)),
+        (task, seen)
+        for every, seen in ((space.seen, True), (space.kept_aside, False))
+        for task in spread([task for task in every if task not in unjudged], judging.most_tasks)
     ]
-    found = []
+    missed, found = [space.named(task) for task in unjudged], []
     for place, (task, seen) in enumerate(tasks):
         progress("judging", place, len(tasks))
         try:
             rows = qualities(supernet, data, (task,), tuple(limits), n=judging.samples)
         except RequestError:
-            continue  # no test samples of this task
+            missed.append(space.named(task))  # no test samples of this task
+            continue
         for (_, limit), (quality, ratio) in rows.items():
             found.append(
                 TaskQuality(
@@ -316,7 +307,7 @@ def judged(
                 )
             )
     progress("judging", len(tasks), len(tasks))
-    return found
+    return found, missed
 
 
 def stock_supernet(
@@ -325,8 +316,21 @@ def stock_supernet(
     config: FactoryConfig,
     backbone: str,
     found: Sequence[TaskQuality] = (),
+    *,
+    begun: str | None = None,
+    steps: int | None = None,
+    stopped: str = "",
+    unjudged: Sequence[str] = (),
 ) -> StockedSupernet:
     """Put a trained supernet into a market.
+
+    Args:
+        backbone: where the backbone came from, in words.
+        found: what it was judged by.
+        begun: content hash of the backbone before training.
+        steps: updates that the weights have seen.
+        stopped: why training ended early.
+        unjudged: names of the tasks without test samples.
 
     Raises:
         StoreError: the name is taken by another one, or writing failed.
@@ -354,6 +358,10 @@ def stock_supernet(
         cost=count(sketch),
         floor=count(supernet.subnet(smallest)),
         qualities=tuple(found),
+        unjudged=tuple(unjudged),
+        begun=begun,
+        steps=steps,
+        stopped=stopped,
         licence=config.licence,
         notes=config.notes,
         created="",
@@ -378,37 +386,3 @@ def spread(tasks: Sequence[frozenset[str]], most: int) -> tuple[frozenset[str], 
     if len(tasks) <= most:
         return tuple(tasks)
     return tuple(tasks[round(place * (len(tasks) - 1) / max(1, most - 1))] for place in range(most))
-
-
-def _problems(graph: ModelGraph, space: TaskSpace, preprocessing: Preprocessing) -> list[str]:
-    problems = []
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        problems.append(
-            f"backbone: has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, one of each is needed"
-        )
-        return problems
-    shape = list(size_at(graph.inputs[0].shape[1:], 1))
-    wanted = [preprocessing.channels, *(preprocessing.size or shape[1:])]
-    if len(shape) == 3 and shape != wanted:
-        problems.append(f"preprocessing: makes {wanted}, the data give {shape}")
-    out = graph.node(graph.outputs[0]).shape
-    if space.kind == "classification" and (len(out) != 2 or out[1] != len(space.answers)):
-        problems.append(
-            f"backbone: its output has shape {list(out)[1:]}, {len(space.answers)} answers were expected "
-            f"({', '.join(space.answers[:8])})"
-        )
-    return problems
-
-
-def _load(net: torch.nn.Module, path: Path) -> None:
-    from safetensors.torch import load_file
-
-    try:
-        given = load_file(path)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"backbone.weights: {path} can't be read: {error}") from error
-    own = net.state_dict()
-    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
-        raise RequestError(f"backbone.weights: {path} holds no tensor of this network")
-    net.load_state_dict({**own, **fitting})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -54,11 +54,13 @@ class LoopResult:
         steps: updates that the weights have seen.
         stopped: None, or why it ended early; the weights are then those of the last good checkpoint.
         resumed_from: step from which it went on; 0 for a fresh start.
+        damaged: newer checkpoints that could not be read, and why.
     """
 
     steps: int
     stopped: str | None
     resumed_from: int
+    damaged: tuple[str, ...] = ()
 
 
 def train_loop(
@@ -84,7 +86,7 @@ def train_loop(
         loss_of: step -> the loss of its batch, under the modules as they are.
         folder: where checkpoints lie; None keeps none.
         identity: what the training is of (data, seeds, settings); a checkpoint of another one is refused.
-        told: called after every step with the number of steps done and the loss.
+        told: called after every step, and its checkpoint, with the number of steps done and the loss.
         first: whether this process writes checkpoints (of several that train together, one does).
 
     Returns:
@@ -92,7 +94,8 @@ def train_loop(
 
     Raises:
         RequestError: a number of the settings is out of range.
-        StoreError: the folder holds checkpoints of another training, or another process trains there.
+        StoreError: the folder holds checkpoints of another training or none that can be read, or another process
+            trains there.
     """
     _check(settings, parts)
     identity_hash = _hash({"settings": asdict(settings), **(identity or {})})
@@ -114,7 +117,7 @@ def _trained(
     first: bool,
 ) -> LoopResult:
     optimiser = _optimiser(parts, settings)
-    begun = _resume(folder, parts, optimiser, identity_hash) if folder is not None else 0
+    begun, damaged = _resume(folder, parts, optimiser, identity_hash) if folder is not None else (0, ())
     schedule = [rate_at(step, settings) for step in range(settings.steps)]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     # The state before the first step is a checkpoint too: there is always something good to return to.
@@ -130,7 +133,7 @@ def _trained(
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):
-            back = _resume(folder, parts, optimiser, identity_hash) if folder is not None else step
+            back = _resume(folder, parts, optimiser, identity_hash)[0] if folder is not None else step
             what = (
                 f"the loss of step {step + 1} is {value}"
                 if not math.isfinite(value)
@@ -140,13 +143,15 @@ def _trained(
                 back,
                 f"{what}; the weights are those of step {back}. Lower the step size, or look for bad inputs",
                 begun,
+                damaged,
             )
         optimiser.step()
-        if told is not None:
-            told(step + 1, value)
+        # What is told may fail; the step is kept first, or every new start would end there.
         if folder is not None and ((step + 1) % settings.save_every == 0 or step + 1 == settings.steps):
             _save(folder, parts, optimiser, step + 1, identity_hash, first)
-    return LoopResult(settings.steps, None, begun)
+        if told is not None:
+            told(step + 1, value)
+    return LoopResult(settings.steps, None, begun, damaged)
 
 
 def rate_at(step: int, settings: LoopSettings) -> float:
@@ -231,20 +236,48 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _resume(
     folder: Path, parts: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, identity: str
-) -> int:
-    """Load the newest checkpoint; the steps that it has seen, 0 where there is none."""
-    found = checkpoints(folder)
-    if not found:
-        return 0
-    with safe_open(found[-1], framework="pt") as file:
-        about = file.metadata() or {}
-        if about.get("identity") != identity:
-            raise StoreError(
-                f"{folder} holds checkpoints of another training (other data, seeds or settings): give another folder, "
-                "or delete it to start again",
-                where=str(folder),
-            )
+) -> tuple[int, tuple[str, ...]]:
+    """Load the newest checkpoint that can be read.
+
+    Returns:
+        The steps that it has seen, 0 where there is none; and newer ones that can't be read, with the reason.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            about, tensors = _read(path)
+        except (OSError, SafetensorError) as error:
+            damaged.append(f"{path.name} can't be read ({error})")
+            continue
+        step = int(about.get("step", -1))
+        if about.get("identity") == identity:
+            _load(parts, optimiser, tensors)
+            return step, tuple(damaged)
+        if step == 0 and not damaged:
+            # Another training's state before its first step: nothing was learnt that could be lost.
+            return 0, ()
+        raise StoreError(
+            f"{folder} holds checkpoints of another training (other data, seeds or settings): give another folder, "
+            "or delete it to start again",
+            where=str(folder),
+        )
+    if damaged:
+        raise StoreError(
+            f"no checkpoint in {folder} can be read: {'; '.join(damaged)}. Delete the folder to start again",
+            where=str(folder),
+        )
+    return 0, ()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        return dict(file.metadata() or {}), tensors
+
+
+def _load(
+    parts: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     for name, part in parts.items():
         start = f"{name}."
         part.load_state_dict(
@@ -257,7 +290,6 @@ def _resume(
             place, _, what = key.removeprefix(_OPTIMISER).partition(".")
             parameter = places[int(place)]
             optimiser.state[parameter][what] = value.to(parameter.device)
-    return int(about["step"])
 
 
 def _hash(plain: Mapping[str, Any]) -> str:

@@ -190,6 +190,8 @@ class FactoryConfig(Value):
             environment's.
         placement: which channel groups get gates (see `Placement`).
         preprocessing: from stored pixels to what the backbone reads.
+        empty_tasks: what happens where tasks of the space have no samples to train: training is refused, or they are
+            left out.
     """
 
     train: Version = 1
@@ -202,6 +204,7 @@ class FactoryConfig(Value):
     assembler: AssemblerSettings = AssemblerSettings()
     joint: JointSettings = JointSettings()
     judging: Judging = Judging()
+    empty_tasks: Literal["refuse", "leave_out"] = "refuse"
     licence: Text = ""
     notes: Text = ""
 
@@ -238,6 +241,10 @@ class StockedSupernet(Value):
         cost: of the whole backbone.
         floor: of the smallest subnet.
         qualities: what it was judged by.
+        unjudged: tasks that were to be judged and have no test samples.
+        begun: content hash of the backbone before training; None where it is not known.
+        steps: updates that the weights have seen; None where it is not known.
+        stopped: why training ended before all its steps; empty where it did not.
     """
 
     supernet: Version = 1
@@ -258,6 +265,10 @@ class StockedSupernet(Value):
     cost: Cost
     floor: Cost
     qualities: Several[TaskQuality] = ()
+    unjudged: Names = ()
+    begun: Sha | None = None
+    steps: Whole | None = None
+    stopped: Text = ""
     licence: Text = ""
     notes: Text = ""
     created: Text

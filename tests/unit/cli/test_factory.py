@@ -13,6 +13,16 @@ from sarto.market import Store
 from tests.unit.cli.markets import run
 from tests.unit.factory_assets import SPACE, described
 
+#: Two tasks over generated images of objects.
+OBJECTS = """
+space: 1
+name: objects
+kind: detection
+groups: {category: [car, person]}
+function: sarto.engines.factory.spaces.attrod:drawn
+arguments: {side: 32}
+answers: [object]
+"""
 #: The function of the pico space.
 NUMVQA = "sarto.engines.factory.spaces.numvqa:numvqa"
 
@@ -98,7 +108,28 @@ def test_training_again_is_refused_by_name_and_goes_on_when_it_is_the_same(train
     other = described(trained, joint={"steps": 9, "batch": 12})
     (trained / "other.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
     refused = run("factory", "train", trained / "other.yaml", "-m", trained / "market")
-    assert refused.exit_code == 2 and "holds a supernet 'few' of another training" in refused.stderr
+    assert refused.exit_code == 2 and "'few' of another training (another joint)" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "which"),
+    [
+        (
+            {"backbone": {"zoo": "resnet", "arguments": {"in_channels": 1, "depths": [1], "stem": "cifar"}}},
+            "backbone",
+        ),
+        ({"assembler": {"hidden": 9, "gaters": 2}, "licence": "MIT"}, "assembler, another licence"),
+        ({"placement": "wide"}, "placement"),
+    ],
+)
+def test_a_taken_name_is_refused_before_training(trained: Path, changes: dict[str, Any], which: str) -> None:
+    (trained / "other.yaml").write_text(yaml.safe_dump(described(trained, **changes)), encoding="utf-8")
+    refused = run(
+        *("factory", "train", trained / "other.yaml", "-m", trained / "market"),
+        *("--checkpoints", trained / "elsewhere"),
+    )
+    assert refused.exit_code == 2 and f"of another training (another {which})" in refused.stderr
+    assert not (trained / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +141,10 @@ def test_training_again_is_refused_by_name_and_goes_on_when_it_is_the_same(train
         ({"backbone": {"zoo": "resnet", "learnware": "x"}}, "name one of them"),
         ({"backbone": {"learnware": "nobody"}}, "no learnware 'nobody'"),
         ({"preprocessing": {"size": [9, 9], "channels": 1, "mean": [0.5], "std": [0.5]}}, "makes [1, 9, 9]"),
+        (
+            {"preprocessing": {"size": [12, 12], "channels": 1, "mean": [0.485], "std": [0.5]}},
+            "preprocessing.mean: is [0.485], the data of 'few' draw with [0.5]",
+        ),
         ({"judging": {"limits": [0.001]}}, "all are under"),
         ({"judging": {"limits": [0.0]}}, "judging.limits[0]"),
         ({"backbone": {"zoo": "text_cnn"}}, "TextCNN"),
@@ -163,6 +198,11 @@ def test_limits_that_are_none_are_told_in_words(trained: Path, limit: str, says:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
+        (
+            "fails",
+            "tests.unit.factory_assets:odd(wrong='fails') failed: ValueError: no such folder of images",
+        ),
+        ("test fails", "task 'has+digit_7', test split: Odd.draw of the space's data failed: IndexError"),
         ("no samples", "task 'has+digit_7': it has no samples in the train split"),
         ("none at all", "64 samples were asked for, 0 inputs and 0 answers were drawn"),
         ("never yes", "task 'has+digit_7': all of 64 samples answer 'no'; nothing can be learnt from that"),
@@ -175,8 +215,90 @@ def test_data_that_nothing_can_be_learnt_from_are_refused_before_training(
     config = described(trained, name="odd", space=str(trained / "odd.yaml"), data={"wrong": wrong})
     (trained / "bad.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     done = run("factory", "train", trained / "bad.yaml", "-m", trained / "market")
-    assert done.exit_code in (1, 2) and says in " ".join(done.stderr.split()), done.stderr
+    assert done.exit_code == 2 and says in " ".join(done.stderr.split()), done.stderr
+    assert "a defect of sarto" not in done.stderr
     assert not list((trained / "market.odd.training").glob("*.safetensors"))
+
+
+def test_a_task_without_test_samples_is_trained_and_told(trained: Path, tmp_path: Path) -> None:
+    (trained / "odd.yaml").write_text(SPACE.replace(NUMVQA, "tests.unit.factory_assets:odd"))
+    config = described(
+        trained, name="untested", space=str(trained / "odd.yaml"), data={"wrong": "no test samples"}
+    )
+    (trained / "untested.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    market = ("-m", trained / "market")
+    done = told("factory", "train", trained / "untested.yaml", *market)
+    assert done["notes"] == ["can't be judged: has+digit_7: it has no samples in the test split"]
+    assert done["supernet"]["unjudged"] == ["has+digit_7"] and done["supernet"]["steps"] == 8
+    assert {row["task"] for row in done["supernet"]["qualities"]} == {
+        *("has+digit_1", "has+odd", "exactly_2+digit_7", "exactly_2+digit_1", "exactly_2+odd")
+    }
+    looked = json.loads((trained / "market.untested.training" / "accuracy.json").read_text())
+    assert len(looked) == 7, "the other tasks are looked at while training goes on"
+    shown = run("factory", "show", "untested", *market).output
+    assert "1 tasks were not judged, for want of test samples: has+digit_7" in shown
+
+
+def test_tasks_without_samples_are_left_out_where_the_description_says_so(trained: Path) -> None:
+    (trained / "odd.yaml").write_text(SPACE.replace(NUMVQA, "tests.unit.factory_assets:odd"))
+    config = described(
+        trained,
+        name="fewer",
+        space=str(trained / "odd.yaml"),
+        data={"wrong": "no samples"},
+        empty_tasks="leave_out",
+        joint={"steps": 2, "batch": 12},
+    )
+    (trained / "fewer.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = told("factory", "train", trained / "fewer.yaml", "-m", trained / "market")
+    assert done["notes"] == ["left out of training: has+digit_7: it has no samples in the train split"]
+    assert len(done["supernet"]["space"]["tasks"]) == 4
+    assert ["has", "digit_7"] not in done["supernet"]["space"]["tasks"]
+    again = told("factory", "train", trained / "fewer.yaml", "-m", trained / "market")
+    assert again["supernet"]["id"] == done["supernet"]["id"] and again["resumed_from"] == 2
+
+
+def test_a_function_beside_the_description_needs_the_path(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_alone.py").write_text("def draw():\n    raise AssertionError('no images')\n")
+    (tmp_path / "mine.yaml").write_text(SPACE.replace(NUMVQA, "mine_alone:draw"))
+    config = described(trained, name="mine", space=str(tmp_path / "mine.yaml"), data={})
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = ("factory", "train", tmp_path / "train.yaml", "-m", trained / "market")
+    done = run(*words)
+    assert done.exit_code == 2 and "run with PYTHONPATH=." in done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run(*words)
+    assert done.exit_code == 2 and "mine_alone:draw() failed: AssertionError: no images" in done.stderr
+    assert "a defect of sarto" not in done.stderr
+    (tmp_path / "mine_broken.py").write_text("def draw(:\n")
+    (tmp_path / "mine.yaml").write_text(SPACE.replace(NUMVQA, "mine_broken:draw"))
+    done = run(*words)
+    assert done.exit_code == 2 and "can't import 'mine_broken': SyntaxError" in done.stderr
+
+
+def test_a_classifier_for_objects_is_refused_and_leaves_the_folder_free(trained: Path) -> None:
+    config: dict[str, Any] = {
+        "name": "objects",
+        "space": str(trained / "objects-space.yaml"),
+        "backbone": {"zoo": "resnet", "arguments": {"depths": [1], "width": 4, "stem": "cifar"}},
+        "preprocessing": {"size": [32, 32], "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
+        "assembler": {"hidden": 8, "gaters": 2},
+        "joint": {"steps": 1, "batch": 4},
+        "judging": {"limits": [0.5], "samples": 2, "most_tasks": 1},
+    }
+    (trained / "objects-space.yaml").write_text(OBJECTS)
+    (trained / "objects.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = ("factory", "train", trained / "objects.yaml", "-m", trained / "market")
+    done = run(*words)
+    assert done.exit_code == 2 and "error: backbone: its outputs have shape (2, 1)" in done.stderr
+    assert "the zoo's centre_detector" in " ".join(done.stderr.split())
+    assert not (trained / "market.objects.training").exists()
+    config["backbone"] = {"zoo": "centre_detector", "arguments": {"depths": [1, 1], "width": 4}}
+    (trained / "objects.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert told(*words)["supernet"]["space"]["kind"] == "detection"
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(trained: Path) -> None:
@@ -194,6 +316,11 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(trained: Path)
     assert "training ended early: the loss of step" in done.stderr, done.stderr
     assert "the weights are those of step" in done.stderr
     assert done.exit_code == 0 and "stocked it in" in done.output
+    found = told("factory", "show", "later", "-m", trained / "market")
+    assert 0 < found["steps"] < 8 and found["stopped"].startswith("the loss of step")
+    shown = run("factory", "show", "later", "-m", trained / "market").output
+    assert f"steps: {found['steps']} of 8, stopped" in shown and "training ended early: the loss" in shown
+    assert f"{found['steps']} of 8, stopped" in run("factory", "ls", "-m", trained / "market").output
 
 
 def test_a_backbone_without_groups_to_slice_is_refused(trained: Path, tmp_path: Path) -> None:

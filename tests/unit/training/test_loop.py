@@ -113,6 +113,41 @@ def test_another_training_is_refused(tmp_path: Path) -> None:
         run(tmp_path, settings=other)
 
 
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    straight = run(tmp_path).state_dict()
+    new = checkpoints(tmp_path)[-1]
+    new.write_bytes(new.read_bytes()[:-20])
+    net = small(seed=5)
+    result = train_loop({"net": net}, lambda step: fit(net, step), SETTINGS, folder=tmp_path)
+    assert (result.resumed_from, result.steps) == (10, 12)
+    assert len(result.damaged) == 1 and "step-000000012.safetensors can't be read" in result.damaged[0]
+    assert all(torch.equal(straight[name], value) for name, value in net.state_dict().items())
+    for path in checkpoints(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(StoreError, match=r"no checkpoint in .* can be read: step-000000012.*step-000000010"):
+        run(tmp_path)
+
+
+def test_what_is_told_may_fail_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    def told(step: int, loss: float) -> None:
+        if step == 5:
+            raise ValueError("a picture that can't be drawn")
+
+    net = small()
+    with pytest.raises(ValueError, match="a picture"):
+        train_loop({"net": net}, lambda step: fit(net, step), SETTINGS, folder=tmp_path, told=told)
+    result = train_loop({"net": net}, lambda step: fit(net, step), SETTINGS, folder=tmp_path, told=told)
+    assert (result.resumed_from, result.steps) == (5, 12)
+
+
+def test_a_training_that_never_took_a_step_gives_its_folder_up(tmp_path: Path) -> None:
+    run(tmp_path, until=0)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000000.safetensors"]
+    other = LoopSettings(steps=13, rates={"net": 1e-2}, decays={}, save_every=5)
+    run(tmp_path, settings=other)
+    assert checkpoints(tmp_path)[-1].name == "step-000000013.safetensors"
+
+
 def test_bad_settings_are_all_named() -> None:
     wrong = LoopSettings(steps=0, rates={"net": -1.0}, decays={}, warmup=2.0, save_every=0)
     with pytest.raises(RequestError) as caught:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sarto.errors import GraphError, RequestError, SartoError, suggest
+from sarto.errors import GraphError, RequestError, suggest
 from sarto.graph import ModelGraph, capture
 from sarto.pipeline.sources.calling import capture_called, check_names
+from sarto.pipeline.sources.calls import called
 from sarto.pipeline.sources.inputs import InputSpec
 from sarto.pipeline.sources.source import Source
 from sarto.types.sources import refuse_pickle
 
-#: Hints against which an argument can be held.
-_PLAIN = (int, float, str, bool, list, dict)
 #: Types of weights that stand for the same numbers, more or less exactly.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -165,103 +163,10 @@ def call_factory(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises:
         RequestError: there is no such factory, it does not take the arguments, it fails, or it gives something else.
     """
-    factory = _factory(spec)
-    _check_arguments(spec, factory, arguments)
-    try:
-        model = factory(**arguments)
-    except SartoError:
-        raise
-    except FileNotFoundError as error:
-        raise RequestError(
-            f"{_call(spec, arguments)} needs the file {str(error.filename)!r}, which is not there"
-        ) from error
-    except (Exception, SystemExit) as error:
-        # What code that is not ours raises is up to it.
-        raise RequestError(
-            f"{_call(spec, arguments)} failed: {_told(error)}{_other_types(factory, arguments)}"
-        ) from error
+    model = called(spec, arguments)
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         if isinstance(model, type) and issubclass(model, nn.Module):
             kind = f"class ({model.__name__}) in place of a model"
         raise RequestError(f"{spec} gives a {kind}, not an nn.Module")
     return model
-
-
-def _factory(spec: str) -> Callable[..., Any]:
-    module_name, _, factory_name = spec.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        own = error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
-        cure = "install it, or run where Python finds it (PYTHONPATH)" if own else f"it needs {error.name!r}"
-        raise RequestError(f"can't import {module_name!r}: {error}; {cure}") from error
-    except (Exception, SystemExit) as error:
-        raise RequestError(f"can't import {module_name!r}: {_told(error)}") from error
-    factory: Any = getattr(module, factory_name, None)
-    if not callable(factory):
-        known = [
-            name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))
-        ]
-        if factory is not None:
-            raise RequestError(f"{spec} is a {type(factory).__name__}, not a factory{suggest('', known)}")
-        raise RequestError(f"{module_name!r} has no factory {factory_name!r}{suggest(factory_name, known)}")
-    return factory  # type: ignore[no-any-return]
-
-
-def _check_arguments(spec: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that a factory does not have, and the lack of those that it needs."""
-    try:
-        known = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        # Some callables have no signature; calling them tells.
-        return
-    kinds = inspect.Parameter
-    named = [
-        name
-        for name, entry in known.items()
-        if entry.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
-    ]
-    problems = []
-    if not any(entry.kind is kinds.VAR_KEYWORD for entry in known.values()):
-        problems += [
-            f"{spec} has no argument {name!r}{suggest(name, named) or ' (it takes none)'}"
-            for name in arguments
-            if name not in named
-        ]
-    problems += [
-        f"{spec} needs the argument {name!r}: give --arg {name}=..."
-        for name in named
-        if known[name].default is kinds.empty and name not in arguments
-    ]
-    if problems:
-        raise RequestError(problems[0], problems=problems)
-
-
-def _other_types(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """The arguments of another type than a factory's plain hints say, as the end of a message."""
-    made: Any = factory
-    try:
-        hints = get_type_hints(made.__dict__.get("__init__", made) if inspect.isclass(made) else made)
-    except Exception:
-        # Hints may name what is imported for type checkers only.
-        return ""
-    wrong = []
-    for name, value in arguments.items():
-        wanted: Any = hints.get(name)
-        if wanted not in _PLAIN:
-            continue
-        fits = isinstance(value, (int, float) if wanted is float else wanted)
-        if not fits or (wanted in (int, float) and isinstance(value, bool)):
-            wrong.append(f"{name} is to be {wanted.__name__}, found {value!r} ({type(value).__name__})")
-    return f"; {'; '.join(wrong)}" if wrong else ""
-
-
-def _call(spec: str, arguments: Mapping[str, Any]) -> str:
-    return f"{spec}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
-
-
-def _told(error: BaseException) -> str:
-    """A failure of code that is not ours: its type, and its first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarto.engines.factory.data import check_data
+from sarto.engines.factory.checking import check_data
 from sarto.engines.factory.spaces.classes import ClassTasks, labelled
 from sarto.errors import RequestError
 from sarto.market import Samples

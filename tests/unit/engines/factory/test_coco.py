@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sarto.engines.factory.spaces.attrod import COLOURS
+from sarto import Market
+from sarto.engines.factory.spaces.attrod import COLOURS, asks_for
 from sarto.engines.factory.spaces.coco import attrod, coco, dominant_colour
 from sarto.errors import RequestError
+from sarto.pipeline.factory import read_space, train_factory
+from sarto.types import FactoryConfig
 
 
 def write_coco(folder: Path) -> None:
@@ -113,3 +117,34 @@ def test_real_images_of_coco_give_samples_of_tasks() -> None:
     assert images.shape == (16, 3, 160, 160) and float(boxes[..., 0].sum()) >= 12
     there = boxes[boxes[..., 0] == 1][:, 1:]
     assert bool((there[:, 2:] > there[:, :2]).all()) and bool((there >= -1).all() and (there <= 161).all())
+
+
+@pytest.mark.data
+def test_a_small_folder_of_coco_trains_the_tasks_that_it_has_images_for(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    plain: dict[str, Any] = {
+        "name": "objects",
+        "space": "attrod",
+        "data": {"folder": str(data_folder / "coco256"), "side": 32},
+        "backbone": {"zoo": "centre_detector", "arguments": {"depths": [1, 1], "width": 4}},
+        "preprocessing": {"size": [32, 32], "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
+        "assembler": {"hidden": 8, "gaters": 2},
+        "joint": {"steps": 2, "batch": 8},
+        "judging": {"limits": [0.5], "samples": 4, "most_tasks": 4},
+    }
+    notes: list[str] = []
+    with Market.create(tmp_path / "market") as market:
+        with pytest.raises(RequestError, match=r"bicycle\+chartreuse.*`empty_tasks: leave_out`") as caught:
+            train_factory(FactoryConfig.parse(plain), market.store, tmp_path / "steps")
+        assert len(caught.value.problems) == 1, "tasks without images are told together"
+        config = FactoryConfig.parse({**plain, "empty_tasks": "leave_out"})
+        found = train_factory(config, market.store, tmp_path / "steps", noted=notes.append).manifest
+    # By another road: which pairs of a category and a colour the images show.
+    data = coco(str(data_folder / "coco256"), 32)
+    shown = {thing[:2] for picture in data.pictures["train"] for thing in picture.objects}
+    seen = read_space("attrod").seen
+    there = {task for task in seen if any(asks_for(task, *pair) for pair in shown)}
+    assert set(found.space.seen) == there and 0 < len(there) < len(seen)
+    assert any(note.startswith(f"left out of training: {len(seen) - len(there)} tasks (") for note in notes)
+    assert found.steps == 2 and found.qualities

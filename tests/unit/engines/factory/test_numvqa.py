@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from sarto.engines.factory.data import check_data, open_data, score
+from sarto.engines.factory.checking import check_data
+from sarto.engines.factory.data import score
 from sarto.engines.factory.spaces.numvqa import NumVqa, draw_digits, holds, numvqa
 from sarto.errors import RequestError
 from sarto.pipeline.factory import read_space
+from sarto.pipeline.task_data import open_data
 from sarto.types import TaskSpace
 
 
@@ -148,7 +150,7 @@ def test_data_that_teach_nothing_are_refused() -> None:
     assert len(caught.value.problems) == 6 and "all of 64 samples answer 'no'" in caught.value.problems[0]
     with pytest.raises(RequestError, match="answers 5, which it does not have"):
         check_data(space(), Stubborn(5))
-    assert check_data(space(), digits_data()).shape == (2, 1, 8, 8)
+    assert check_data(space(), digits_data()).inputs.shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -179,11 +181,12 @@ def test_mistakes_of_ones_own_function_are_told_with_the_task(gives: Any, said: 
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        ("nowhere:thing", "can't be imported"),
-        ("sarto.engines.factory.spaces.numvqa:nothing", "can't be imported"),
+        ("nowhere:thing", r"'few': can't import 'nowhere'.*where Python finds it \(PYTHONPATH\)"),
+        ("sarto.engines.factory.spaces.numvqa:nothing", "has no function 'nothing'"),
+        ("numvqa.py:nothing", "named by its module, not by its file: write numvqa:NAME"),
         ("numvqa", "package.module:name"),
         ("builtins:dict", "a method draw"),
-        ("sarto.engines.factory.spaces.numvqa:holds", "refuses its arguments"),
+        ("sarto.engines.factory.spaces.numvqa:holds", "needs the argument 'task': give data: {task: ...}"),
     ],
 )
 def test_functions_that_are_none(function: str, said: str) -> None:

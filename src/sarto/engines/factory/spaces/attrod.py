@@ -52,6 +52,8 @@ class Drawn:
         Differs: generated, since COCO has no colours; outlines are those of instances of COCO 2017.
     """
 
+    mean = std = 0.5
+
     def __init__(self, side: int) -> None:
         self.side = side
         self.shapes: dict[Split, dict[str, list[dict]]] = {"train": {}, "test": {}}

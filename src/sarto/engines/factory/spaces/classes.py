@@ -20,9 +20,14 @@ SHIFT = 4
 class ClassTasks:
     """Labelled images; a task tells those classes apart that its properties name.
 
-    Properties that are no class (a superclass, say) say nothing of the answers. Answers count the classes in the order
-    of their names, so the space's `answers` are the class names, sorted.
+    Properties that are no class (a superclass, say) say nothing of the answers. Answers are places in `classes`, which
+    are sorted; `in_order` brings them into the order of a space.
+
+    Attributes:
+        classes: names of the classes, sorted.
     """
+
+    mean = std = 0.5
 
     def __init__(self, train: Samples, test: Samples, *, moved: bool = True) -> None:
         """Take images that are there.
@@ -51,12 +56,15 @@ class ClassTasks:
         """Images (n, channels, height, width) in [-1, 1] and answers (n,), each class of a task as often.
 
         Raises:
-            RequestError: a task names no class that has images.
+            RequestError: a task names no class, or one without images.
         """
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         images, answers = [], []
         for task in tasks:
-            mine = [cls for cls in self.classes if cls in task and len(self.held[split][cls])]
+            mine = [cls for cls in self.classes if cls in task]
+            bare = [cls for cls in mine if not len(self.held[split][cls])]
+            if bare:
+                raise RequestError(f"there are no images of {', '.join(bare)} in the {split} split")
             if not mine:
                 raise RequestError(f"none of its classes has images in the {split} split")
             cls = mine[rng.integers(len(mine))]

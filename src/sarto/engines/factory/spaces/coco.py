@@ -54,6 +54,8 @@ class Coco:
         question-answering model.
     """
 
+    mean = std = 0.5
+
     def __init__(self, pictures: dict[Split, list[Picture]], side: int) -> None:
         self.pictures, self.side = pictures, side
         self._read = lru_cache(KEPT)(self._pixels)

@@ -34,8 +34,8 @@ def detection_loss(maps: Tensor, wanted: Tensor, side: int) -> Tensor:
     """
     if maps.ndim != 4 or maps.shape[1] != 5 or maps.shape[2] != maps.shape[3]:
         raise ShapeError(
-            f"maps (n, 5, cells, cells) were expected, found {tuple(maps.shape)}: a logit of a centre and the box's reach "
-            "to all four sides, as the zoo's centre_detector gives them"
+            f"maps (n, 5, cells, cells) were expected, found {tuple(maps.shape)}: a logit of a centre and the box's "
+            "reach to all four sides, as the zoo's centre_detector gives them"
         )
     cells = maps.shape[-1]
     scale = cells / side

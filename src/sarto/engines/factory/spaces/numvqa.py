@@ -38,6 +38,8 @@ class NumVqa:
         four 5".
     """
 
+    mean = std = 0.5
+
     def __init__(self, images: dict[Split, np.ndarray], labels: dict[Split, np.ndarray]) -> None:
         self.images = images
         self.by_digit = {
@@ -93,6 +95,10 @@ def numvqa(folder: str) -> NumVqa:
     packed = home if home.suffix == ".npz" else home / "digits.npz"
     if packed.is_file():
         with np.load(packed, allow_pickle=False) as held:
+            wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
+            missing = [f"{packed} has no array {name!r}" for name in wanted if name not in held]
+            if missing:
+                raise RequestError(missing[0], problems=missing, where=str(packed))
             images = {split: held[f"{split}_images"] for split in ("train", "test")}
             labels = {split: held[f"{split}_labels"] for split in ("train", "test")}
         return NumVqa(images, labels)  # type: ignore[arg-type]
