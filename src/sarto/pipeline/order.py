@@ -155,8 +155,9 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str | None] 
         samples_digest=samples.digest,
         notes=tuple(notes),
     )
-    for donor in _rivals(donors, others, learnwares, store, intake) if new is None else ():
-        intakes[donor.id] = intake_of(store, donor)
+    rivals, left_out = _rivals(donors, others, learnwares, store, intake) if new is None else ([], [])
+    intakes |= {donor.id: intake_of(store, donor) for donor in rivals}
+    requirement = requirement.replace(notes=(*requirement.notes, *left_out))
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
     if "slicepack" in request.engines and new is None:
         told = _without_samples([learnwares[id_] for id_ in intakes])
@@ -240,17 +241,24 @@ def _rivals(
     learnwares: Mapping[str, Learnware],
     store: Store,
     intake: Intake,
-) -> list[Learnware]:
-    """Donors that offer a class too and read the same as the chosen ones; the others are left out."""
-    found = []
+) -> tuple[list[Learnware], list[str]]:
+    """Donors that offer a class too and read the same as the chosen ones; of the others, why they are left out."""
+    found, told = list[Learnware](), list[str]()
     for id_ in dict.fromkeys(offer.learnware for offer in others):
         rival = learnwares[id_]
-        if rival in donors or joint_problems([*donors, rival]):
+        if rival in donors:
             continue
-        joint = joint_intake([(donor, intake_of(store, donor)) for donor in (*donors, rival)])
-        if joint.preprocessing == intake.preprocessing:
-            found.append(rival)
-    return found
+        if not joint_problems([*donors, rival]):
+            joint = joint_intake([(donor, intake_of(store, donor)) for donor in (*donors, rival)])
+            if joint.preprocessing == intake.preprocessing:
+                found.append(rival)
+                continue
+        known = [offer.cls for offer in others if offer.learnware == id_]
+        told.append(
+            f"{rival.name} knows {', '.join(known)} too, but does not read what the chosen donors read: left out; "
+            f"name it ({rival.name}:{known[0]}) to take the class from it"
+        )
+    return found, told
 
 
 def _donor_samples(donor: Learnware, samples: Labelled, store: Store, request: Request) -> Labelled:
