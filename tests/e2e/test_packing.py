@@ -226,11 +226,18 @@ def test_classes_come_and_go_from_the_command_line(shop: Any) -> None:
     said = ["--market", str(shop.market.path), "--json", "-o"]
     runner, smaller, again = CliRunner(), str(shop.folder / "smaller"), str(shop.folder / "again")
     for words in (
-        ["pack", "remove", str(first.folder), "red bar", *said, smaller],
+        ["pack", "remove", str(first.folder), "red bar", "--quick", *said, smaller],
         ["pack", "add", smaller, "red bar", *said, again],
     ):
         assert runner.invoke(app, words).exit_code == 0
     assert same_model(Artifact.read(again), first)
+    told = (
+        "donors, baselines and random units beside it: left out, as asked (--quick)"
+    )
+    for folder, quick in ((smaller, True), (again, False)):
+        report = Artifact.read(folder).report
+        assert (told in report.not_tried) == quick and all(check.ok for check in report.checks)
+        assert ({"probe", "control", "finetune"} & {row.role for row in report.rows} == set()) == quick
     narrow = ["pack", "add", smaller, "red bar", "--max-params", "10", *said, str(shop.folder / "narrow")]
     refused = runner.invoke(app, narrow)
     assert refused.exit_code == 2 and "keeps params <= 10 as measured" in refused.stderr

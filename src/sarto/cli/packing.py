@@ -22,12 +22,16 @@ from sarto.cli.orders import (
 from sarto.cli.output import Debug, Json, MarketPath, progress, told
 
 Model = Annotated[str, typer.Argument(help="Folder of a packed model, as `sarto make` leaves it.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Leave out donors, baselines and random units beside it.")
+]
 
 
 def add(
     model: Model,
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="class or learnware:class; the last output.")],
     out: Out = "",
+    quick: Quick = False,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     max_memory: MaxMemory = None,
@@ -39,13 +43,14 @@ def add(
 ) -> None:
     """A packed model with one class more; its other fragments stay as they are."""
     with told(as_json=as_json, debug=debug):
-        _edit(model, out, market, as_json, limits(locals()), add=cls)
+        _edit(model, out, market, as_json, limits(locals()), quick, add=cls)
 
 
 def remove(
     model: Model,
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="A class of the model.")],
     out: Out = "",
+    quick: Quick = False,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     max_memory: MaxMemory = None,
@@ -57,7 +62,7 @@ def remove(
 ) -> None:
     """A packed model with one class less; its other fragments stay as they are."""
     with told(as_json=as_json, debug=debug):
-        _edit(model, out, market, as_json, limits(locals()), remove=cls)
+        _edit(model, out, market, as_json, limits(locals()), quick, remove=cls)
 
 
 def _edit(
@@ -66,6 +71,7 @@ def _edit(
     market: str | Path,
     as_json: bool,
     changed: dict[str, float],
+    quick: bool,
     *,
     add: str | None = None,
     remove: str | None = None,
@@ -80,6 +86,7 @@ def _edit(
             add=add,
             remove=remove,
             budget=Budget.parse(changed) if changed else None,
+            compare=not quick,
             progress=tell,
         )
     delivered(artifact, as_json)

@@ -13,13 +13,18 @@ from sarto.types import Plan, Rejection
 
 @dataclass(frozen=True, eq=False)
 class Delivered:
-    """What came out of an order; the pick is the first of the rows."""
+    """What came out of an order; the pick is the first of the rows.
+
+    Attributes:
+        compared: whether donors, baselines and random units were scored beside it, where there are any.
+    """
 
     assembly: Assembly
     verified: Verified
     rows: tuple[Score, ...]
     heldout: Labelled | None
     rejection: Rejection | None = None
+    compared: bool = True
 
     @property
     def pick(self) -> Score:

@@ -38,6 +38,7 @@ def edit(
     add: str | None = None,
     remove: str | None = None,
     budget: Budget | None = None,
+    compare: bool = True,
     progress: Progress = silent,
 ) -> Artifact:
     """A new model with one class more, or one less, at the same sizes; the other fragments are those of the artifact.
@@ -48,6 +49,7 @@ def edit(
         add: "class" or "learnware:class"; becomes the last output.
         remove: a class of the model.
         budget: limits in place of those of the model's order; what it leaves open stays as it was.
+        compare: False: without donors, baselines and random units beside it, which take most of the time.
 
     Raises:
         RequestError: nothing or both asked for, an unknown class, one that is there already, or the model is no pack.
@@ -66,7 +68,7 @@ def edit(
         request = _with_classes(order, [*task[:place], *task[place + 1 :]])
         taken = _taken(artifact, store, leave=artifact.classes[place])
         plan = without_class(artifact.plan, check_order(request, store, taken), artifact.classes[place])
-        return make(store, request, out, plan=plan, taken=taken, progress=progress)
+        return make(store, request, out, plan=plan, taken=taken, compare=compare, progress=progress)
     wanted = str(add)
     name = wanted.rpartition(":")[2]
     if name in artifact.classes:
@@ -76,7 +78,7 @@ def edit(
     checked = check_order(request, store, taken)
     _check_known(checked.requirement)
     plan = with_class(artifact.plan, checked)
-    return make(store, request, out, plan=plan, taken=taken, progress=progress)
+    return make(store, request, out, plan=plan, taken=taken, compare=compare, progress=progress)
 
 
 def _check_known(requirement: Requirement | None) -> None:

@@ -46,6 +46,7 @@ def make(
     *,
     plan: Plan | None = None,
     taken: Mapping[str, str | None] | None = None,
+    compare: bool = True,
     progress: Progress = silent,
 ) -> Artifact:
     """Build the model of an order into a folder; an interrupted order goes on after its last finished hop.
@@ -53,6 +54,7 @@ def make(
     Args:
         plan: build this plan instead of choosing one.
         taken: class -> id of the learnware that it is taken from, whoever else knows it; None: from nobody.
+        compare: False: of a given plan, without donors, baselines and random units beside it; the report says so.
 
     Raises:
         RequestError: the order is malformed, the folder holds something else, or the device's agent does not answer.
@@ -75,10 +77,10 @@ def make(
             f"the given plan breaks what the order asks of donors: {', '.join(broken)}; plan anew"
         )
     heldout = order.heldout
-    plans = propose(order)
+    plans = propose(order) if compare or plan is None else Plans(order, (), ())
     if plan is None and not plans.feasible:
         raise infeasible(plans)
-    job = Job(out, request, extra=plan.key() if plan is not None else "")
+    job = Job(out, request, extra=f"{plan.key()}{'' if compare else ', alone'}" if plan is not None else "")
     if job.finished is not None:
         return job.finished
     if not job.done("verified"):
@@ -100,10 +102,11 @@ def make(
     )
     rows = [verified.score.as_pick(verified.cost), *(s for s in scores if not _same(s, verified.score))]
     picked = verified.score.plan
-    rows += job.hop(
-        "controls", lambda: score_controls(builder, order, scores, picked, progress), _plain, _scores
-    )
-    rows += job.hop("baselines", lambda: _alternatives(builder, order, rows, heldout), _plain, _scores)
+    if compare:
+        rows += job.hop(
+            "controls", lambda: score_controls(builder, order, scores, picked, progress), _plain, _scores
+        )
+        rows += job.hop("baselines", lambda: _alternatives(builder, order, rows, heldout), _plain, _scores)
     if plan is None:
         beside = rows
         rows += job.hop(
@@ -118,7 +121,7 @@ def make(
         rows = job.hop(
             "heldout", lambda: read_heldout(builder, rows, order.samples, heldout, whole), _plain, _scores
         )
-    return _deliver(job, builder, order, rows, verified, heldout, given=plan is not None)
+    return _deliver(job, builder, order, rows, verified, heldout, given=plan is not None, compared=compare)
 
 
 def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Progress = silent) -> list[Score]:
@@ -221,6 +224,7 @@ def _deliver(
     heldout: Labelled | None,
     *,
     given: bool,
+    compared: bool,
 ) -> Artifact:
     plan = verified.score.plan
     if plan is None:
@@ -234,7 +238,7 @@ def _deliver(
     if rejection is not None:
         write_novelty(rejection[0], job.out)
     told = rejection[1] if rejection is not None else None
-    delivered = Delivered(assembly, verified, tuple(rows), heldout, told)
+    delivered = Delivered(assembly, verified, tuple(rows), heldout, told, compared)
     report = make_report(builder, order, delivered, job.out, job.seconds)
     failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.ok]
     if failed:

@@ -154,15 +154,28 @@ class Market:
         add: str | None = None,
         remove: str | None = None,
         budget: Budget | None = None,
+        compare: bool = True,
         progress: Progress = silent,
     ) -> Artifact:
         """A packed model with one class more or one less, in a folder of its own; see `sarto.pipeline.editing.edit`.
+
+        Args:
+            compare: False: without donors, baselines and random units beside it, which take most of the time.
 
         Raises:
             RequestError: an unknown class, one that is there already, or a model that is no pack.
             InfeasibleError: the larger model breaks the order's budget.
         """
-        return edit(self.store, artifact, Path(out), add=add, remove=remove, budget=budget, progress=progress)
+        return edit(
+            self.store,
+            artifact,
+            Path(out),
+            add=add,
+            remove=remove,
+            budget=budget,
+            compare=compare,
+            progress=progress,
+        )
 
     def learnwares(self) -> tuple[Learnware, ...]:
         """Every manifest, oldest first."""

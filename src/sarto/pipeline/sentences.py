@@ -183,7 +183,9 @@ def _latency(cost: Cost) -> str:
 def not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
     """What the report does not show, and why."""
     roles = {score.row.role for score in delivered.rows}
-    if "donor" not in roles:
+    if not delivered.compared:
+        yield "donors, baselines and random units beside it: left out, as asked (--quick)"
+    elif "donor" not in roles:
         asked_for = "baselines" in order.request.engines
         why = (
             "no single learnware knows all the wanted classes"
@@ -192,10 +194,11 @@ def not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
         )
         yield f"a donor as it is: {why}"
     asked = order.request.baselines if "baselines" in order.request.engines else ()
-    if "finetune" not in roles:
+    if delivered.compared and "finetune" not in roles:
         yield "fine-tuning a donor: left out with the baselines engine, or not among the request's baselines"
     names = {score.row.name for score in delivered.rows}
-    for name in (name for name in NAMES if name != "finetune" and TITLES[name] not in names):
+    missing = [name for name in NAMES if name != "finetune" and TITLES[name] not in names]
+    for name in missing if delivered.compared else ():
         why = "these donors don't allow it" if name in asked else f"ask for it with baselines: {name}"
         yield f"{TITLES[name]}: {why}"
     if order.requirement.new and "slicepack" in order.request.engines:
