@@ -18,7 +18,7 @@ from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order
 from sarto.pipeline.reassembling import BUILT, Offered
 from sarto.pipeline.reassembling import ENGINE as CHAINS
-from sarto.pipeline.subnets import ENGINE, class_plans
+from sarto.pipeline.subnets import ENGINE, OfferedSubnets, class_plans
 from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
 #: Accuracies that are no further apart are equal.
@@ -58,7 +58,7 @@ class Plans(Listed):
 
     Attributes:
         drawn: a chain of blocks drawn at random within the budget, a control that is never delivered.
-        without: why an engine that was asked has nothing, in words.
+        without: why an engine that was asked, or one of its supernets, has nothing, in words.
     """
 
     order: Order
@@ -81,24 +81,31 @@ def propose(order: Order) -> Plans:
         found += slicepack.propose(requirement, order.learnwares, samples)
     if "baselines" in order.request.engines:
         found += baselines.propose(requirement, order.learnwares)
-    if ENGINE in order.request.engines and order.subnets is not None and not requirement.new:
-        reads = order.intake.preprocessing
-        if isinstance(reads, Preprocessing):
-            found += class_plans(order.subnets, order.classes, order.request.budget, reads)
+    subnets = _subnets(order)
+    found += subnets.plans
     offered = _chains(order)
     found += offered.plans
     found = [_with_intake(order, plan) for plan in found]
     if order.predictor is None:
         found = _with_latency_floor(order, found)
-        return _sorted_out(order, found, over, offered)
+        return _sorted_out(order, found, over, offered, subnets)
     found = [order.predictor.predicted(plan) for plan in found]
     if "slicepack" in order.request.engines and order.request.method == "closed_form" and not requirement.new:
         filled = [
             _with_intake(order, plan) for plan in filled_plans(order, order.predictor, _kind, _kept(order))
         ]
         found = [*filled, *found]
-    plans = _sorted_out(order, found, over_bound, offered)
-    return plans if plans.feasible else _sorted_out(order, found, over_middle, offered)
+    plans = _sorted_out(order, found, over_bound, offered, subnets)
+    return plans if plans.feasible else _sorted_out(order, found, over_middle, offered, subnets)
+
+
+def _subnets(order: Order) -> OfferedSubnets:
+    """The subnets of the market's supernets for an order that asks for them."""
+    request, reads = order.request, order.intake.preprocessing
+    asked = ENGINE in request.engines and not order.requirement.new
+    if not asked or order.subnets is None or not isinstance(reads, Preprocessing):
+        return OfferedSubnets()
+    return class_plans(order.subnets, order.classes, request.budget, reads, request.donors)
 
 
 def _chains(order: Order) -> Offered:
@@ -127,6 +134,7 @@ def _sorted_out(
     found: Sequence[Plan],
     broken_by: Callable[[Cost | None, Budget], tuple[str, ...]],
     offered: Offered,
+    subnets: OfferedSubnets,
 ) -> Plans:
     feasible, refused, seen = list[Plan](), list[tuple[Plan, tuple[str, ...]]](), set[str]()
     for plan in found:
@@ -141,7 +149,9 @@ def _sorted_out(
             refused.append((plan, broken))
         else:
             feasible.append(plan)
-    without = (*_without_new(order), *(f"{CHAINS}: {reason}" for reason in offered.why_not))
+    left_out = [f"{ENGINE}: {reason}" for reason in subnets.why_not]
+    chains = [f"{CHAINS}: {reason}" for reason in offered.why_not]
+    without = (*_without_new(order), *left_out, *chains)
     return Plans(order, tuple(feasible), tuple(refused), offered.drawn, without)
 
 

@@ -330,6 +330,7 @@ def _certificate(builder: Builder, order: Order, delivered: Delivered) -> Certif
         budget=order.request.budget,
         measured=delivered.verified.cost,
         predicted=delivered.plan.predicted,
+        samples=len(builder.images(nodes[0].samples)) if nodes[0].samples is not None else 0,
     )
 
 

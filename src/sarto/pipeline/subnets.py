@@ -17,9 +17,10 @@ from sarto.engines.factory.openings import TaskOrders, counted
 from sarto.engines.factory.search import Found, floor_costs, search, search_measured, widened
 from sarto.engines.factory.subnets import (
     EQUAL,
+    Expected,
     compared,
     cut,
-    expected,
+    expected_together,
     gates_of,
     recalibrated,
     task_outputs,
@@ -29,11 +30,13 @@ from sarto.errors import InfeasibleError, RequestError, suggest
 from sarto.graph import ModelGraph, normalise
 from sarto.market import Store
 from sarto.pipeline.curves import cost_table
+from sarto.pipeline.donor_rules import why_not
 from sarto.pipeline.factory import open_supernet
 from sarto.types import (
     Budget,
     Certificate,
     Cost,
+    DonorRules,
     HeadNode,
     Plan,
     Preprocessing,
@@ -89,6 +92,14 @@ class ReadySupernet:
             RequestError: the profile is of another backbone.
         """
         return cost_table(self.supernet, self.profile)
+
+    @cached_property
+    def is_timed(self) -> bool:
+        """Whether there is a profile, and it says what subnets take."""
+        try:
+            return self.profile is not None and self.table is not None
+        except RequestError:
+            return False
 
     def find(
         self, tasks: Tasks, budget: Budget, measure: Callable[[ModelGraph], float] | None = None
@@ -193,8 +204,8 @@ class ReadySupernet:
         if space.kind == "classification":
             nodes["out"] = HeadNode(of="subnet", kind="restrict", classes=tuple(classes))
         named = " and ".join(space.named(task) for task in tasks)
-        told = self.expected(tasks, found.ratio)
-        sure = f", {told:.1%} expected" if told is not None else ""
+        told = self.expected(tasks, found.ratio).quality
+        sure = f", {told:.1%} expected" if told is not None else ", accuracy not known"
         return Plan(
             nodes=nodes,
             out=list(nodes)[-1],
@@ -226,11 +237,11 @@ class ReadySupernet:
         space = self.supernet.space
         return tuple(space.answers[row] for row in task_outputs(space, tasks))
 
-    def expected(self, tasks: Tasks, ratio: float) -> float | None:
-        """Quality to expect: the worst of the tasks; None where one is not known."""
-        told = [expected(self.supernet.space, self.manifest.qualities, task, ratio).quality for task in tasks]
-        known = [quality for quality in told if quality is not None]
-        return min(known) if known and len(known) == len(told) else None
+    def expected(self, tasks: Tasks, ratio: float, *, recalibrated: bool = False) -> Expected:
+        """Quality to expect of one model for tasks, and how that is known."""
+        return expected_together(
+            self.supernet.space, self.manifest.qualities, tasks, ratio, recalibrated=recalibrated
+        )
 
     def certificate(
         self,
@@ -253,17 +264,15 @@ class ReadySupernet:
         """
         space, manifest = self.supernet.space, self.manifest
         tasks, ratio = self.tasks(node.tasks), float(gates.double().mean())
-        told = [expected(space, manifest.qualities, task, ratio) for task in tasks]
-        near: dict[str, float] = {}
-        for one in told:
-            near |= one.nearest
+        told = self.expected(tasks, ratio, recalibrated=node.samples is not None)
         limits = budget.limits()
         slack = {
             name: 1 - float(value) / limit
             for name, limit in limits.items()
             if measured is not None and (value := getattr(measured, name)) is not None
         }
-        known = [name for name in limits if name != "latency_ms" or self.profile is not None]
+        known = [name for name in limits if name != "latency_ms" or self.is_timed]
+        table = self.table if self.is_timed else cost_table(self.supernet, None)
         return Certificate(
             supernet=manifest.id,
             supernet_name=manifest.name,
@@ -272,12 +281,12 @@ class ReadySupernet:
             ratio=ratio,
             limit=found.limit if found is not None else node.limit,
             filled=found.filled if found is not None else 0,
-            expected=self.expected(tasks, ratio),
-            expected_basis="; ".join(dict.fromkeys(one.basis for one in told)),
-            nearest=near,
+            expected=told.quality,
+            expected_basis=told.basis,
+            nearest=told.nearest,
             predicted=predicted,
             measured=measured,
-            floor=floor_costs(self.supernet, tasks, self.table, known, self.orders) if known else {},
+            floor=floor_costs(self.supernet, tasks, table, known, self.orders) if known else {},
             slack=slack,
             difference=difference,
             difference_limit=EQUAL,
@@ -377,7 +386,25 @@ def covering_classes(store: Store, classes: Sequence[str]) -> list[tuple[Stocked
     return found
 
 
-def class_plans(held: Subnets, classes: Sequence[str], budget: Budget, reads: Preprocessing) -> list[Plan]:
+@dataclass(frozen=True)
+class OfferedSubnets:
+    """Plans of stocked supernets for an order by classes.
+
+    Attributes:
+        why_not: of each supernet that covers the classes and has no plan, in words.
+    """
+
+    plans: tuple[Plan, ...] = ()
+    why_not: tuple[str, ...] = ()
+
+
+def class_plans(
+    held: Subnets,
+    classes: Sequence[str],
+    budget: Budget,
+    reads: Preprocessing,
+    rules: DonorRules | None = None,
+) -> OfferedSubnets:
     """Plans of stocked supernets for an order by classes: the largest subnet that fits, and a half and a quarter of it.
 
     Where none fits, the smallest one, so that an order that can't be kept knows its floor. Where latency is limited and
@@ -385,20 +412,40 @@ def class_plans(held: Subnets, classes: Sequence[str], budget: Budget, reads: Pr
 
     Args:
         reads: what the order's samples are.
+        rules: about donors; supernets that they exclude are left out.
     """
-    plans = []
+    plans, why = list[Plan](), list[str]()
     counted_budget = budget if held.profile is not None else budget.replace(latency_ms=None)
     for manifest, tasks in covering_classes(held.store, classes):
-        said = manifest.preprocessing
-        if (said.size, said.channels) != (reads.size, reads.channels):
-            continue
-        one = held.get(manifest.id)
-        try:
-            best = one.find(tasks, counted_budget)
-        except InfeasibleError:
-            best = one.smallest(tasks)
-        plans += [one.plan(tasks, found, classes) for found in (best, *one.smaller(tasks, best, counted_budget))]
-    return plans
+        reason = why_not(manifest, rules or DonorRules()) or _reads_others(manifest.preprocessing, reads)
+        if reason is None:
+            one = held.get(manifest.id)
+            try:
+                plans += _largest(one, tasks, classes, counted_budget)
+            except RequestError as error:
+                reason = str(error)
+        if reason is not None:
+            why.append(f"supernet {manifest.name!r}: {reason}")
+    return OfferedSubnets(tuple(plans), tuple(why))
+
+
+def _largest(one: ReadySupernet, tasks: Tasks, classes: Sequence[str], budget: Budget) -> list[Plan]:
+    try:
+        best = one.find(tasks, budget)
+    except InfeasibleError:
+        best = one.smallest(tasks)
+    return [one.plan(tasks, found, classes) for found in (best, *one.smaller(tasks, best, budget))]
+
+
+def _reads_others(said: Preprocessing, reads: Preprocessing) -> str | None:
+    """That a supernet reads other images than those of an order, in words; None where it does not."""
+    if (said.size, said.channels) == (reads.size, reads.channels):
+        return None
+    own, other = (
+        f"{'x'.join(map(str, kind.size)) if kind.size else 'any size'} with {kind.channels} channels"
+        for kind in (said, reads)
+    )
+    return f"it reads images of {own}, the order's are {other}"
 
 
 def _hash(gates: Tensor) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +22,11 @@ from sarto.errors import InfeasibleError, RequestError, VerifyError, suggest
 from sarto.export import export_onnx
 from sarto.graph import ModelGraph
 from sarto.graph.file import read_graph, write_graph
-from sarto.market import Intake, Labelled, Store, read_samples
+from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, delivered_hashes, write_manifest, write_text
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
-from sarto.pipeline.donor_rules import check_rules, meant, why_not
+from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.job import Job
@@ -51,10 +52,12 @@ from sarto.pipeline.subnets import (
     covering_classes,
 )
 from sarto.pipeline.task_models import Built, Made, inputs_for, rounds_of
+from sarto.pipeline.task_samples import TaskScore, check_own, read_own, scored
 from sarto.types import (
     Budget,
     Certificate,
     Check,
+    ClassOffer,
     Cost,
     Part,
     Plan,
@@ -70,47 +73,76 @@ CERTIFICATE = "certificate.json"
 
 @dataclass(frozen=True, eq=False)
 class TaskPlans(Listed):
-    """Plans of supernets for an order by task; the most accurate one as expected comes first."""
+    """Plans of supernets for an order by task; the most accurate one as expected comes first.
+
+    Attributes:
+        without: of each supernet that covers the task and has no plan: why, in words.
+    """
 
     request: Request
     feasible: tuple[Plan, ...]
     refused: tuple[tuple[Plan, tuple[str, ...]], ...] = ()
+    without: tuple[str, ...] = ()
 
 
 def plan_tasks(store: Store, request: Request) -> TaskPlans:
     """Plans for an order by task: of each supernet that covers it the largest subnet that fits, and smaller ones.
 
     Raises:
-        RequestError: no supernet covers the task, or the order does not fit together.
+        RequestError: no supernet covers the task, the order does not fit together, or of no supernet that covers the
+            task is known what subnets take; all reasons at once.
         InfeasibleError: no subnet keeps the budget; names the floor and the nearest budget.
     """
     _check(request)
     held = Subnets(store, profile_of(request.device, store))
-    return _plans(held, request, _digest(request))
+    samples = read_own(request) if request.recalibrate else None
+    return _plans(held, request, None if samples is None else samples.digest)
 
 
 def _plans(held: Subnets, request: Request, samples: str | None) -> TaskPlans:
     found: list[tuple[float, Plan]] = []
     refusals: list[InfeasibleError] = []
+    without: list[str] = []
     for manifest, tasks in _covering(held.store, request):
         one = held.get(manifest.id)
-        try:
-            best = one.find(
-                tasks, request.budget, _measuring(one, intake_of(held.store, one.manifest), request)
-            )
-        except InfeasibleError as error:
-            refusals.append(error)
-            continue
         classes = request.task.classes or one.classes(tasks)
-        for subnet in (best, *one.smaller(tasks, best, request.budget)):
-            sure = one.expected(tasks, subnet.ratio)
-            found.append((-1.0 if sure is None else sure, one.plan(tasks, subnet, classes, samples)))
+        try:
+            best = one.find(tasks, request.budget, _measuring(one, intake_of(held.store, manifest), request))
+            for subnet in (best, *one.smaller(tasks, best, request.budget)):
+                sure = one.expected(tasks, subnet.ratio).quality
+                found.append((-1.0 if sure is None else sure, one.plan(tasks, subnet, classes, samples)))
+        except (InfeasibleError, RequestError) as error:
+            refusals += [error] if isinstance(error, InfeasibleError) else []
+            without.append(f"supernet {manifest.name!r}: {'; '.join(error.problems) or error.detail}")
+    if not found and not refusals:
+        raise RequestError(without[0], problems=without)
     if not found:
-        raise min(refusals, key=lambda error: len(str(error)))
+        raise _too_small(refusals, without, request.budget)
     # Of equal expectation the largest one comes first: it has the most of what was trained.
     found.sort(key=lambda item: (-round(item[0], 4), -(item[1].predicted.params if item[1].predicted else 0)))
     plans = {plan.key(): plan for _, plan in found}
-    return TaskPlans(request, tuple(plans.values()))
+    return TaskPlans(request, tuple(plans.values()), without=tuple(without))
+
+
+def _too_small(
+    refusals: Sequence[InfeasibleError], without: Sequence[str], budget: Budget
+) -> InfeasibleError:
+    """The budget that no supernet keeps: with the floors of all, and the nearest budget of the one that is nearest."""
+    if len(without) == 1:
+        return refusals[0]
+    limits = budget.limits()
+    floors = [dict(error.floor or {}) for error in refusals]
+    nearest = min(
+        (dict(error.nearest or {}) for error in refusals),
+        key=lambda needs: max((value / limits[name] for name, value in needs.items()), default=math.inf),
+    )
+    return InfeasibleError(
+        "no supernet has a subnet that keeps the budget",
+        problems=without,
+        floor={name: min(one[name] for one in floors if name in one) for name in set().union(*floors)},
+        nearest=nearest,
+        where="budget",
+    )
 
 
 def make_task(
@@ -122,7 +154,8 @@ def make_task(
         plan: build this plan instead of choosing one.
 
     Raises:
-        RequestError: no supernet covers the task, or the folder holds something else.
+        RequestError: no supernet covers the task, the folder holds something else, the device's agent does not answer,
+            or the samples can't be read.
         InfeasibleError: no subnet keeps the budget, as predicted or as measured.
         VerifyError: the model is not what was trained, or an export differs from it.
     """
@@ -132,14 +165,13 @@ def make_task(
         return job.finished
     check_agent(request.device)
     held = Subnets(store, profile_of(request.device, store))
-    samples = _samples(request)
+    samples = read_own(request)
     begun = perf_counter()
     progress("planning", 0, 3)
-    plans = (
-        (plan,)
-        if plan is not None
-        else _plans(held, request, None if samples is None else samples.digest).feasible
-    )
+    taken = samples.digest if samples is not None and request.recalibrate else None
+    listed = TaskPlans(request, (plan,)) if plan is not None else _plans(held, request, taken)
+    plans = listed.feasible
+    check_own(store, plans[0], samples, request)
     job.record("planned", begun)
     write_text(job.folder / "plans.json", json.dumps([p.model_dump(mode="json") for p in plans]))
     tried: list[str] = []
@@ -160,7 +192,8 @@ def make_task(
             best = max(kept, key=lambda turn: turn.cost.latency_ms or 0.0)
             best.built.path.rename(out / "model.onnx")
             leave_files(best.built.place, out)
-        return _deliver(job, best.built, request, best.cost, samples, tuple(tried))
+        score = scored(best.built.made, samples, request)
+        return _deliver(job, best.built, request, best.cost, samples, score, tuple(tried), listed.without)
     limits = request.budget.limits()
     least = {name: min(float(getattr(cost, name)) for cost in costs) for name in limits}
     raise InfeasibleError(
@@ -177,7 +210,9 @@ def _deliver(
     request: Request,
     cost: Cost,
     samples: Labelled | None,
+    score: TaskScore,
     tried: tuple[str, ...],
+    without: tuple[str, ...],
 ) -> Artifact:
     made, out = built.made, job.out
     cost = weighed(
@@ -193,9 +228,17 @@ def _deliver(
     write_graph(made.graph, out / GRAPH)
     requirement = Requirement(
         request=request,
-        offers=(),
+        offers=tuple(
+            ClassOffer(cls=cls, learnware=manifest.id, label=manifest.classes.index(cls))
+            for cls in request.task.classes
+        ),
+        n_samples=score.counts,
         samples_digest=samples.digest if samples is not None else None,
-        notes=tuple(measured_elsewhere(made.held.profile, request.device)),
+        notes=(
+            *measured_elsewhere(made.held.profile, request.device),
+            *(f"left out: {reason}" for reason in without),
+            *score.notes,
+        ),
     )
     certificate = made.held.certificate(
         made.node,
@@ -215,7 +258,19 @@ def _deliver(
         plan=made.plan,
         predicted=made.plan.predicted or count(made.graph),
         measured=cost,
-        rows=(Row(name=made.plan.note or "subnet", role="pick", plan_key=made.plan.key(), cost=cost),),
+        rows=(
+            Row(
+                name=made.plan.note or "subnet",
+                role="pick",
+                plan_key=made.plan.key(),
+                accuracy_loto=score.accuracy,
+                interval=score.interval,
+                cost=cost,
+                samples_used=0 if score.n else None,
+                note="accuracy in single precision" if score.n and built.file is not None else "",
+            ),
+        ),
+        per_class=score.per_class,
         where_params=(
             Part(
                 name=f"{manifest.name}: subnet",
@@ -230,7 +285,7 @@ def _deliver(
         environment=environment(request.device.threads),
         seconds=dict(job.seconds),
         sentences=(
-            *_sentences(certificate, cost, tried),
+            *_sentences(certificate, cost, score, tried),
             *memory_sentences(cost),
             *requirement.notes,
             *device_sentences(built.file, request.device),
@@ -289,7 +344,14 @@ def _checks(built: Built, request: Request, cost: Cost, out: Path) -> Iterator[C
     yield Check(name="graph file equals the model in memory", ok=same, detail="tensors, bit for bit")
 
 
-def _sentences(certificate: Certificate, cost: Cost, tried: tuple[str, ...]) -> Iterator[str]:
+def _sentences(
+    certificate: Certificate, cost: Cost, score: TaskScore, tried: tuple[str, ...]
+) -> Iterator[str]:
+    if score.accuracy is not None and score.interval is not None:
+        yield (
+            f"{score.accuracy:.1%} ({score.interval.low:.0%} to {score.interval.high:.0%}, nine times of ten) of your "
+            f"{score.n} labelled samples are named right; no label chose anything."
+        )
     yield from certificate_sentences(certificate).values()
     latency = f", {cost.latency_ms:.3g} ms a batch" if cost.latency_ms is not None else ""
     yield f"{cost.params:,} parameters, {cost.flops:,} FLOPs an image{latency}, {cost.size_bytes:,} bytes."
@@ -306,7 +368,7 @@ def _found(made: Made, budget: Budget) -> Found | None:
         return None
     try:
         found = made.held.find(made.held.tasks(made.node.tasks), budget)
-    except InfeasibleError:
+    except (InfeasibleError, RequestError):
         return None
     return found if torch.equal(found.gates, made.gates) else None
 
@@ -324,12 +386,30 @@ def _measuring(one: ReadySupernet, reads: Intake, request: Request) -> Any:
 
 
 def by_supernet(store: Store, request: Request) -> bool:
-    """Whether an order is one for supernets alone: by properties, or for classes that only supernets know."""
+    """Whether an order is one for supernets alone: by properties, or for classes that learnwares can't do and one can.
+
+    A learnware that is not allowed, or that has no samples of a class while the order brings none either, can't do it.
+    """
     if request.task.tasks:
         return True
-    names = [cls for _, cls in request.task.wanted]
-    known = {cls for learnware in store.learnwares() for cls in learnware.classes}
-    return ENGINE in request.engines and not known & set(names) and bool(covering_classes(store, names))
+    wanted = request.task.wanted
+    if ENGINE not in request.engines or any(whose is not None for whose, _ in wanted):
+        return False
+    names, every = {cls for _, cls in wanted}, list(store.learnwares())
+    covered = [one for one, _ in covering_classes(store, request.task.classes)]
+    if not names & {cls for item in every for cls in item.classes}:
+        return bool(covered)  # where rules exclude the supernets, that is told
+    rules = request.donors
+    sampled = {
+        cls
+        for item in allowed(every, rules).values()
+        for cls in item.classes
+        if request.samples is not None or item.n_samples.get(cls)
+    }
+    both: list[Source] = [*every, *covered]
+    musts = {item.id for item in meant(both, rules.must)}
+    usable = [one for one in allowed(covered, rules) if musts <= {one}]
+    return not names <= sampled and bool(usable) and max(rules.least, len(rules.must)) < 2
 
 
 def _covering(store: Store, request: Request) -> list[tuple[StockedSupernet, Tasks]]:
@@ -360,6 +440,10 @@ def _covering(store: Store, request: Request) -> list[tuple[StockedSupernet, Tas
 
 def _check(request: Request) -> None:
     problems = []
+    if len(request.task.classes) == 1:
+        problems.append(
+            f"task.classes: {request.task.classes[0]!r} alone leaves nothing to tell apart; order at least two classes"
+        )
     if ENGINE not in request.engines:
         problems.append(
             f"engines: an order by properties is for {ENGINE!r}, which is not named{suggest(ENGINE, request.engines)}"
@@ -370,15 +454,9 @@ def _check(request: Request) -> None:
             "not read), or take float32 or float16"
         )
     if request.heldout is not None:
-        problems.append("heldout: an order by properties has no labelled images to report on; leave it out")
+        problems.append(
+            "heldout: a supernet's model is chosen without samples, so that all labelled ones only report; give these "
+            "as samples"
+        )
     if problems:
         raise RequestError(problems[0], problems=problems)
-
-
-def _samples(request: Request) -> Labelled | None:
-    return read_samples(Path(request.samples)) if request.recalibrate and request.samples else None
-
-
-def _digest(request: Request) -> str | None:
-    found = _samples(request)
-    return found.digest if found is not None else None

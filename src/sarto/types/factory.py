@@ -51,7 +51,10 @@ SUPERNET_IDENTITY = (
     "licence",
 )
 #: What came later: left out of the id where it is what every supernet had before.
-LATER: Mapping[str, Mapping[str, Any]] = {"assembler": {"skips": False}, "space": {"extra": []}}
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "assembler": {"skips": False},
+    "space": {"extra": [], "within": {}},
+}
 
 
 class AssemblerSettings(Value):

@@ -38,6 +38,8 @@ class TaskSpace(Value):
         answers: what the model's outputs mean.
         outputs_of: property -> outputs that a task with it tells apart; empty: every task uses all outputs. Outputs
             of no property of a task are cut off.
+        within: property -> properties of other groups that a task with it may have; of groups of which none is named
+            here, all. "fish" so goes with "ray" and "shark", and not with "apple".
 
     Reference:
         NN-Factory, arXiv 2308.15003, section 3.1: a task space of K properties.
@@ -57,6 +59,7 @@ class TaskSpace(Value):
     arguments: Frozen[Name, Any] = Field(default_factory=dict, validate_default=True)
     answers: Annotated[Names, Field(min_length=1)]
     outputs_of: Frozen[Name, Names] = Field(default_factory=dict, validate_default=True)
+    within: Frozen[Name, Names] = Field(default_factory=dict, validate_default=True)
     kind: Literal["classification", "detection"] = "classification"
 
     @model_validator(mode="before")
@@ -98,6 +101,7 @@ class TaskSpace(Value):
                 for output in outputs
                 if output not in self.answers
             ]
+        problems += self._within_problems()
         if "+" in "".join(self.properties):
             problems.append(".groups: a property's name has no '+', which joins properties to a task's name")
         if not problems:
@@ -137,6 +141,43 @@ class TaskSpace(Value):
     def combined(self) -> tuple[frozenset[str], ...]:
         """The combinations that are trained beside the tasks."""
         return tuple(dict.fromkeys(frozenset(task) for task in self.extra))
+
+    def _within_problems(self) -> list[str]:
+        """What is wrong with the properties that go together."""
+        group_of = {name: group for group, held in self.groups.items() for name in held}
+        found = []
+        for name, allowed in self.within.items():
+            if name not in group_of:
+                found.append(f".within: {name!r} is no property{suggest(name, group_of)}")
+                continue
+            if not allowed:
+                found.append(
+                    f".within.{name}: names no property; give those that go with it, or leave it out"
+                )
+            for other in allowed:
+                if other not in group_of:
+                    found.append(f".within.{name}: {other!r} is no property{suggest(other, group_of)}")
+                elif group_of[other] == group_of[name]:
+                    found.append(
+                        f".within.{name}: {other!r} is of the same group, {group_of[name]!r}; name those of others"
+                    )
+        return found
+
+    def _apart(self, task: Iterable[str]) -> list[str]:
+        """Which properties of a task don't go together."""
+        asked, found = list(task), []
+        for name in asked:
+            allowed = self.within.get(name, ())
+            groups = [held for held in self.groups.values() if set(held) & set(allowed)]
+            strange = [
+                other for other in asked if other not in allowed and any(other in held for held in groups)
+            ]
+            if strange:
+                found.append(
+                    f"{' and '.join(strange)} {'does' if len(strange) == 1 else 'do'} not go with {name!r}; what does: "
+                    f"{', '.join(allowed)}"
+                )
+        return found
 
     def _extra_problems(self) -> list[str]:
         """What is wrong with the further combinations."""
@@ -178,6 +219,7 @@ class TaskSpace(Value):
                 found.append(
                     f"{' and '.join(mine)} contradict each other: a task has at most {most} of {group!r}"
                 )
+        found += self._apart(asked)
         if not found and len(self.answers) > 1 and len(self.outputs(asked)) == 1:
             (only,) = self.outputs(asked)
             found.append(
@@ -219,7 +261,7 @@ class TaskSpace(Value):
             for group in self.order
         ]
         every = [frozenset(name for part in parts for name in part) for parts in product(*choices)]
-        return [task for task in every if task]
+        return [task for task in every if task and not self._apart(task)]
 
     def _n_combinations(self) -> int:
         return prod(

@@ -61,6 +61,19 @@ def test_outputs_outside_a_task_are_cut_off() -> None:
     assert space.outputs({"one", "dog"}) == (0, 1, 2)
 
 
+def test_properties_that_do_not_go_together_are_no_task() -> None:
+    described = {**SMALL, "within": {"one": ["cat", "dog"]}, "choose": {"kind": 2}}
+    space = TaskSpace.parse(described)
+    kinds = ({"cat"}, {"dog"}, {"cow"}, {"cat", "dog"}, {"cat", "cow"}, {"dog", "cow"})
+    by_hand = {frozenset({"two"} | kind) for kind in kinds}
+    by_hand |= {frozenset({"one"} | kind) for kind in kinds if "cow" not in kind}
+    assert set(space.seen) == by_hand
+    with pytest.raises(RequestError, match="cow does not go with 'one'; what does: cat, dog"):
+        space.task("one+cat+cow")
+    with pytest.raises(RequestError, match=r"unseen\[0\]: cow does not go with 'one'"):
+        TaskSpace.parse({**described, "unseen": [["one", "cow"]]})
+
+
 def test_a_task_of_one_answer_tells_nothing_apart() -> None:
     known = {"cat": ["a"], "dog": ["b"], "cow": ["a", "b"]}
     space = TaskSpace.parse(
@@ -101,6 +114,10 @@ def test_what_is_no_task(task: str, said: str) -> None:
         ({"groups": {"count": ["a+b"], "kind": ["c"]}}, "no '+'"),
         ({"answers": ["no", "no"]}, "named twice"),
         ({"extra": [["one", "cta"]]}, "did you mean 'cat'"),
+        ({"within": {"oen": ["cat"]}}, "did you mean 'one'"),
+        ({"within": {"one": ["cta"]}}, "did you mean 'cat'"),
+        ({"within": {"one": ["two"]}}, "of the same group, 'count'"),
+        ({"within": {"one": []}}, "names no property"),
         ({"extra": [["cat", "cat"]]}, "named twice"),
         ({"extra": [[]]}, "names no property"),
         ({"unseen": [["two", "cow"]], "extra": [["cow", "two"]]}, "kept out of training"),

@@ -32,7 +32,7 @@ class Expected:
     """What to expect of a subnet.
 
     Attributes:
-        quality: None where nothing near was judged.
+        quality: None where nothing near was judged, or not with so few units.
         basis: in words.
         nearest: trained tasks -> share of properties that differ; of an unseen task.
     """
@@ -151,8 +151,9 @@ def expected(
 ) -> Expected:
     """What the judged tasks say of a task at a share of open units.
 
-    Of a task that was judged: its quality between the two nearest judged ratios, in a straight line. Of another one:
-    the mean over its nearest judged trained tasks, weighed by 1 - distance.
+    Of a task that was judged: its quality between the two nearest judged ratios, in a straight line; above the highest
+    that of the highest, and under the lowest nothing. Of another one: the mean over its nearest trained tasks that were
+    judged at so few units, weighed by 1 - distance.
     """
     name = space.named(task)
     rows: dict[str, list[TaskQuality]] = {}
@@ -160,19 +161,29 @@ def expected(
         rows.setdefault(row.task, []).append(row)
     near = {} if task in space.seen else {space.named(o): far for o, far in nearest(task, space.seen).items()}
     if name in rows:
-        n = rows[name][0].n_samples
-        return Expected(_between(rows[name], ratio), f"judged on {n} test samples of this task", near)
+        least = min(rows[name], key=lambda row: row.ratio)
+        if ratio < least.ratio - 1e-9:
+            told = f"; with {least.ratio:.1%} of the units it was {least.quality:.1%}"
+            return Expected(None, f"this task was not judged with so few units{told}", near)
+        most = max(row.ratio for row in rows[name])
+        beyond = f", with {most:.1%} of the units at most" if ratio > most + 1e-9 else ""
+        told = f"judged on {least.n_samples} test samples of this task{beyond}"
+        return Expected(_between(rows[name], ratio), told, near)
     trained = [other for other in space.seen if space.named(other) in rows]
+    # One that shares nothing says nothing.
+    sharing = [other for other, far in nearest(task, trained, len(trained)).items() if far < 1]
+    judged = [
+        other for other in sharing if any(row.ratio <= ratio + 1e-9 for row in rows[space.named(other)])
+    ]
+    if not judged:
+        few = "no task near to this one was judged" + (" with so few units" if sharing else "")
+        return Expected(None, few, near)
     weighed = [
         (1 - far, _between(rows[space.named(other)], ratio))
-        for other, far in nearest(task, trained, NEIGHBOURS).items()
-        if far < 1  # one that shares nothing says nothing
+        for other, far in nearest(task, judged, NEIGHBOURS).items()
     ]
-    total = sum(weight for weight, _ in weighed)
-    if not total:
-        return Expected(None, "no task near to this one was judged", near)
     return Expected(
-        sum(weight * quality for weight, quality in weighed) / total,
+        sum(weight * quality for weight, quality in weighed) / sum(weight for weight, _ in weighed),
         f"mean of the {len(weighed)} nearest judged tasks, weighed by what they share"
         if len(weighed) > 1
         else "that of the one judged task that shares anything",
@@ -180,13 +191,36 @@ def expected(
     )
 
 
+def expected_together(
+    space: TaskSpace,
+    qualities: Sequence[TaskQuality],
+    tasks: Sequence[frozenset[str]],
+    ratio: float,
+    *,
+    recalibrated: bool = False,
+) -> Expected:
+    """What to expect of one model for tasks: of several nothing, for each was judged with its own units alone.
+
+    Args:
+        recalibrated: whether the model's batch norm statistics are others than those that were judged.
+    """
+    told = [expected(space, qualities, task, ratio) for task in dict.fromkeys(tasks)]
+    near: dict[str, float] = {}
+    for one in told:
+        near |= one.nearest
+    if len(told) > 1:
+        return Expected(None, "several tasks in one model were not judged together", near)
+    after = "; judged before batch norm statistics were taken anew" if recalibrated else ""
+    return replace(told[0], basis=told[0].basis + after) if told[0].quality is not None else told[0]
+
+
 def _between(rows: Sequence[TaskQuality], ratio: float) -> float:
+    """Quality at a ratio that is not under the lowest judged one."""
     ordered = sorted(rows, key=lambda row: row.ratio)
     below = [row for row in ordered if row.ratio <= ratio + 1e-9]
     above = [row for row in ordered if row.ratio >= ratio - 1e-9]
-    if not below or not above:
-        # Under the lowest judged ratio nothing is known; its quality is the best guess there is.
-        return (above or below)[0 if above else -1].quality
+    if not above:
+        return below[-1].quality
     low, high = below[-1], above[0]
     if high.ratio <= low.ratio:
         return high.quality

@@ -83,22 +83,30 @@ def placed(graph: ModelGraph, placement: Placement = "paper") -> tuple[str, ...]
     """Channel groups that get gates, by the part that their units play.
 
     Raises:
-        GraphError: none can be gated; says why for each.
+        GraphError: none can be gated; says why for each, and whether the wider placement has some.
 
     Reference:
         NN-Factory, arXiv 2308.15003, section 3.1, figure 6.
         Differs: chosen by the kind of channel group, so a stem's filters that no residual stream shares have gates too.
     """
-    kinds, graph = PLACEMENTS[placement], as_placed(graph, placement)
-    wanted = [g for g in graph.analysis.sliceable if g.kind in kinds and g.kind not in INSIDE_HEADS]
-    found = tuple(group.id for group in wanted if gateable(graph, group) is None)
+    found = _gated(graph, placement)
     if not found:
-        why = [f"{g.id}: {gateable(graph, g)}" for g in graph.analysis.groups.values()]
+        read = as_placed(graph, placement)
+        reasons = {g.id: gateable(read, g) for g in read.analysis.groups.values()}
+        why = "; ".join([f"{name}: {reason}" for name, reason in reasons.items() if reason is not None][:5])
+        wider = _gated(graph, "wide") if placement == "paper" else ()
         raise GraphError(
-            f"no channel group of this model can have gates (wanted: {', '.join(sorted(kinds))}); "
-            f"`sarto inspect` shows its groups. {'; '.join(why[:5])}"
+            f"no channel group of this model can have gates (wanted: {', '.join(sorted(PLACEMENTS[placement]))}); "
+            + (f"with placement: wide {', '.join(wider[:5])} can. " if wider else "")
+            + f"`sarto inspect` shows its groups{f'. {why}' if why else ''}"
         )
     return found
+
+
+def _gated(graph: ModelGraph, placement: Placement) -> tuple[str, ...]:
+    kinds, read = PLACEMENTS[placement], as_placed(graph, placement)
+    wanted = [g for g in read.analysis.sliceable if g.kind in kinds and g.kind not in INSIDE_HEADS]
+    return tuple(group.id for group in wanted if gateable(read, group) is None)
 
 
 def assembler_for(

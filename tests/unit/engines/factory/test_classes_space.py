@@ -79,6 +79,9 @@ def test_the_cifar100_space_has_every_subset_of_every_superclass() -> None:
     assert len(space.answers) == 100 and list(space.answers) == sorted(space.answers)
     task = space.task("fish+shark+ray")
     assert {space.answers[i] for i in space.outputs(task)} == {"shark", "ray"}
+    for asked, strange in (("fish+apple+bus", "apple and bus do"), ("trees+oak_tree+ray", "ray does")):
+        with pytest.raises(RequestError, match=f"{strange} not go with '{asked.split('+')[0]}'"):
+            space.task(asked)
     # Every class is trained in other tasks than those kept aside.
     trained = {name for task in space.seen for name in task}
     assert trained == set(space.properties)
