@@ -231,9 +231,7 @@ def test_classes_come_and_go_from_the_command_line(shop: Any) -> None:
     ):
         assert runner.invoke(app, words).exit_code == 0
     assert same_model(Artifact.read(again), first)
-    told = (
-        "donors, baselines and random units beside it: left out, as asked (--quick)"
-    )
+    told = "donors, baselines and random units beside it: left out, as asked (--quick)"
     for folder, quick in ((smaller, True), (again, False)):
         report = Artifact.read(folder).report
         assert (told in report.not_tried) == quick and all(check.ok for check in report.checks)
