@@ -31,6 +31,8 @@ ROOT = HERE.parent
 #: Files of this folder that hold no benchmarks.
 MACHINERY = frozenset({"place", "run", "runner", "schema", "table"})
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+#: Processes, for each that runs at once, which small runs share.
+SHARED = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     parser.add_argument("--json", action="store_true", help="print each result as one line on stdout")
     parser.add_argument("--jobs", type=int, default=1, help="cases that run at once; speeds need 1")
+    parser.add_argument(
+        "--together", action="store_true", help="small runs in one process, one after the other"
+    )
     parser.add_argument("--table", action="store_true", help="write the table in benchmarks/README.md")
     options = parser.parse_args(argv)
     if not options.cases and not options.table:
         parser.error("name at least one case file, or --table")
     code = 0
-    if len(options.cases) == 1:
+    if options.together and not options.smoke:
+        parser.error("--together is for --smoke: a real run has a process of its own")
+    if options.together:
+        codes = [run_one(path, smoke=True, out=options.out, as_json=options.json) for path in options.cases]
+        code = max(codes, default=0)
+    elif len(options.cases) == 1:
         code = run_one(options.cases[0], smoke=options.smoke, out=options.out, as_json=options.json)
     elif options.cases:
         code = _run_each(options)
@@ -198,21 +208,31 @@ def check_parameters(function: Callable[..., Any], case: Case) -> None:
 def _run_each(options: argparse.Namespace) -> int:
     """Run every case in a process of its own, so that none warms or burdens the next; the worst exit code.
 
-    Of small cases that are the same run, one is run and the others are only checked.
+    Small runs share a few processes, since starting takes longer than running; where one of a process fails, each of
+    its cases runs alone. Of small cases that are the same run, one is run and the others are only checked.
     """
     flags = ["--smoke"] * options.smoke + ["--json"] * options.json
     flags += ["--out", str(options.out)] if options.out is not None else []
     twins = _twins(options.cases) if options.smoke else {}
+    for path, first in twins.items():
+        _say(f"{path.stem} (smoke): the same small run as {first.stem}")
+    left = [path for path in options.cases if path not in twins]
+    size = -(-len(left) // (SHARED * max(1, options.jobs))) if options.smoke else 1
+    groups = [left[start : start + size] for start in range(0, len(left), max(1, size))]
 
-    def run(path: Path) -> int:
-        if path in twins:
-            _say(f"{path.stem} (smoke): the same small run as {twins[path].stem}")
-            return 0
-        command = [sys.executable, str(HERE / "run.py"), str(path), *flags]
+    def started(paths: Sequence[Path], *more: str) -> int:
+        command = [sys.executable, str(HERE / "run.py"), *map(str, paths), *flags, *more]
         return subprocess.run(command, check=False).returncode
 
+    def run(paths: Sequence[Path]) -> dict[Path, int]:
+        if len(paths) > 1 and started(paths, "--together") == 0:
+            return dict.fromkeys(paths, 0)
+        return {path: started([path]) for path in paths}
+
+    codes = dict.fromkeys(twins, 0)
     with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        codes = dict(zip(options.cases, pool.map(run, options.cases), strict=True))
+        for found in pool.map(run, groups):
+            codes |= found
     failed = [f"\n  {path}" for path, code in codes.items() if code != 0]
     _say(f"{len(codes) - len(failed)} cases passed, {len(failed)} failed{''.join(failed)}")
     return max(abs(code) for code in codes.values())

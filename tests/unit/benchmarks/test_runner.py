@@ -202,11 +202,37 @@ def test_of_small_cases_that_are_the_same_run_one_runs_and_all_are_checked(
 
     monkeypatch.setattr(runner.subprocess, "run", note)
     assert runner.main([*map(str, paths), "--smoke"]) == 0
-    assert sorted(ran) == [[str(path), "--smoke"] for path in (paths[0], paths[3], paths[2])]
+    assert [path for given in ran for path in given if path != "--smoke"] == [
+        str(path) for path in (paths[0], paths[2], paths[3])
+    ]
     assert "larger (smoke): the same small run as large" in capfd.readouterr().err
     ran.clear()
     assert runner.main([str(path) for path in paths]) == 0
     assert len(ran) == 4, "runs of full size are all run"
+
+
+def test_small_runs_share_processes_and_alone_tell_which_fails(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_case(folder, name=f"case{i}", smoke={"times": i}) for i in range(1, 10)]
+    ran: list[list[str]] = []
+
+    def note(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command[2:])
+        return subprocess.CompletedProcess(command, 1 if str(paths[4]) in command else 0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.subprocess, "run", note)
+        assert runner.main([*map(str, paths), "--smoke"]) == 1
+    said = capfd.readouterr().err
+    assert "8 cases passed, 1 failed" in said and str(paths[4]) in said.split("failed")[1]
+    together = [given for given in ran if "--together" in given]
+    alone = [given for given in ran if "--together" not in given]
+    assert sum(len(given) - 2 for given in together) == len(paths) and len(together) < len(paths)
+    assert [str(paths[4]), "--smoke"] in alone and len(alone) < len(paths)
+    assert runner.main([*map(str, paths[:2]), "--smoke", "--together"]) == 0
+    with pytest.raises(SystemExit):
+        runner.main([*map(str, paths[:2]), "--together"])
 
 
 def test_revision_sees_changes_but_not_results(tmp_path: Path) -> None:
