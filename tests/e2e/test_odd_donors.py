@@ -107,3 +107,17 @@ def test_numbers_of_the_papers_method_that_an_order_can_not_keep_are_refused(sho
         node.paper.seed for plan in plans for node in plan.nodes.values() if getattr(node, "paper", None)
     }
     assert seeds == {7}
+
+
+def test_a_report_says_whose_probabilities_a_model_gives(shop: Shop) -> None:
+    own = shop.make(
+        shop.order("red disc", "green disc", heldout=None, engines=["slicepack"], baselines=[]), "own"
+    )
+    fitted = shop.make(
+        shop.order("red disc", "red cross", heldout=None, engines=["slicepack"], baselines=[]), "fitted"
+    )
+    for artifact in (own, fitted):
+        head = artifact.report.plan.nodes[artifact.report.plan.out]
+        told = any(text.startswith("calibration: ") for text in artifact.report.not_tried)
+        assert told == (getattr(head, "kind", None) == "restrict")
+    assert not any(text.startswith("calibration: ") for text in fitted.report.not_tried)

@@ -25,7 +25,10 @@ from sarto.types import Preprocessing, TextPreprocessing
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image or text; probabilities are calibrated where samples allowed it.
+    """What the model says of one image or text.
+
+    Probabilities of a fitted head are calibrated where samples allowed it; those of a donor's own classifier are as it
+    gives them.
 
     Attributes:
         label: the likeliest class; also where it is none of them.
