@@ -186,7 +186,9 @@ def test_a_search_that_is_cut_off_is_told_in_plans_reasons_and_the_lock(
     assert lock.solver["blocks"] == "a given plan" and "cut off" in lock.plan.note
     report = Artifact.read(indexed.folder / "cut").report
     free = lock_of(indexed.market.store, report, given=False)
-    assert free is not None and free.solver["blocks"] == "A* with completion bounds, search cut off"
+    assert free is not None and free.solver["blocks"] == (
+        "A* with completion bounds, search cut off, of its list the least divergence from the last donor"
+    )
     most(1)
     with pytest.raises(
         InfeasibleError, match="under a new head: search cut off after 1 partial chains, before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from sarto import Samples
 from sarto.devices import count
 from sarto.devices.profiling import Predictor
+from sarto.engines.reassembly import astar
 from sarto.errors import GraphError, InfeasibleError, RequestError, StoreError
 from sarto.graph import read_graph
 from sarto.pipeline.artifact import GRAPH
@@ -292,6 +294,10 @@ def test_a_map_names_every_piece_and_draws_it(indexed: Shop, tmp_path: Path) -> 
     assert cka.shape == (total, total)
     assert np.allclose(np.diag(cka), 1.0, atol=1e-3)
     assert all(set(model.sets) <= set(range(found.k)) for model in found.models)
+    errors = np.array(found.cka_errors)
+    assert errors.shape == cka.shape and np.allclose(errors, errors.T) and errors.max() > 0
+    assert found.mean_error is not None and 0 < found.mean_error < found.mean_similarity
+    assert f"{errors[np.triu_indices(total, 1)].max():.3f} at most" in found.errors_told
     draw_map(found, tmp_path / "map.svg")
     assert (tmp_path / "map.svg").stat().st_size > 1_000
     with pytest.raises(RequestError, match=r"\.svg or \.png"):
@@ -337,10 +343,33 @@ def test_the_front_of_a_zoo_has_chains_and_donors_that_nothing_beats(indexed: Sh
         assert point.on_front or any(p.cost <= point.cost and p.value >= point.value for p in front)
     told = zoo_front(store, indices(store).get("zoo"), "flops", classes=RED)
     assert {point.donors[-1] for point in told.points} == {"discs"}
+    assert found.exact and not any("cut off" in note for note in found.notes)
     draw_front(found, tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 1_000
     with pytest.raises(RequestError, match=r"\.svg or \.png"):
         draw_front(found, tmp_path / "front.txt")
+
+
+def test_a_front_whose_search_was_cut_off_says_so(indexed: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from sarto.cli.app import app
+
+    limited = functools.partial(astar.best_chains, most_expanded=2)
+    monkeypatch.setattr(astar, "best_chains", limited)
+    words = ["zoo", "front", "zoo", "-m", str(indexed.market.path)]
+    told = "search cut off after 2 partial chains: cheaper points may be missing"
+    assert told in " ".join(CliRunner().invoke(app, words).stdout.split())
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert found["exact"] is False and any(note.startswith(told) for note in found["notes"])
+
+
+def test_a_map_of_one_batch_of_probe_images_says_that_it_has_no_errors(shop: Shop) -> None:
+    store = shop.market.store
+    index_zoo(store, "small", n_probes=12, batch=8)
+    found = similarity_map(store, indices(store).get("small"))
+    assert found.cka_errors is None and found.mean_error is None and found.errors_told == ""
+    assert "no errors of similarities: 12 probe images are one batch of 8" in found.notes
 
 
 def _images(n: int) -> Samples:
@@ -362,9 +391,11 @@ def test_the_commands_index_list_map_and_remove(shop: Shop) -> None:
     listed = json.loads(runner.invoke(app, ["zoo", "ls", "-m", market, "--json"]).stdout)
     assert listed["indices"][0]["name"] == "z"
     shown = runner.invoke(app, ["zoo", "map", "z", "-m", market])
-    assert "mean functional similarity" in shown.stdout
+    assert "mean functional similarity" in shown.stdout and " +- 0." in shown.stdout
+    assert "CKA of two places, leaving out each batch of probe images once: standard error 0." in shown.stdout
     steady = runner.invoke(app, ["zoo", "map", "z", "--steady", "-m", market, "--json"])
     assert 2 <= json.loads(steady.stdout)["k"] <= 6
+    assert len(json.loads(steady.stdout)["cka_errors"]) == len(json.loads(steady.stdout)["cka"])
     both = runner.invoke(app, ["zoo", "map", "z", "--steady", "--blocks", "3", "-m", market])
     assert both.exit_code == 2 and "give one of them" in both.stderr
     for title, slack in json.loads(steady.stdout)["widened"]:

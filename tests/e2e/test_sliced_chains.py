@@ -11,8 +11,9 @@ from torch import Tensor
 from sarto.devices import count
 from sarto.engines.slicepack import slice_node
 from sarto.graph import evaluate, features
+from sarto.pipeline.agreeing import choose_chains
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import chains_to_build, propose
+from sarto.pipeline.choose import propose
 from sarto.pipeline.indexing import index_zoo
 from sarto.pipeline.order import Order, check_order
 from sarto.types import ChainNode, Plan, SliceNode
@@ -51,9 +52,10 @@ def test_a_slice_of_a_chain_keeps_a_budget_that_no_chain_keeps_and_is_delivered(
     )
     limit = sliced[1].predicted.params if sliced[1].predicted is not None else 0
     assert 0 < limit < min(sizes)
-    tight = propose(_order(indexed, budget={"params": limit}))
-    chosen = [p for p in chains_to_build(tight) if any(isinstance(n, SliceNode) for n in p.nodes.values())]
-    assert [p.key() for p in chosen] == [sliced[1].key()]
+    order = _order(indexed, budget={"params": limit})
+    found = choose_chains(_builder(indexed, order), propose(order)).plans
+    chosen = [(p, told) for p, told in found if any(isinstance(n, SliceNode) for n in p.nodes.values())]
+    assert [(p.key(), told) for p, told in chosen] == [(sliced[1].key(), "")]
     request = indexed.order(*RED, engines=["reassembly"], baselines=[], budget={"params": limit})
     artifact = indexed.make(request, "sliced", plan=sliced[1])
     assert artifact.report.measured.params == limit

@@ -159,10 +159,10 @@ def plan(
             if not 1 <= number <= len(plans.all):
                 raise RequestError(f"--number {number}: there are {len(plans.all)} plans, counted from 1")
             plans.all[number - 1].write(out)
-        if isinstance(plans, Plans):
-            _tell_notes(plans.order.requirement.notes)
+        notes = plans.order.requirement.notes if isinstance(plans, Plans) else plans.without
+        _tell_notes(notes)
         if as_json:
-            emit({"plans": plans.to_plain()})
+            emit({"plans": plans.to_plain(), "notes": list(notes)})
             return
         from rich.table import Table
 

@@ -154,9 +154,13 @@ def show_map(
             table.add_row(model.name, *spans)
         console().print(table)
         typer.echo(
-            f"mean functional similarity of a block to its set: {found.mean_similarity:.3f} (of at most 2)"
+            f"mean functional similarity of a block to its set: {found.mean_similarity:.3f}"
+            + (f" +- {found.mean_error:.3f}" if found.mean_error is not None else "")
+            + " (of at most 2)"
             + (f"; drawn in {out}" if out else "")
         )
+        if found.errors_told:
+            typer.echo(f"CKA of two places, leaving out each batch of probe images once: {found.errors_told}")
         for title, slack in found.widened:
             typer.echo(
                 f"{title} can't be parted within the size limit: a block of it may hold {1 + slack:.2f} times an equal "

@@ -147,6 +147,10 @@ class Builder:
         head = self.fit(plan, node, plan.subkeys()[plan.out]).head
         return head.scores(self.features(plan, node.of, samples)) / head.temperature
 
+    def forget(self, key: str) -> None:
+        """Let go of what a node gives, by its key; it is built again where it is asked for."""
+        self._graphs.pop(key, None)
+
     def members(self, plan: Plan, head: HeadNode) -> list[str]:
         """The nodes whose features a head reads, side by side."""
         below = plan.nodes[head.of]
@@ -188,7 +192,6 @@ class Builder:
 
     def _chain(self, plan: Plan, name: str, node: ChainNode, keys: Mapping[str, str]) -> ModelGraph:
         """A chain of blocks; each donor reads what the whole plan reads."""
-        self.progress("stitching blocks", 0, 1)
         probes = self.images(node.samples)
         intake = self.intake(plan, name)
         donors = [

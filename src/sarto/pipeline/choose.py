@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sarto.devices import peak_flops_per_ms
@@ -16,8 +16,8 @@ from sarto.pipeline.filling import filled_plans, refilled_plan
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order
-from sarto.pipeline.reassembling import BUILT, Offered
 from sarto.pipeline.reassembling import ENGINE as CHAINS
+from sarto.pipeline.reassembling import Offered
 from sarto.pipeline.subnets import ENGINE, OfferedSubnets, class_plans
 from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
@@ -57,15 +57,21 @@ class Plans(Listed):
     """Every plan that the engines propose for an order: the dearest pack that fits first, then the baselines.
 
     Attributes:
-        drawn: a chain of blocks drawn at random within the budget, a control that is never delivered.
+        order: with what the market's indices had to say in its notes, and why supernets were left out.
+        drawn: chains of blocks drawn at random within the budget, of which one is a control that is never delivered.
         without: why an engine that was asked, or one of its supernets, has nothing, in words.
     """
 
     order: Order
     feasible: tuple[Plan, ...]
     refused: tuple[tuple[Plan, tuple[str, ...]], ...]
-    drawn: Plan | None = None
+    drawn: tuple[Plan, ...] = ()
     without: tuple[str, ...] = ()
+
+    @property
+    def chains(self) -> tuple[Plan, ...]:
+        """The chains of blocks that keep the limits, whole ones and slices, of each index as it lists them."""
+        return tuple(plan for plan in self.feasible if plan.engine == CHAINS)
 
 
 def propose(order: Order) -> Plans:
@@ -151,8 +157,9 @@ def _sorted_out(
             feasible.append(plan)
     left_out = [f"{ENGINE}: {reason}" for reason in subnets.why_not]
     chains = [f"{CHAINS}: {reason}" for reason in offered.why_not]
+    told = noted(order, (*left_out, *offered.notes))
     without = (*_without_new(order), *left_out, *chains)
-    return Plans(order, tuple(feasible), tuple(refused), offered.drawn, without)
+    return Plans(told, tuple(feasible), tuple(refused), offered.drawn, without)
 
 
 def _without_new(order: Order) -> Iterator[str]:
@@ -165,6 +172,12 @@ def _without_new(order: Order) -> Iterator[str]:
     for engine, what in needs.items():
         if new and engine in order.request.engines:
             yield f"{engine}: {what}, and no model knows {some(new)}"
+
+
+def noted(order: Order, notes: Iterable[str]) -> Order:
+    """The order with further notes, each once; lists of plans and reports show them."""
+    told = tuple(dict.fromkeys((*order.requirement.notes, *notes)))
+    return replace(order, requirement=order.requirement.replace(notes=told))
 
 
 def _kept(order: Order) -> Callable[[Plan], bool]:
@@ -333,21 +346,6 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
         chosen += [largest[kind] for kind in kinds if kind in largest]
     half = [plan for plan in packs if _params(plan) <= slicepack.HALF * _params(first)]
     return tuple({plan.key(): plan for plan in (*chosen, *half[:1], *subnets)}.values())
-
-
-def chains_to_build(plans: Plans) -> tuple[Plan, ...]:
-    """The chains of blocks that are built: the best two under a donor's own classifier, and with a new head.
-
-    Besides these the largest slice of a chain that fits.
-    """
-    chains = [plan for plan in plans.feasible if plan.engine == CHAINS]
-    sliced = [plan for plan in chains if any(isinstance(n, SliceNode) for n in plan.nodes.values())]
-    whole = [plan for plan in chains if plan not in sliced]
-    own = [
-        plan for plan in whole if any(n.op == "head" and n.kind == "restrict" for n in plan.nodes.values())
-    ]
-    fitted = [plan for plan in whole if plan not in own]
-    return (*own[:BUILT], *fitted[:BUILT], *sliced[:1])
 
 
 def limits_time(budget: Budget) -> bool:

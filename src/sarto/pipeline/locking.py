@@ -11,7 +11,7 @@ from sarto.market import Store
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.indexing import probes_of
 from sarto.pipeline.reassembling import CUT_OFF
-from sarto.types import ChainNode, Donor, Plan, Report, Request, TuneNode, Value
+from sarto.types import ChainNode, Donor, Plan, Report, Request, SliceNode, TuneNode, Value
 from sarto.types.fields import Frozen, Name, Positive, Several, Sha, Text, Version, Whole
 
 LOCK = "lock.json"
@@ -75,6 +75,8 @@ def lock_of(store: Store, report: Report, *, given: bool) -> Lock | None:
     rules = report.request.donors
     search = "integer program (HiGHS)" if rules.must or rules.differ > 1 else "A* with completion bounds"
     search += f", {CUT_OFF}" if CUT_OFF in report.plan.note else ""
+    if not any(isinstance(node, SliceNode) for node in report.plan.nodes.values()):
+        search += ", of its list the least divergence from the last donor"
     return Lock(
         request=report.request,
         plan=report.plan,

@@ -6,16 +6,18 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sarto.devices.measuring import check_agent
-from sarto.errors import RequestError, VerifyError
+from sarto.errors import GraphError, RequestError, VerifyError
 from sarto.graph.file import write_graph
 from sarto.market import Labelled, Store
+from sarto.pipeline.agreeing import Chosen, choose_chains
 from sarto.pipeline.alternatives import score_alternatives
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, chains_to_build, infeasible, propose, ranked, to_build
+from sarto.pipeline.choose import Plans, infeasible, noted, propose, ranked, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.donor_rules import broken_rules, check_donors
@@ -78,6 +80,7 @@ def make(
         )
     heldout = order.heldout
     plans = propose(order) if compare or plan is None else Plans(order, (), ())
+    order, chosen = plans.order, Chosen()
     if plan is None and not plans.feasible:
         raise infeasible(plans)
     job = Job(out, request, extra=f"{plan.key()}{'' if compare else ', alone'}" if plan is not None else "")
@@ -90,7 +93,12 @@ def make(
     samples = {order.samples.digest: order.samples, **{s.digest: s for s in order.donor_samples.values()}}
     builder = Builder(store, samples, progress, job.folder / CHECKPOINTS)
 
-    scores = job.hop("scores", lambda: score_all(builder, plans, plan, progress), _plain, _scores)
+    if plan is None and plans.chains:
+        chosen = job.hop(
+            "chains", lambda: choose_chains(builder, plans, progress), Chosen.to_plain, Chosen.from_plain
+        )
+        order = noted(order, chosen.left_out)
+    scores = job.hop("scores", lambda: score_all(builder, plans, plan, chosen, progress), _plain, _scores)
     if request.train is not None and plan is None:
         untrained = scores
         scores = job.hop("trained", lambda: train_best(builder, order, untrained), _plain, _scores)
@@ -124,8 +132,14 @@ def make(
     return _deliver(job, builder, order, rows, verified, heldout, given=plan is not None, compared=compare)
 
 
-def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Progress = silent) -> list[Score]:
-    """Scores of the packs, the chains, the baselines and the trivial classifiers, on the order's samples."""
+def score_all(
+    builder: Builder, plans: Plans, given: Plan | None, chosen: Chosen, progress: Progress = silent
+) -> list[Score]:
+    """Scores of the packs, the chosen chains, the baselines and the trivial classifiers, on the order's samples.
+
+    Raises:
+        GraphError: there is nothing to score, because no chain can be built.
+    """
     order = plans.order
     todo: list[tuple[Plan, Role, str]] = []
     if given is not None:
@@ -136,21 +150,26 @@ def score_all(builder: Builder, plans: Plans, given: Plan | None, progress: Prog
         elif _sliced(plan):
             todo.append((plan, "plan", f"pack, {plan.note}"))
     taken = {plan.key() for plan, _, _ in todo}
-    for plan in chains_to_build(plans) if given is None else ():
+    for plan, _ in chosen.plans:
         todo.append((plan, "plan", plan.note))
         if not any(name == SELF_STITCHED for _, _, name in todo):
             todo.append((_stitched_to_itself(plan), "baseline", SELF_STITCHED))
-        if plans.drawn is not None and not any(name == DRAWN_AT_RANDOM for _, _, name in todo):
-            todo.append((plans.drawn, "control", DRAWN_AT_RANDOM))
+        if chosen.drawn is not None and not any(name == DRAWN_AT_RANDOM for _, _, name in todo):
+            todo.append((chosen.drawn, "control", DRAWN_AT_RANDOM))
     for plan in plans.all:
         if _role(plan) != "plan" and plan.key() not in taken:
             todo.append((plan, _role(plan), plan.note))
+    if not todo:
+        raise GraphError("no plan can be built", problems=chosen.left_out)
     todo = _told_apart(todo)
     scores = []
     for place, (plan, role, name) in enumerate(todo):
         progress("building and scoring", place, len(todo))
         score = score_plan if training_of(plan) is None else score_tuned
-        scores.append(score(builder, plan, order.samples, role, name))
+        scored, told = score(builder, plan, order.samples, role, name), chosen.told.get(plan.key())
+        if told and role == "plan":
+            scored = replace(scored, row=scored.row.replace(note=f"{scored.row.note}; {told}"))
+        scores.append(scored)
     progress("building and scoring", len(todo), len(todo))
     whole = whole_donors(order)
     return scores + score_trivial(order.samples, builder.features(whole, whole.out, order.samples))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +61,11 @@ from sarto.types.profile import DeviceProfile
 ENGINE = "reassembly"
 #: Name of the distilled student among an order's baselines.
 STUDENT = "student"
-#: Chains that are proposed.
-PROPOSED = 6
-#: Of those proposed under a donor's own classifier, and of those under a new head, so many are built.
+#: Whole chains that each index proposes under a donor's own classifier, and as many under a new head.
+PROPOSED = 12
+#: Of those under a donor's own classifier, and of those under a new head, so many are built.
 BUILT = 2
-#: Chains that are drawn at random until one is none of those built.
+#: Chains that are drawn at random until some are enough for one to be none of those built.
 DRAWN = 16
 #: In the note of a plan whose search looked at as many partial chains as it may before its list was complete.
 CUT_OFF = "search cut off"
@@ -101,15 +101,14 @@ class Offered:
     Attributes:
         plans: best first for each index: those under a donor's own classifier, slices of the best of all of these,
             then those under a new head.
-        drawn: a chain drawn at random out of all that keep the order's limits but the built ones, the control of
-            choosing.
+        drawn: chains drawn at random out of all that keep the order's limits, for the control of choosing.
         why_not: for each index that offers no whole chain, in words, with its notes.
         notes: what was taken for granted of the models of the other indices, which were left out, and whether models
             were parted into fewer blocks for want of cut points.
     """
 
     plans: tuple[Plan, ...] = ()
-    drawn: Plan | None = None
+    drawn: tuple[Plan, ...] = ()
     why_not: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -120,7 +119,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
     Chains end in the own classifier of a donor that knows all the classes, or in a ridge head on the features of the
     last donor, fitted on the order's samples. Reads shapes and signatures, no weights.
     """
-    plans, drawn, refused, noted = list[Plan](), None, list[str](), list[str]()
+    plans, drawn, refused, noted = list[Plan](), list[Plan](), list[str](), list[str]()
     for name in indices(store).names():
         index = indices(store).get(name)
         here, reasons, whole, notes = list[Plan](), list[str](), 0, tuple[str, ...]()
@@ -140,7 +139,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
                 try:
                     best = offer.best(n)
                     here, whole = here + best, whole + len(best)
-                    drawn = drawn or offer.drawn(best[:BUILT])
+                    drawn += offer.drawn()
                 except InfeasibleError as error:
                     head = "a donor's own classifier" if own else "a new head"
                     reasons.append(f"under {head}: {error}")
@@ -152,7 +151,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
             refused += [f"index {name}: {reason}" for reason in dict.fromkeys([*reasons, *notes])]
         else:
             noted += [f"index {name}: {note}" for note in notes]
-    return Offered(tuple(plans), drawn, tuple(refused), tuple(noted))
+    return Offered(tuple(plans), tuple(drawn), tuple(refused), tuple(noted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,12 +314,10 @@ class _Offer:
                 found.append(self._noted(timed))
         return found
 
-    def drawn(self, others: Sequence[Plan]) -> Plan | None:
-        """A chain drawn at random that is none of the others; None where chance finds none."""
+    def drawn(self) -> list[Plan]:
+        """Chains drawn at random, one more than are built where chance finds as many."""
         listed = random_chains(self.layout.problem, DRAWN, seed=self.wanted.seed)
-        known = {plan.key() for plan in others}
-        found = next((plan for plan in self._plans(listed) if plan.key() not in known), None)
-        return self._noted(found) if found is not None else None
+        return [self._noted(plan) for plan in islice(self._plans(listed), BUILT + 1)]
 
     def _told(self, error: InfeasibleError) -> InfeasibleError:
         """The error with the constraints that conflict."""

@@ -14,7 +14,7 @@ from sarto.errors import RequestError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
 from sarto.pipeline.indexed_zoo import usable
-from sarto.pipeline.reassembling import DIRECTED_UP_TO, features_of, with_tail
+from sarto.pipeline.reassembling import CUT_OFF, DIRECTED_UP_TO, features_of, with_tail
 from sarto.types import Budget, Learnware
 
 Resource = Literal["params", "flops", "size_bytes"]
@@ -46,7 +46,9 @@ class ZooFront:
     """Points of a zoo, cheapest first: the front, and the whole donors that are not on it.
 
     Attributes:
-        notes: what is taken for granted of the models, which are left out, and why there are fewer blocks than usual.
+        notes: what is taken for granted of the models, which are left out, why there are fewer blocks than usual, and
+            whether the search was cut off.
+        exact: False: the search was cut off, so that cheaper points may be missing.
     """
 
     index: str
@@ -54,6 +56,7 @@ class ZooFront:
     k: int
     points: tuple[FrontPoint, ...]
     notes: tuple[str, ...] = ()
+    exact: bool = True
 
 
 def zoo_front(
@@ -65,7 +68,9 @@ def zoo_front(
     k: int | None = None,
     most: int = 20,
 ) -> ZooFront:
-    """The chains and donors that nobody beats in value at no more of one cost, exact, and the other donors beside them.
+    """The chains and donors that nobody beats in value at no more of one cost, and the other donors beside them.
+
+    Exact, but where a search is cut off, which the notes say.
 
     Args:
         classes: what has to be told apart; none: the classes of whichever donor ends the chain.
@@ -86,16 +91,17 @@ def zoo_front(
         zoo = replace(zoo, entries=tuple(with_tail(entry, held, classes, own=True) for entry, held in pairs))
     wish = Wish(budget=Budget.parse({resource: _UNREACHED}), sides=Sides(least_donors=1))
     found = layout(zoo, parting, wish)
-    front = [
-        _point(found, zoo, learnwares, choice.path, True)
-        for choice in pareto(found.problem, resource, most=most)
-    ]
+    sweep = pareto(found.problem, resource, most=most)
+    if sweep.cut_off is not None:
+        told = "cheaper points may be missing, or some be dearer than need be"
+        notes = (*notes, f"{CUT_OFF} after {sweep.cut_off:,} partial chains: {told}")
+    front = [_point(found, zoo, learnwares, choice.path, True) for choice in sweep.choices]
     whole = [_whole(found, i) for i in range(len(zoo.entries))]
     donors = [_point(found, zoo, learnwares, path, False) for path in whole if path is not None]
     known = {point.blocks + point.donors for point in front}
     points = [*front, *(point for point in donors if point.blocks + point.donors not in known)]
     ranked = tuple(sorted(points, key=lambda p: (p.cost, -p.value)))
-    return ZooFront(index.name, resource, parting.k, ranked, notes)
+    return ZooFront(index.name, resource, parting.k, ranked, notes, sweep.cut_off is None)
 
 
 def _whole(found: Layout, donor: int) -> tuple[int, ...] | None:

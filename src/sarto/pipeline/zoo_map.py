@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sarto.engines.reassembly import cka_errors, similarity_error
 from sarto.errors import InfeasibleError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
@@ -29,9 +30,11 @@ class ZooMap:
 
     Attributes:
         mean_similarity: of a block to its set, between -2 and 2.
+        mean_error: standard error of it, by the jack-knife over the batches of probe images; None where the notes say.
         widened: models that can't keep the size limit, and the slack that each was given.
         cka: between all places of all models, in their order.
-        notes: which models are left out, and why there are fewer blocks than usual, in words.
+        cka_errors: standard error of each, as `mean_error`.
+        notes: which models are left out, why there are fewer blocks than usual, and why there are no errors, in words.
     """
 
     index: str
@@ -41,6 +44,17 @@ class ZooMap:
     models: tuple[MappedModel, ...]
     cka: tuple[tuple[float, ...], ...]
     notes: tuple[str, ...] = ()
+    mean_error: float | None = None
+    cka_errors: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def errors_told(self) -> str:
+        """The errors of the CKA of two places in words; empty where there are none."""
+        errors = np.array(self.cka_errors if self.cka_errors is not None else ())
+        if not errors.size:
+            return ""
+        pairs = errors[np.triu_indices(len(errors), 1)]
+        return f"standard error {np.median(pairs):.3f} in the middle, {pairs.max():.3f} at most"
 
 
 def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> ZooMap:
@@ -62,7 +76,20 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
             floor={"k": min(most.values())},
         )
     parting, notes = found.parted(k)
-    chosen = np.asarray(zoo.vectors[np.concatenate([entry.rows for entry in zoo.entries])])
+    rows = np.concatenate([entry.rows for entry in zoo.entries])
+    chosen = np.asarray(zoo.vectors[rows])
+    about, mean_error, errors = index.about, None, None
+    if zoo.vectors.shape[1] != about.length:
+        notes = (
+            *notes,
+            "no errors of similarities: so large a zoo is compared by sketches, which have no batches",
+        )
+    elif about.n_probes < 2 * about.batch:
+        told = f"no errors of similarities: {about.n_probes} probe images are one batch of {about.batch}"
+        notes = (*notes, told)
+    else:
+        mean_error = similarity_error(zoo.cuts(), parting, size=about.batch * (about.batch - 1) // 2)
+        errors = cka_errors(chosen, batch=about.batch)
     models = tuple(
         MappedModel(
             learnware.name,
@@ -81,4 +108,6 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
         models,
         tuple(tuple(row) for row in np.round(chosen @ chosen.T, 4).tolist()),
         notes,
+        mean_error,
+        None if errors is None else tuple(tuple(row) for row in np.round(errors, 4).tolist()),
     )

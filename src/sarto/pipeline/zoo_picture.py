@@ -26,7 +26,7 @@ def draw_map(found: ZooMap, path: Path) -> None:
     figure = Figure(figsize=(6.5, 5.2 + 0.35 * n), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=[5, 0.8 + 0.35 * n])
     image = upper.imshow(found.cka, vmin=0.0, vmax=1.0, cmap="viridis", interpolation="nearest")
-    figure.colorbar(image, ax=upper, label="unbiased CKA")
+    figure.colorbar(image, ax=upper, label="\n".join(filter(None, ("unbiased CKA", found.errors_told))))
     edge, middles = 0, []
     for model in found.models:
         middles.append(edge + (len(model.places) - 1) / 2)

@@ -5,7 +5,7 @@ Reference:
 """
 
 from sarto.engines.reassembly.assembly import Assembler, Donor, Making, Piece, tidy
-from sarto.engines.reassembly.astar import best_chains, pareto
+from sarto.engines.reassembly.astar import Sweep, best_chains, pareto
 from sarto.engines.reassembly.conflicts import conflict
 from sarto.engines.reassembly.drawing import random_chains
 from sarto.engines.reassembly.heuristic import dissect_by_moves
@@ -16,9 +16,16 @@ from sarto.engines.reassembly.planning import Entry, Layout, Wish, Zoo, dissect,
 from sarto.engines.reassembly.probing import Probed, probe
 from sarto.engines.reassembly.problem import Choice, Found, Joint, Problem, Sides, Stage
 from sarto.engines.reassembly.proxies import PROXIES
-from sarto.engines.reassembly.ranking import Ranked, cascade, final_features, kendall
-from sarto.engines.reassembly.signatures import Similarity, Sketcher, cka, signature, similarity
-from sarto.engines.reassembly.stability import Steadiness, adjusted_rand, choose_k
+from sarto.engines.reassembly.ranking import Likeness, Ranked, cascade, final_features, kendall, likeness
+from sarto.engines.reassembly.signatures import (
+    Similarity,
+    Sketcher,
+    cka,
+    cka_errors,
+    signature,
+    similarity,
+)
+from sarto.engines.reassembly.stability import Steadiness, adjusted_rand, choose_k, similarity_error
 from sarto.engines.reassembly.stitch import Stitch
 from sarto.engines.reassembly.stitches import Fit, fit_stitch, random_stitch
 from sarto.engines.reassembly.tuning import Tuning, tune_chain
@@ -35,6 +42,7 @@ __all__ = [
     "Found",
     "Joint",
     "Layout",
+    "Likeness",
     "Limits",
     "Making",
     "Partition",
@@ -49,6 +57,7 @@ __all__ = [
     "Stage",
     "Steadiness",
     "Stitch",
+    "Sweep",
     "Tuning",
     "Wish",
     "Zoo",
@@ -60,6 +69,7 @@ __all__ = [
     "certified",
     "choose_k",
     "cka",
+    "cka_errors",
     "conflict",
     "dissect",
     "dissect_by_moves",
@@ -68,12 +78,14 @@ __all__ = [
     "fit_stitch",
     "kendall",
     "layout",
+    "likeness",
     "pareto",
     "probe",
     "random_chains",
     "random_stitch",
     "signature",
     "similarity",
+    "similarity_error",
     "tidy",
     "tune_chain",
     "with_r2",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,8 +31,24 @@ from sarto.errors import InfeasibleError
 
 #: Partial chains that are looked at before the search gives what it has, with a bound.
 MOST_EXPANDED = 2_000_000
+#: Of so many chains at most, those of the best value are compared, and the cheapest counts.
+TIES = 8
 #: Steps of the search for good prices.
 _PRICE_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The chains that nobody beats in value at no more of one cost.
+
+    Attributes:
+        choices: dearest first.
+        cut_off: partial chains that were looked at when a search was given up, so that cheaper chains may be missing;
+            None: none was.
+    """
+
+    choices: tuple[Choice, ...]
+    cut_off: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,29 +316,35 @@ def _at_scale(problem: Problem, finite: list[int], scale: float) -> Choice | Non
     return chosen[0] if chosen else None
 
 
-def pareto(problem: Problem, resource: str, *, most: int = 20) -> Iterator[Choice]:
+def pareto(problem: Problem, resource: str, *, most: int = 20) -> Sweep:
     """Chains that nobody beats in value at no more of one cost, dearest first; each limit is below the last cost."""
     place = problem.resources.index(resource)
+    chosen: list[Choice] = []
+    cut_off: int | None = None
     for _ in range(most):
         try:
             found = best_chains(problem)
         except InfeasibleError:
-            return
+            break
         if not found.choices:
-            return
-        best = cheapest_of_value(problem, found.choices[0], place)
-        yield best
+            cut_off = found.n_expanded
+            break
+        ties = best_chains(problem, TIES)
+        same = _of_equal_value(found.choices[0], ties.choices)
+        if not ties.exact and len(same) == len(ties.choices):
+            cut_off = ties.n_expanded
+        best = min(same, key=lambda choice: choice.costs[resource])
+        chosen.append(best)
         below = best.costs[resource] - max(1e-9 * best.costs[resource], 0.5)
         if below < 0:
-            return
+            break
         problem = replace(
             problem, budget=tuple(below if i == place else b for i, b in enumerate(problem.budget))
         )
+    return Sweep(tuple(chosen), cut_off)
 
 
-def cheapest_of_value(problem: Problem, best: Choice, place: int) -> Choice:
-    """Of the chains of the best value, one with the least of a cost among the first few."""
-    ties = best_chains(problem, 8).choices
-    same = [c for c in ties if c.value >= best.value - 1e-12 * max(1.0, abs(best.value))]
-    name = problem.resources[place]
-    return min(same or [best], key=lambda choice: choice.costs[name])
+def _of_equal_value(best: Choice, listed: Sequence[Choice]) -> list[Choice]:
+    """The chains of a list that are worth as much as the best one; that one where the list has none."""
+    same = [c for c in listed if c.value >= best.value - 1e-12 * max(1.0, abs(best.value))]
+    return same or [best]

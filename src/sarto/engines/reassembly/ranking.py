@@ -41,6 +41,29 @@ class Ranked:
     accuracy_loto: float | None = None
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How much a model decides like another on the same images; no label is read.
+
+    Attributes:
+        agreement: share of the images on which both decide alike.
+        divergence: mean KL divergence from the other's probabilities to its own; NaN where logits are not finite.
+    """
+
+    agreement: float
+    divergence: float
+
+
+def likeness(logits: Tensor, wanted: Tensor) -> Likeness:
+    """How much logits (n, classes) are like those of another model on the same images."""
+    told = F.log_softmax(logits.double(), 1)
+    want = F.log_softmax(wanted.double(), 1)
+    return Likeness(
+        float((logits.argmax(1) == wanted.argmax(1)).double().mean()),
+        float((want.exp() * (want - told)).sum(1).mean()),
+    )
+
+
 def cascade(
     maker: Assembler,
     chains: Sequence[tuple[tuple[Piece, ...], Choice]],
@@ -99,10 +122,7 @@ def _given(maker: Assembler, chained: Sequence[Piece]) -> Tensor:
 def _functional(maker: Assembler, item: Ranked) -> Ranked:
     chained = tidy(item.pieces)
     tail = chained[-1].donor
-    own, made = maker.own(tail, None), maker.after(chained)
-    told = F.log_softmax(made.double(), 1)
-    want = F.log_softmax(own.double(), 1)
-    divergence = float((want.exp() * (want - told)).sum(1).mean())
+    found = likeness(maker.after(chained), maker.own(tail, None))
     closeness: float | None
     try:
         mine = final_features(maker, chained).double()
@@ -113,8 +133,8 @@ def _functional(maker: Assembler, item: Ranked) -> Ranked:
         closeness = None
     return replace(
         item,
-        agreement=float((made.argmax(1) == own.argmax(1)).double().mean()),
-        divergence=divergence,
+        agreement=found.agreement,
+        divergence=found.divergence,
         closeness=closeness,
     )
 

@@ -105,6 +105,41 @@ def similarity(one: NDArray[np.floating], two: NDArray[np.floating], *, batch: i
     return Similarity(value, float(np.sqrt((n - 1) / n * np.square(left - left.mean()).sum())))
 
 
+def cka_errors(signatures: NDArray[np.floating], *, batch: int = BATCH) -> NDArray[np.float64] | None:
+    """The jack-knife errors of the CKA between all rows of signatures, those of `similarity`; None with a single batch.
+
+    Args:
+        signatures: whole ones, no sketches, shape (rows, length).
+
+    Returns:
+        Shape (rows, rows).
+    """
+    size = batch * (batch - 1) // 2
+    parts = [signatures[:, start : start + size] for start in range(0, signatures.shape[1], size)]
+    n = len(parts)
+    if n < 2:
+        return None
+    whole = np.zeros((len(signatures), len(signatures)))
+    for part in parts:
+        whole += _gram(part)
+    total, squares = np.zeros_like(whole), np.zeros_like(whole)
+    for part in parts:
+        left = whole - _gram(part)
+        lengths = np.sqrt(np.maximum(left.diagonal(), np.finfo(np.float64).tiny))
+        left /= np.outer(lengths, lengths)
+        total += left
+        squares += np.square(left)
+    spread = np.maximum(squares - np.square(total) / n, 0.0)
+    found: NDArray[np.float64] = np.sqrt((n - 1) / n * spread)
+    return found
+
+
+def _gram(part: NDArray[np.floating]) -> NDArray[np.float64]:
+    rows = np.asarray(part, dtype=np.float64)
+    found: NDArray[np.float64] = rows @ rows.T
+    return found
+
+
 class Sketcher:
     """Shortens signatures: signs and places from a seed, balanced buckets; dot products are kept without bias."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sarto.engines.reassembly.partition import Cuts, Limits, Partition, dissect_zoo
+from sarto.engines.reassembly.partition import Cuts, Limits, Partition, dissect_zoo, set_means, value_of
 from sarto.errors import InfeasibleError, RequestError
 
 Floats = NDArray[np.float64]
@@ -127,6 +127,29 @@ def choose_k(
         raise InfeasibleError(f"no model can be parted into any of {list(ks)} blocks", floor={"k": 1})
     best = max(item.agreement or 0.0 for item in known)
     return max(item.k for item in known if (item.agreement or 0.0) >= best - 0.01), tuple(found)
+
+
+def similarity_error(cuts: Cuts, found: Partition, *, size: int) -> float | None:
+    """Standard error of the mean functional similarity of a dissection's blocks to their sets; None with one batch.
+
+    By the jack-knife: each probe batch is left out once, the dissection stays as it is.
+
+    Args:
+        cuts: with whole signatures, not sketches.
+        size: numbers of a signature that one probe batch gives.
+    """
+    n_batches = cuts.vectors.shape[1] // size
+    if n_batches < 2:
+        return None
+    left = []
+    for gone in range(n_batches):
+        kept = [batch for batch in range(n_batches) if batch != gone]
+        part = replace(cuts, vectors=on_batches(cuts.vectors, size, kept))
+        empty = np.zeros((found.k, 2 * part.vectors.shape[1]), np.float32)
+        means = set_means(part, found.bounds, found.labels, found.k, empty)
+        value = value_of(part, found.bounds, found.labels, means, Limits(found.k))
+        left.append(value / (cuts.n_models * found.k))
+    return float(np.sqrt((n_batches - 1) * np.var(left)))
 
 
 def piece_labels(cuts: Cuts, found: Partition) -> list[int]:

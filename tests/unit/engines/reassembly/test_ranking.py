@@ -18,7 +18,7 @@ from sarto.engines.reassembly.planning import Entry, Wish, Zoo, dissect, layout,
 from sarto.engines.reassembly.probing import probe
 from sarto.engines.reassembly.problem import Sides
 from sarto.engines.reassembly.proxies import PROXIES, naswot, near, swap, zico
-from sarto.engines.reassembly.ranking import cascade, final_features, kendall
+from sarto.engines.reassembly.ranking import cascade, final_features, kendall, likeness
 from sarto.engines.reassembly.signatures import LAMS, loo_r2, loo_source, loo_target
 from sarto.engines.reassembly.stitches import Fit
 from sarto.errors import InfeasibleError, RequestError
@@ -79,6 +79,22 @@ def test_a_zoo_goes_all_the_way_from_probes_to_ranked_models(donors: tuple[Donor
     assert all(item.agreement is None for item in ranked[4:])
     told = [item.divergence or 0.0 for item in ranked[2:4]]
     assert told == sorted(told)
+
+
+def test_likeness_is_the_mean_divergence_and_the_share_of_equal_decisions() -> None:
+    generator = torch.Generator().manual_seed(3)
+    made, own = torch.randn(2, 40, 5, generator=generator, dtype=torch.float64)
+    found = likeness(made, own)
+    p, q = own.softmax(1), made.softmax(1)
+    assert found.divergence == pytest.approx(float((p * (p / q).log()).sum() / 40), rel=1e-12)
+    assert (
+        found.agreement
+        == sum(int(a.argmax()) == int(b.argmax()) for a, b in zip(made, own, strict=True)) / 40
+    )
+    # It is not the divergence the other way round, and nothing is more like a model than itself.
+    assert found.divergence != pytest.approx(likeness(own, made).divergence, rel=1e-3)
+    assert likeness(own, own).divergence == 0.0 and likeness(own, own + 3.0).divergence < 1e-12
+    assert math.isnan(likeness(made * math.inf, own).divergence)
 
 
 def test_the_donor_itself_agrees_with_itself(donors: tuple[Donor, ...]) -> None:

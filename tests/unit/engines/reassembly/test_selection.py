@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sarto.engines.reassembly import astar
 from sarto.engines.reassembly.astar import best_chains, pareto
 from sarto.engines.reassembly.drawing import random_chains
 from sarto.engines.reassembly.milp import best_by_milp, certified
@@ -137,9 +139,28 @@ def test_the_pareto_sweep_is_the_front_of_enumeration() -> None:
         for c, v in points
         if not any((c2 <= c and v2 > v + 1e-12) or (c2 < c and v2 >= v - 1e-12) for c2, v2 in points)
     )
-    found = sorted((choice.costs["params"], choice.value) for choice in pareto(problem, "params", most=100))
+    found = sorted(
+        (choice.costs["params"], choice.value) for choice in pareto(problem, "params", most=100).choices
+    )
     assert [c for c, _ in found] == [c for c, _ in front]
     assert [v for _, v in found] == pytest.approx([v for _, v in front], abs=1e-12)
+
+
+def test_a_sweep_that_is_cut_off_says_so_and_has_the_dear_end_of_the_front(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = _problem(4, 3, tight=5.0, seed=7)
+    whole = pareto(problem, "params", most=100)
+    assert whole.cut_off is None and len(whole.choices) > 1
+    assert pareto(problem, "params", most=1).cut_off is None
+    kept = []
+    for most in (2, 3, 6):
+        monkeypatch.setattr(astar, "best_chains", functools.partial(best_chains, most_expanded=most))
+        found = pareto(problem, "params", most=100)
+        assert found.cut_off == most
+        assert found.choices == whole.choices[: len(found.choices)]
+        kept.append(len(found.choices))
+    assert kept[0] == 0 < kept[1] < kept[2] < len(whole.choices)
 
 
 def test_random_draws_keep_the_limits_and_never_beat_the_exact_search() -> None:

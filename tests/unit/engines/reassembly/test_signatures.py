@@ -9,6 +9,7 @@ import torch
 from sarto.engines.reassembly.signatures import (
     Sketcher,
     cka,
+    cka_errors,
     loo_r2,
     loo_source,
     loo_target,
@@ -98,6 +99,17 @@ def test_the_jack_knife_is_what_leaving_each_batch_out_gives() -> None:
         similarity(signature(x[:16], batch=16).numpy(), signature(y[:16], batch=16).numpy(), batch=16).error
         is None
     )
+
+
+def test_the_errors_of_all_pairs_are_those_of_each_pair() -> None:
+    parts = [signature(x, batch=16).numpy() for seed in range(3) for x in _pair(64, seed)]
+    rows = np.stack(parts).astype(np.float32)
+    found = cka_errors(rows, batch=16)
+    assert found is not None and found.shape == (6, 6)
+    wanted = [[similarity(one, two, batch=16).error for two in rows] for one in rows]
+    assert np.allclose(found, np.array(wanted, dtype=float), atol=1e-7)
+    assert found[0, 1] > 1e-3
+    assert cka_errors(rows[:, : rows.shape[1] // 4], batch=16) is None
 
 
 def test_sketches_keep_cosines_within_their_size() -> None:

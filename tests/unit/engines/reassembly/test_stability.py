@@ -7,7 +7,7 @@ import pytest
 
 from sarto.engines.reassembly.heuristic import dissect_by_moves
 from sarto.engines.reassembly.partition import Cuts, Limits, dissect_zoo
-from sarto.engines.reassembly.stability import adjusted_rand, choose_k, on_batches
+from sarto.engines.reassembly.stability import adjusted_rand, choose_k, on_batches, similarity_error
 from sarto.errors import RequestError
 
 
@@ -47,6 +47,28 @@ def test_the_true_number_of_stages_is_the_steadiest() -> None:
     assert k == 3
     told = {item.k: item for item in found}
     assert (told[3].agreement or 0.0) > (told[5].agreement or 1.0)
+
+
+def test_the_error_of_a_dissection_s_similarity_is_what_leaving_each_batch_out_gives() -> None:
+    cuts, size, batches = _staged(3, n_models=4), 24, 6
+    found = dissect_zoo(cuts, Limits(3, None))
+
+    def mean_similarity(vectors: np.ndarray) -> float:
+        sets: dict[int, list[np.ndarray]] = {}
+        for model, labels in enumerate(found.labels.tolist()):
+            for label, (start, end) in zip(labels, found.bounds[model].tolist(), strict=True):
+                ends = [vectors[cuts.rows[model, place]] for place in (start, end)]
+                sets.setdefault(label, []).append(np.concatenate(ends))
+        return float(np.mean([psi @ np.mean(blocks, 0) for blocks in sets.values() for psi in blocks]))
+
+    assert mean_similarity(cuts.vectors) == pytest.approx(found.value / (4 * 3), abs=1e-5)
+    left = []
+    for gone in range(batches):
+        part = np.delete(cuts.vectors, np.s_[gone * size : (gone + 1) * size], axis=1)
+        left.append(mean_similarity(part / np.linalg.norm(part, axis=1, keepdims=True)))
+    wanted = (batches - 1) / batches * np.square(np.array(left) - np.mean(left)).sum()
+    assert similarity_error(cuts, found, size=size) == pytest.approx(wanted**0.5, rel=1e-4)
+    assert similarity_error(cuts, found, size=size * batches) is None
 
 
 def test_signatures_on_some_batches_have_length_one() -> None:
