@@ -19,9 +19,24 @@ from tests.unit.factory_assets import described
 
 pytestmark = pytest.mark.slow
 
+APP = "from sarto.cli import app; app()"
+#: The same, and the hash of the parameters that this very process holds in the end, on standard error.
+TOLD = """
+import hashlib, sys
+from sarto.pipeline import factory
+real = factory.train_supernet
+def told(*given, **more):
+    done = real(*given, **more)
+    learnt = [done.supernet.graph.tensors[name] for name in sorted(done.supernet.graph.parameters)]
+    learnt += [parameter.detach() for parameter in done.supernet.assembler.parameters()]
+    bits = b"".join(tensor.contiguous().numpy().tobytes() for tensor in learnt)
+    print("parameters", hashlib.sha256(bits).hexdigest(), file=sys.stderr)
+    return done
+factory.train_supernet = told
+"""
 
-def command(*words: object) -> list[str]:
-    code = "from sarto.cli import app; app()"
+
+def command(*words: object, code: str = APP) -> list[str]:
     return [sys.executable, "-c", code, *(str(word) for word in words)]
 
 
@@ -35,9 +50,9 @@ def prepared(folder: Path, **joint: Any) -> Path:
     return folder
 
 
-def trained(folder: Path, **environment: str) -> subprocess.Popen[str]:
+def trained(folder: Path, code: str = APP, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command("factory", "train", folder / "train.yaml", "-m", folder / "market", "--json"),
+        command("factory", "train", folder / "train.yaml", "-m", folder / "market", "--json", code=code),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,8 +99,15 @@ def test_two_processes_train_one_supernet(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pair = [trained(folder, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-    first, second = (outcome(process) for process in pair)
-    assert first["supernet"] == second["supernet"] and first["stopped"] is None
+    pair = [
+        trained(folder, TOLD + APP, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    first = json.loads(said[0][0])
+    assert first["stopped"] is None
+    # What each process holds in its own memory, not what the first one stocked.
+    hashes = [line for _, err in said for line in err.splitlines() if line.startswith("parameters ")]
+    assert len(hashes) == 2 and hashes[0] == hashes[1]
     alone = outcome(trained(prepared(tmp_path / "alone", steps=6)))
     assert alone["supernet"]["id"] != first["supernet"]["id"], "the second process gave batches of its own"

@@ -70,7 +70,8 @@ class AssemblerSettings(Value):
         rank: None gives each gater one full matrix; else the product of two, through so many dimensions.
         noise: deviation of the noise on a gate's weight in training; the paper's formulas have none, its source
             (Kaiser and Bengio 2018) has 1.
-        clamp: weights are held within this, so that no gate's gradient vanishes (it does beyond ln 11 = 2.4).
+        clamp: in the paper's order, soft gates read weights within this, so that no gate's gradient vanishes (it does
+            beyond ln 11 = 2.4); which units are the most important is told by the weights themselves.
         start: bias that opens all gates at the start, so that training begins with the whole network (our reading).
         temperature: how steep the soft gate around a nested order's threshold is.
         least: units that each gated group keeps at any limit.
@@ -109,10 +110,14 @@ class JointSettings(Value):
         decay: weight decay of the supernet; the assembler has none.
         warmup: share of the steps in which the step size grows.
         strength: weight of the loss on limits in the paper's order (the paper: 100).
-        open_until: share of the steps in which all gates are open, so that tasks begin to be learnt; with the loss
-            on limits from the first step a network without pretrained weights collapses.
+        open_accuracy: how well samples must be answered before limits come down from 1 (in the nested order `most` of
+            the units are open there, in the paper's those that the assembler opens): 0 is guessing, 1 all of them; for
+            detection, the share of the loss that must be gone. With the loss on limits from the first step a network
+            without pretrained weights collapses. None: limits come down from `open_until` on, whatever is learnt.
+        open_from: share of the steps before which limits don't come down.
+        open_until: share of the steps from which they come down at the latest.
         ramp_until: share of the steps at which the limits have come down to their full range, and that loss to its
-            full weight.
+            full weight, at the latest: this takes as many steps as there are between `open_until` and here.
         lowest: smallest limit that is drawn.
         low_share: share of the samples whose limit is drawn evenly on a logarithmic scale; the others' evenly.
         clip_share: in the paper's order, share of the samples whose gates are cut to the limit in training, so that
@@ -132,8 +137,10 @@ class JointSettings(Value):
     decay: AtLeastZero = 1e-4
     warmup: Share = 0.02
     strength: AtLeastZero = 100.0
-    open_until: Share = 0.1
-    ramp_until: Share = 0.4
+    open_accuracy: Share | None = 0.3
+    open_from: Share = 0.02
+    open_until: Share = 0.3
+    ramp_until: Share = 0.6
     lowest: Ratio = 0.02
     low_share: Share = 0.5
     clip_share: Share = 0.5

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sarto.engines.factory.data import TaskData, allowed_outputs, losses, score
+from sarto.engines.factory.data import Judge, TaskData, allowed_outputs, losses, score
 from sarto.engines.factory.gates import lowest_limit
+from sarto.engines.factory.ramping import Ramp, answered
 from sarto.engines.factory.supernet import Joint, Supernet, assembler_for, with_tensors
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph
@@ -60,7 +61,7 @@ def train_supernet(
 
     Reference:
         NN-Factory, arXiv 2308.15003, section 3.2.
-        Differs: limits come down from 1 while tasks begin to be learnt; some samples of every step are at limit 1 and
+        Differs: limits come down from 1 once tasks begin to be learnt; some samples of every step are at limit 1 and
         at the lowest; answers are balanced.
     """
     settings, shape = joint or JointSettings(), assembler or AssemblerSettings()
@@ -83,6 +84,7 @@ def train_supernet(
     codes = torch.tensor([space.code(task) for task in tasks], dtype=torch.float32)
     allowed = allowed_outputs(space, tasks)
     floor = lowest_limit(made.layout, made.least)
+    schedule = Ramp(settings, by_loss=isinstance(data, Judge))
 
     def loss_of(step: int) -> Tensor:
         generator = draws(settings.seed, step, stream=_OWN * rank)
@@ -95,20 +97,23 @@ def train_supernet(
             extra = torch.rand(settings.batch, generator=generator) < settings.extra_share
             chosen = torch.where(extra, others, chosen)
         inputs, answers = data.draw([tasks[i] for i in chosen], "train", generator)
-        progress = step / settings.steps
-        limits = draw_limits(settings, progress, floor, generator)
+        opened = schedule.at(step)
+        limits = draw_limits(settings, opened, floor, generator)
         hard = torch.rand(settings.batch, generator=generator) < 0.5
-        clipped = torch.rand(settings.batch, generator=generator) < settings.clip_share * ramp(
-            settings, progress
-        )
+        clipped = torch.rand(settings.batch, generator=generator) < settings.clip_share * opened
         noise = None
         if shape.noise:
             noise = shape.noise * torch.randn(settings.batch, made.units, generator=generator)
         batch = [t.to(device) for t in (inputs, codes[chosen], limits, hard, clipped)]
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=settings.precision == "bfloat16"):
             outputs, excess = forward(*batch, noise.to(device) if noise is not None else None)
-        each = losses(space, data, outputs.float(), answers.to(device), allowed[chosen].to(device))
-        return each.mean() + settings.strength * ramp(settings, progress) * excess.mean()
+        outputs, answers, told_apart = outputs.float(), answers.to(device), allowed[chosen].to(device)
+        each = losses(space, data, outputs, answers, told_apart)
+        if schedule.watches(step):
+            seen = torch.stack([each.detach().sum(), each.new_tensor(len(each))])
+            seen = seen if schedule.by_loss else answered(outputs, answers, told_apart)
+            schedule.see(step, _share_of_all(seen))
+        return each.mean() + settings.strength * opened * excess.mean()
 
     def after(step: int, loss: float) -> None:
         if told is not None:
@@ -118,11 +123,11 @@ def train_supernet(
 
     with torch.random.fork_rng():
         result = train_loop(
-            {"net": model.net, "assembler": model.assembler},
+            {"net": model.net, "assembler": model.assembler, "ramp": schedule},
             loss_of,
             LoopSettings(
                 steps=settings.steps,
-                rates={"net": settings.lr, "assembler": settings.lr_assembler},
+                rates={"net": settings.lr, "assembler": settings.lr_assembler, "ramp": settings.lr},
                 decays={"net": settings.decay},
                 warmup=settings.warmup,
                 clip=settings.clip,
@@ -156,18 +161,23 @@ def finished(graph: ModelGraph, space: TaskSpace, groups: tuple[str, ...], model
     return Supernet(with_tensors(graph, tensors), space, groups, deepcopy(model.assembler).cpu().eval())
 
 
-def ramp(settings: JointSettings, progress: float) -> float:
-    """How far limits have come down and their loss has come up, in [0, 1], at a share of the steps."""
-    if progress < settings.open_until:
-        return 0.0
-    return min(1.0, (progress - settings.open_until) / max(1e-9, settings.ramp_until - settings.open_until))
+def _share_of_all(seen: Tensor) -> float:
+    """The ratio of two sums (2,), over the samples of all processes that train together."""
+    if _together():
+        torch.distributed.all_reduce(seen)
+    some, every = seen.tolist()
+    return float(some / every) if every else 1.0
 
 
-def draw_limits(settings: JointSettings, progress: float, floor: float, generator: torch.Generator) -> Tensor:
-    """Limits (batch,) for a step: from the lowest that is open by now up to 1, some evenly, some on a log scale."""
-    n, open_ = settings.batch, ramp(settings, progress)
-    least = max(settings.lowest, floor)
-    lowest = least**open_  # 1 at first, then down evenly on a log scale
+def draw_limits(settings: JointSettings, opened: float, floor: float, generator: torch.Generator) -> Tensor:
+    """Limits (batch,) for a step: from the lowest that is drawn by now up to 1, some evenly, some on a log scale.
+
+    Args:
+        opened: how far limits have come down, in [0, 1].
+        floor: the lowest limit at which every group keeps its units.
+    """
+    n, least = settings.batch, max(settings.lowest, floor)
+    lowest = least**opened  # 1 at first, then down evenly on a log scale
     even = lowest + (1 - lowest) * torch.rand(n, generator=generator)
     small = lowest ** torch.rand(n, generator=generator)
     limits = torch.where(torch.rand(n, generator=generator) < settings.low_share, small, even)

@@ -17,7 +17,7 @@ from sarto.engines.factory.assembler import Assembler
 from sarto.engines.factory.spaces.numvqa import NumVqa
 from sarto.engines.factory.subnets import together
 from sarto.engines.factory.supernet import Supernet, as_placed, placed, selection
-from sarto.engines.factory.training import draw_limits, qualities, ramp, train_supernet
+from sarto.engines.factory.training import draw_limits, qualities, train_supernet
 from sarto.errors import GraphError, RequestError, ShapeError
 from sarto.graph import (
     ModelGraph,
@@ -263,10 +263,10 @@ def test_further_combinations_are_drawn_as_often_as_asked() -> None:
         assert not set(drawn) & set(space.kept_aside)
 
 
-def test_limits_come_down_while_tasks_begin_to_be_learnt() -> None:
-    plan = JointSettings(batch=400, open_until=0.1, ramp_until=0.5, lowest=0.05)
+def test_limits_come_down_to_the_lowest() -> None:
+    plan = JointSettings(batch=400, lowest=0.05)
     generator = torch.Generator().manual_seed(0)
-    lowest = [float(draw_limits(plan, share, 0.01, generator).min()) for share in (0.0, 0.2, 0.3, 0.6, 1.0)]
+    lowest = [float(draw_limits(plan, opened, 0.01, generator).min()) for opened in (0.0, 0.2, 0.5, 0.9, 1.0)]
     assert lowest[0] == 1.0
     assert lowest == sorted(lowest, reverse=True)
     assert lowest[-1] == pytest.approx(0.05, rel=1e-4)
@@ -274,7 +274,6 @@ def test_limits_come_down_while_tasks_begin_to_be_learnt() -> None:
     assert bool((late[:50] == 1).all()) and bool((late[-50:] < 0.0501).all())
     assert 0.3 < float((late < 0.3).double().mean()) < 0.8
     assert float(draw_limits(plan, 1.0, 0.2, generator).min()) >= 0.2  # never under what every group keeps
-    assert [ramp(plan, share) for share in (0.05, 0.3, 0.5, 1.0)] == pytest.approx([0, 0.5, 1, 1])
 
 
 @cache
