@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def train(
 
         wanted = FactoryConfig.read(config)
         from sarto.pipeline import Market
-        from sarto.pipeline.factory import train_factory
+        from sarto.pipeline.factory import LOOKED, train_factory
 
         notes: list[str] = []
 
@@ -47,9 +48,12 @@ def train(
             notes.append(text)
             typer.echo(f"note: {text}", err=True)
 
-        with Market.open(market) as opened, progress(quiet=as_json, counted=True) as tell:
+        # Of several processes that train as one, the first speaks.
+        speaks = os.environ.get("RANK", "0") == "0"
+        with Market.open(market) as opened, progress(quiet=as_json, counted=True, lines=speaks) as tell:
             folder = Path(checkpoints) if checkpoints else Path(f"{Path(market)}.{wanted.name}.training")
             done = train_factory(wanted, opened.store, folder, progress=tell, noted=noted, device=device)
+        looked = folder / LOOKED
         if as_json:
             emit(
                 {
@@ -58,6 +62,7 @@ def train(
                     "resumed_from": done.resumed_from,
                     "notes": notes,
                     "checkpoints": str(folder),
+                    "accuracy": str(looked) if looked.is_file() else None,
                 }
             )
             return
@@ -66,6 +71,8 @@ def train(
         if done.resumed_from:
             typer.echo(f"went on from step {done.resumed_from:,}")
         _tell(done.manifest)
+        if looked.is_file():
+            typer.echo(f"the accuracy while it went on: {looked}, drawn in {looked.with_suffix('.svg')}")
         typer.echo(f"stocked it in {market}; the checkpoints in {folder} are no longer needed")
 
 
@@ -181,20 +188,26 @@ def delta(
     old: Annotated[str, typer.Argument(help="What the device has: task@limit, or task@latency_ms=12.")],
     new: Annotated[str, typer.Argument(help="What it is to have.")],
     profile: Profile = None,
+    out: Annotated[
+        str | None, typer.Option(help="Write what must be downloaded, as a .safetensors file.")
+    ] = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """What a device must download when its task or its budget changes."""
     with told(as_json=as_json, debug=debug):
+        together(lambda: check_place("--out", out))
+        from sarto.engines.factory.delta import write_delta
         from sarto.pipeline import Market
         from sarto.pipeline.curves import changed
         from sarto.pipeline.factory import open_supernet
 
         measured = read_profile(profile, market) if profile is not None else None
         with Market.open(market) as opened:
-            _, supernet = open_supernet(opened.store, which)
-            found = changed(supernet, old, new, measured)
+            manifest, supernet = open_supernet(opened.store, which)
+            found = changed(manifest, supernet, old, new, measured)
+        written = None if out is None else write_delta(found, Path(out))
         added = {group: len(units) for group, units in found.added.items()}
         dropped = {group: len(units) for group, units in found.dropped.items()}
         if as_json:
@@ -204,6 +217,7 @@ def delta(
                     "dropped": dropped,
                     "download_bytes": found.download_bytes,
                     "whole_bytes": found.whole_bytes,
+                    "file_bytes": written,
                 }
             )
             return
@@ -212,6 +226,8 @@ def delta(
         typer.echo(
             f"{found.download_bytes:,} bytes to download, {share:.0%} of the new subnet's {found.whole_bytes:,}"
         )
+        if written is not None:
+            typer.echo(f"wrote {out}, {written:,} bytes with the places of what is new")
 
 
 def spaces(as_json: Json = False, debug: Debug = False) -> None:

@@ -48,14 +48,17 @@ def told(*, as_json: bool, debug: bool) -> Iterator[None]:
 
 
 @contextmanager
-def progress(*, quiet: bool, counted: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def progress(
+    *, quiet: bool, counted: bool = False, lines: bool = False
+) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error; silent where nobody looks.
 
     Args:
         counted: show how many of how many are done, and the time left, in place of the time that went by.
+        lines: for work of hours: where nobody looks, a line for each tenth of it.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda step, done, total: None
+        yield _tenths() if lines else lambda step, done, total: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -77,6 +80,19 @@ def progress(*, quiet: bool, counted: bool = False) -> Iterator[Callable[[str, i
             bar.update(task, description=step, completed=done, total=total)
 
         yield update
+
+
+def _tenths() -> Callable[[str, int, int], None]:
+    """A line on standard error at the first and the last of what is done, and after each tenth of it."""
+    last = [""]
+
+    def tell(step: str, done: int, total: int) -> None:
+        place = f"{step.partition(' ')[0]} {10 * (done - 1) // max(1, total)}"
+        if place != last[0] or done == total:
+            typer.echo(f"{done:,} of {total:,}: {step}", err=True)
+        last[0] = place
+
+    return tell
 
 
 def console() -> Console:

@@ -125,6 +125,13 @@ def train_factory(
             f"{config.assembler.least}",
             where="judging.limits",
         )
+    under = [f"{limit:.3g}" for limit in config.judging.limits if limit < floor]
+    if under:
+        noted(f"not judged at {', '.join(under)}: groups keep {floor:.3g} of the units at any limit")
+    if config.joint.lowest < floor:
+        noted(
+            f"limits come down to {floor:.3g}, not to joint.lowest {config.joint.lowest:.3g}, for the same reason"
+        )
     judgeable = [task for task in space.seen if task not in looked.unjudged]
     looks = _Looks(config, judgeable, data, limits, progress, folder)
     trained = train_supernet(

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sarto.engines.factory.search import Found
+from sarto.engines.factory.search import Found, fewer
 from sarto.errors import InfeasibleError
 from sarto.pipeline.closing import ROUNDS, UNUSED
 from sarto.pipeline.filling import MARGIN
 from sarto.pipeline.subnets import ReadySupernet, Tasks
-from sarto.types import Budget, Cost, Plan
+from sarto.types import Budget, Cost, Plan, SubnetNode
 
 T = TypeVar("T")
 
@@ -45,8 +45,9 @@ def filled_by_measuring(
 ) -> tuple[Round[T], ...]:
     """Subnets, each with as many units as the one before says, until one keeps the latency budget and fills it.
 
-    The first is the plan itself; it is the only one where the budget limits no latency, the device has no profile,
-    another limit is broken, or the plan keeps the budget and was not meant to fill it.
+    The first is the plan itself; it is the only one where the budget limits no latency, another limit is broken, or the
+    plan keeps the budget and was not meant to fill it. Where nothing was predicted, a plan that takes too long is
+    followed by slightly smaller ones.
 
     Args:
         made: builds a plan's model and measures it.
@@ -81,8 +82,13 @@ def _next(
     """The subnet that fills the budget if every subnet is as far below its bound as the measured one was."""
     limit = budget.latency_ms
     bound = plan.predicted.latency_high_ms if plan.predicted is not None else None
-    if limit is None or bound is None or one.profile is None:
+    if limit is None:
         return None
+    if bound is None:
+        open_units = sum(float(one.gates(n).sum()) for n in plan.nodes.values() if isinstance(n, SubnetNode))
+        n_units = int((1 - MARGIN) * limit / measured_ms * open_units)
+        found = fewer(one.supernet, tasks, n_units, orders=one.orders)
+        return one.plan(tasks, found, classes, samples), found
     for margin in (MARGIN, 0.0):
         asked = max((1 - margin) * limit * bound / measured_ms, 1e-9)
         try:

@@ -23,6 +23,7 @@ from sarto.engines.factory.subnets import (
     expected_together,
     gates_of,
     recalibrated,
+    restricted,
     task_outputs,
 )
 from sarto.engines.factory.supernet import Supernet
@@ -64,6 +65,7 @@ class ReadySupernet:
     manifest: StockedSupernet
     supernet: Supernet
     profile: DeviceProfile | None = None
+    _tables: dict[tuple[int, bool], CostTable] = field(default_factory=dict)
 
     @classmethod
     def open(cls, store: Store, which: str, profile: DeviceProfile | None = None) -> ReadySupernet:
@@ -86,12 +88,25 @@ class ReadySupernet:
 
     @cached_property
     def table(self) -> CostTable:
-        """Costs of subnets.
+        """Costs of subnets, with all outputs and as the backbone reads images.
 
         Raises:
             RequestError: the profile is of another backbone.
         """
         return cost_table(self.supernet, self.profile)
+
+    def costs(self, tasks: Tasks, *, timed: bool = True) -> CostTable:
+        """Costs of subnets as delivered: normalisation in front, outputs of no task cut off; latency where timed.
+
+        Raises:
+            RequestError: the profile is of another backbone.
+        """
+        space = self.supernet.space
+        asked = len(task_outputs(space, tasks)), timed  # which outputs they are costs nothing
+        if asked not in self._tables:
+            table = self.table if timed else cost_table(self.supernet, None)
+            self._tables[asked] = table.delivered(lambda g: self.ready(restricted(space, g, range(asked[0]))))
+        return self._tables[asked]
 
     @cached_property
     def is_timed(self) -> bool:
@@ -114,12 +129,12 @@ class ReadySupernet:
             RequestError: a task is none of the space's, or latency is limited and can't be known.
         """
         if budget.latency_ms is None or self.profile is not None or measure is None:
-            return search(self.supernet, tasks, budget, self.table, orders=self.orders)
+            return search(self.supernet, tasks, budget, self.costs(tasks), orders=self.orders)
 
         def taken(gates: Tensor) -> float:
             return measure(self.cut(gates, tasks))
 
-        return search_measured(self.supernet, tasks, budget, self.table, taken, orders=self.orders)[0]
+        return search_measured(self.supernet, tasks, budget, self.costs(tasks), taken, orders=self.orders)[0]
 
     def smallest(self, tasks: Tasks) -> Found:
         """The smallest subnet for tasks."""
@@ -134,7 +149,8 @@ class ReadySupernet:
             if share * best.ratio >= self._floor:
                 found = self._at(tasks, share * best.ratio)
                 if self.profile is not None:
-                    found = widened(self.supernet, tasks, found, budget, self.table, orders=self.orders)
+                    table = self.costs(tasks)
+                    found = widened(self.supernet, tasks, found, budget, table, orders=self.orders)
                 yield found
 
     @property
@@ -272,7 +288,7 @@ class ReadySupernet:
             if measured is not None and (value := getattr(measured, name)) is not None
         }
         known = [name for name in limits if name != "latency_ms" or self.is_timed]
-        table = self.table if self.is_timed else cost_table(self.supernet, None)
+        table = self.costs(tasks, timed=self.is_timed)
         return Certificate(
             supernet=manifest.id,
             supernet_name=manifest.name,

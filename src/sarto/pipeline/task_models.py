@@ -69,7 +69,11 @@ Turn = Round[Built]
 def rounds_of(
     held: Subnets, plan: Plan, samples: Labelled | None, request: Request, folder: Path, *, given: bool
 ) -> tuple[Turn, ...]:
-    """The plan's model as measured; where it misses the latency budget or leaves much of it, others that fill it."""
+    """The plan's model as measured; where it misses the latency budget or leaves much of it, others that fill it.
+
+    Args:
+        given: whether this plan was ordered; then no other is built.
+    """
     first = made_of(held, plan, samples)
     names = (folder / str(place) for place in itertools.count())
 
@@ -77,7 +81,7 @@ def rounds_of(
         built = first if one is plan else replace(made_of(held, one, samples), found=found)
         return measured(built, request, next(names))
 
-    if given or first.held.profile is None:
+    if given:
         built, cost = made(plan, None)
         return (Round(plan, None, built, cost, cost.over(request.budget)),)
     return filled_by_measuring(

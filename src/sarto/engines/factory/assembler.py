@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from sarto.engines.factory.codes import check_limits, limit_code
 from sarto.engines.factory.gates import (
     Layout,
+    bounded,
     check_room,
+    cut_gate,
     cut_to_limit,
     hard_gate,
     kept_least,
@@ -99,7 +101,7 @@ class Assembler(nn.Module):
         return sum(stop - start for start, stop in self.layout.values())
 
     def weights(self, codes: Tensor, limits: Tensor) -> Tensor:
-        """What decides about each unit (n, units): open where above 0 (paper), or the larger the earlier (nested).
+        """What decides about each unit (n, units): open where above 0 (paper); the larger the earlier (both orders).
 
         Args:
             codes: multi-hot task codes (n, properties).
@@ -122,9 +124,7 @@ class Assembler(nn.Module):
         if self.settings.order == "nested":
             # Only the order counts; at one scale the soft threshold is as steep for every task.
             return (made - made.mean(1, keepdim=True)) / (made.std(1, keepdim=True) + 1e-6)
-        # Held softly: within the clamp the gradient is untouched, beyond it a tenth still brings the weight back.
-        most = self.settings.clamp
-        return made.clamp(-most, most) + 0.1 * (made - made.detach()) * (made.abs() > most)
+        return made
 
     @torch.no_grad()
     def gates(self, codes: Tensor, limits: Tensor) -> Tensor:
@@ -157,22 +157,22 @@ class Assembler(nn.Module):
 
         Args:
             hard: samples (n,) that take hard gates in the paper's order; the others take soft ones.
-            clipped: samples (n,) whose gates are cut to the limit in the paper's order.
+            clipped: samples (n,) whose gates in the paper's order are those of `gates`: cut to the limit.
             noise: added to the weights, (n, units).
         """
         weights = self.weights(codes, limits)
-        if noise is not None:
-            weights = weights + noise
+        shift = 0.0 if noise is None else noise
         if self.settings.order == "nested":
             gates = nested_gates(
-                weights,
+                weights + shift,
                 self.held(limits),
                 self.layout,
                 least=self.least,
                 temperature=self.settings.temperature,
             )
             return gates, torch.zeros_like(limits)
-        gates = mixed_gates(weights, hard)
-        cut = cut_to_limit(weights.detach(), limits, self.layout, least=self.least)
-        gates = torch.where(clipped[:, None], hard_gate(weights) * cut, gates)
-        return gates, limit_loss(hard_gate(weights), limits)
+        # The importance of units is not bounded: of many that are wide open, the most important ones stay.
+        cut = cut_to_limit(weights.detach() + shift, limits, self.layout, least=self.least)
+        read = bounded(weights, self.settings.clamp) + shift
+        gates = torch.where(clipped[:, None], cut_gate(read, cut), mixed_gates(read, hard))
+        return gates, limit_loss(hard_gate(read), limits)

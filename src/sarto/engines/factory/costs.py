@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from sarto.devices import count
 from sarto.devices.profiling import ByteCounter, Predictor
 from sarto.engines.factory.products import ProductCounter
 from sarto.errors import RequestError
-from sarto.graph import ModelGraph, leading, slice
+from sarto.graph import ModelGraph, leading, slice, through_norms
 from sarto.types import LIMITS, Budget, Cost
 
 Floats = npt.NDArray[np.float64]
@@ -39,14 +40,23 @@ class CostTable:
         *,
         level: float = 0.95,
     ) -> None:
-        self._sketch, self._analysis = graph.sketch(), graph.analysis
         self._groups = tuple(groups)
-        sliceable = [group.id for group in graph.analysis.sliceable]
-        self._full = np.array([group.size for group in graph.analysis.sliceable], np.int64)
-        self._columns = np.array([sliceable.index(group) for group in self._groups], np.int64)
-        self._bytes, self._products = ByteCounter(graph), ProductCounter(graph)
+        self._backbone = self._counted = _Counted(graph, self._groups)
         self._latency = predictor.compiled(graph) if predictor is not None else None
         self._level = level
+
+    def delivered(self, change: Callable[[ModelGraph], ModelGraph]) -> CostTable:
+        """Costs of subnets as they are delivered: bytes, parameters and FLOPs with the change, latency as it is.
+
+        Args:
+            change: what is done to every subnet: normalisation in front, outputs cut off. Groups keep their names.
+        """
+        made = change(self._backbone.sketch)
+        if self._backbone.analysis.follows_statistics:
+            made = through_norms(made)
+        found = copy(self)
+        found._counted = _Counted(made, self._groups)
+        return found
 
     def costs(self, counts: Counts, limits: Sequence[str]) -> Mapping[str, Floats]:
         """Limit -> cost of each subnet (n,).
@@ -58,20 +68,20 @@ class CostTable:
         Raises:
             RequestError: latency is asked for without a profile, or an unknown name.
         """
-        rows = np.repeat(self._full[None], len(counts), 0)
-        rows[:, self._columns] = counts
+        counted = self._counted
+        rows = counted.rows(counts)
         found: dict[str, Floats] = {}
         if {"memory_bytes", "size_bytes"} & set(limits):
-            size, activations = self._bytes.bytes_at(rows)
+            size, activations = counted.bytes.bytes_at(rows)
             found |= {"size_bytes": size, "memory_bytes": activations}
         if "latency_ms" in limits:
             found["latency_ms"] = self.latency_ms(counts)[2]
         for name in ("params", "flops"):
             if name in limits:
                 found[name] = (
-                    self._products.at(rows.astype(float), name)
-                    if self._vectorised(name)
-                    else np.array([float(getattr(cost, name)) for cost in self._sliced(counts)])
+                    counted.products.at(rows.astype(float), name)
+                    if name == "params" or counted.products.known
+                    else np.array([float(getattr(cost, name)) for cost in counted.sliced(counts)])
                 )
         unknown = [name for name in limits if name not in LIMITS]
         if unknown:
@@ -89,9 +99,7 @@ class CostTable:
                 "nothing is known of the latency on this device: measure it (`sarto device measure`), or give a budget "
                 "of parameters, FLOPs or bytes"
             )
-        rows = np.repeat(self._full[None], len(counts), 0)
-        rows[:, self._columns] = counts
-        return self._latency.latency_ms(rows, level=self._level)
+        return self._latency.latency_ms(self._backbone.rows(counts), level=self._level)
 
     def fits(self, counts: Counts, budget: Budget) -> npt.NDArray[np.bool_]:
         """Which subnets (n,) keep every limit of a budget."""
@@ -101,14 +109,25 @@ class CostTable:
             [found[name] <= limit for name, limit in limits.items()] or [np.ones(len(counts), bool)], 0
         )
 
-    def _vectorised(self, name: str) -> bool:
-        return name == "params" or self._products.known
 
-    def _sliced(self, counts: Counts) -> list[Cost]:
+class _Counted:
+    """Everything of a graph but latency, by the units of each gated group."""
+
+    def __init__(self, graph: ModelGraph, groups: Sequence[str]) -> None:
+        self.sketch, self.analysis = graph.sketch(), graph.analysis
+        self.groups = groups
+        sliceable = [group.id for group in self.analysis.sliceable]
+        self._full = np.array([group.size for group in self.analysis.sliceable], np.int64)
+        self._columns = np.array([sliceable.index(group) for group in groups], np.int64)
+        self.bytes, self.products = ByteCounter(graph), ProductCounter(graph)
+
+    def rows(self, counts: Counts) -> Counts:
+        """Units of every sliceable group (n, sliceable): those without gates keep all."""
+        rows = np.repeat(self._full[None], len(counts), 0)
+        rows[:, self._columns] = counts
+        return rows
+
+    def sliced(self, counts: Counts) -> list[Cost]:
         """Costs of subnets that are sliced one by one, for operators that are counted in no other way."""
-        return [
-            count(slice(self._sketch, leading(self._named(row)), analysis=self._analysis)) for row in counts
-        ]
-
-    def _named(self, row: Counts) -> dict[str, int]:
-        return {group: int(units) for group, units in zip(self._groups, row, strict=True)}
+        named = [dict(zip(self.groups, map(int, row), strict=True)) for row in counts]
+        return [count(slice(self.sketch, leading(kept), analysis=self.analysis)) for kept in named]

@@ -31,10 +31,23 @@ def soft_gate(weights: Tensor) -> Tensor:
     return (1.2 * torch.sigmoid(weights) - 0.1).clamp(0.0, 1.0)
 
 
+def bounded(weights: Tensor, most: float) -> Tensor:
+    """Weights within +-most, of any shape: what soft gates read, so that none of them is without a gradient.
+
+    Within the bound the gradient is untouched; beyond it a tenth still brings the weight back.
+    """
+    return weights.clamp(-most, most) + 0.1 * (weights - weights.detach()) * (weights.abs() > most)
+
+
 def hard_gate(weights: Tensor) -> Tensor:
     """1 where a weight is above 0, else 0; its gradient is that of the soft gate."""
     soft = soft_gate(weights)
     return (weights > 0).to(soft.dtype) + soft - soft.detach()
+
+
+def cut_gate(weights: Tensor, cut: Tensor) -> Tensor:
+    """The gates of a cut, zeros and ones of any shape; where one is open, its gradient is that of the soft gate."""
+    return cut + (soft_gate(weights) - soft_gate(weights).detach()) * cut
 
 
 def mixed_gates(weights: Tensor, hard: Tensor) -> Tensor:

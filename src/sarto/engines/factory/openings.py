@@ -22,7 +22,7 @@ class Openings:
     """The subnets for some tasks, one for each limit.
 
     Attributes:
-        order: units (units,), those that open first in front.
+        order: units that open at any limit, those that open first in front.
         limits: rising (n,).
         counts: open units of each group (n, groups).
         gates: place of a limit -> zeros and ones (units,).
@@ -89,8 +89,10 @@ def openings(
     opened = torch.stack([assembler.gates(code.expand(len(limits), -1), limits) for code in codes]).amax(0)
     with torch.no_grad():
         scores = assembler.weights(codes, torch.ones(len(tasks))).amax(0)
+    order = scores.argsort(descending=True, stable=True)
     return Openings(
-        scores.argsort(descending=True, stable=True),
+        # Where the assembler closes a unit at every limit, the task is told by its being closed.
+        order[opened.amax(0)[order] > 0],
         limits,
         counted(opened, layout),
         lambda place: opened[place].clone(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from sarto.types import Budget
 
 #: Numbers of units that are tried at once when a budget is filled up.
 PROBES = 16
+#: Share of a latency budget that a measured search leaves: what is measured again varies by so much.
+MARGIN = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +138,12 @@ def search_measured(
 ) -> tuple[Found, float]:
     """The same with real measurements in the loop: bisection on the nested order; the subnet and its milliseconds.
 
+    The numbers of units that are tried are each one, or in a larger supernet as many as the probes tell apart, evenly
+    from the fewest to the most that keep the other limits. `MARGIN` of the latency is left.
+
     Args:
         measure: gates (units,) -> measured latency in milliseconds.
+        probes: measurements at most, and one more where the smallest subnet decides.
 
     Raises:
         InfeasibleError: the smallest subnet is over the budget as measured.
@@ -152,36 +159,49 @@ def search_measured(
         raise RequestError("measuring in the loop needs a budget of latency_ms")
     others = budget.replace(latency_ms=None)
     asked = _asked(supernet, tasks, orders)
-    allowed = np.flatnonzero(table.fits(asked.counts, others))
-    if not len(allowed):
+    if not table.fits(asked.counts[:1], others).all():
         raise _infeasible(supernet, tasks, others, table, asked.counts)
-    low, high = 0, len(allowed) - 1
+    fewest, most = (int(counts.sum()) for counts in (asked.counts[0], asked.counts[-1]))
+    columns = columns_of(supernet.layout, supernet.assembler.units)[asked.order.numpy()]
+    most = fewest + _longest(columns[fewest:most], asked.counts[0], others, table)
+    tried = np.unique(np.linspace(fewest, most, min(2**probes - 1, most - fewest + 1)).round()).astype(int)
+    low, high = 0, len(tried) - 1
     found: tuple[int, float] | None = None
-    fastest = float("inf")
-    for _ in range(probes):
-        if low > high:
-            break
-        middle = (low + high + 1) // 2 if found is not None or low < high else low
-        taken = measure(asked.gates(int(allowed[middle])))
-        fastest = min(fastest, taken)
-        if taken <= limit:
+    taken = math.inf
+    while low <= high:
+        middle = (low + high + 1) // 2
+        taken = measure(_first(asked, int(tried[middle])))
+        if taken <= (1 - MARGIN) * limit:
             found, low = (middle, taken), middle + 1
         else:
             high = middle - 1
     if found is None:
-        taken = measure(asked.gates(int(allowed[0])))
+        if taken > limit:
+            taken = min(taken, measure(_first(asked, fewest)))  # the smallest one is judged twice
         if taken > limit:
             raise InfeasibleError(
                 f"the smallest subnet takes {taken:.3g} ms as measured, {limit:.3g} ms were asked for; "
-                f"raise latency_ms to {taken:.3g}",
+                f"raise latency_ms to {_enough('latency_ms', taken)}",
                 floor={"latency_ms": taken},
                 nearest={"latency_ms": taken},
                 where="budget",
             )
         found = (0, taken)
-    place = int(allowed[found[0]])
-    gates = asked.gates(place)
-    return Found(gates, float(gates.mean()), float(asked.limits[place]), 0), found[1]
+    return _found(asked, int(tried[found[0]])), found[1]
+
+
+def fewer(
+    supernet: Supernet, tasks: Sequence[frozenset[str]], n_units: int, *, orders: TaskOrders | None = None
+) -> Found:
+    """The subnet of the units that open first in the nested order: so many, or as few as tasks can have.
+
+    Raises:
+        RequestError: the supernet's order is not nested, or a set of properties is no task of the space.
+    """
+    if supernet.assembler.settings.order != "nested":
+        raise RequestError("so many units that open first are known in the nested order alone")
+    asked = _asked(supernet, tasks, orders)
+    return _found(asked, max(n_units, int(asked.counts[0].sum())))
 
 
 def curve(supernet: Supernet, task: frozenset[str], table: CostTable, *, profiled: bool) -> list[Point]:
@@ -210,8 +230,23 @@ def floor_costs(
     orders: TaskOrders | None = None,
 ) -> dict[str, float]:
     """Cost of the smallest subnet for tasks: limit -> number."""
-    costs = table.costs(_asked(supernet, tasks, orders).counts[:1], limits)
+    counts = _asked(supernet, tasks, orders).counts
+    # In the paper's order a lower limit may open more units.
+    costs = table.costs(counts if supernet.assembler.settings.order == "paper" else counts[:1], limits)
     return {name: float(values.min()) for name, values in costs.items()}
+
+
+def _first(asked: Openings, n_units: int) -> Tensor:
+    """Gates (units,) of so many units that open first."""
+    return torch.zeros(len(asked.order)).index_fill(0, asked.order[:n_units], 1.0)
+
+
+def _found(asked: Openings, n_units: int) -> Found:
+    """So many units that open first, as opened one by one from the largest limit that has no more."""
+    sizes = asked.counts.sum(1)
+    place = int(np.flatnonzero(sizes <= n_units)[-1])
+    gates = _first(asked, n_units)
+    return Found(gates, float(gates.mean()), float(asked.limits[place]), n_units - int(sizes[place]))
 
 
 def _asked(supernet: Supernet, tasks: Sequence[frozenset[str]], orders: TaskOrders | None = None) -> Openings:
@@ -281,15 +316,35 @@ def _infeasible(
     costs = table.costs(counts, list(limits))
     excess: Floats = np.max([costs[name] / limit for name, limit in limits.items()], 0)
     nearest = int(excess.argmin())
-    floor = {name: float(costs[name].min()) for name in limits}
-    needs = {name: max(float(limit), float(costs[name][nearest])) for name, limit in limits.items()}
-    asked = ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items())
+    floor = {name: _whole(name, float(costs[name].min())) for name in limits}
+    needs = {name: max(limit, _whole(name, float(costs[name][nearest]))) for name, limit in limits.items()}
+    asked = ", ".join(f"{name} <= {_plain(name, limit)}" for name, limit in limits.items())
     named = " and ".join(supernet.space.named(task) for task in tasks)
     return InfeasibleError(
         f"no subnet for {named} keeps {asked}: the smallest has "
-        f"{', '.join(f'{name} {value:.6g}' for name, value in floor.items())}. Raise "
-        + ", ".join(f"{name} to {value:.6g}" for name, value in needs.items() if value > limits[name]),
+        f"{', '.join(f'{name} {_enough(name, value)}' for name, value in floor.items())}. Raise "
+        + ", ".join(
+            f"{name} to {_enough(name, value)}" for name, value in needs.items() if value > limits[name]
+        ),
         floor=floor,
         nearest=needs,
         where="budget",
     )
+
+
+def _whole(name: str, value: float) -> int | float:
+    """A cost as a limit that it keeps: milliseconds as they are, all else in whole numbers."""
+    return value if name == "latency_ms" else math.ceil(value)
+
+
+def _plain(name: str, limit: float) -> str:
+    return f"{limit:g}" if name == "latency_ms" else f"{limit:.0f}"
+
+
+def _enough(name: str, value: float) -> str:
+    """A cost in words, not less than it is: milliseconds to four digits, all else in whole numbers."""
+    if name != "latency_ms":
+        return str(math.ceil(value))
+    step = 10.0 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1.0
+    told = f"{math.ceil(value / step) * step:.10g}"
+    return told if float(told) >= value else f"{(math.ceil(value / step) + 1) * step:.10g}"

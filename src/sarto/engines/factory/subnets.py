@@ -53,10 +53,14 @@ def cut(
     Args:
         rows: the outputs that stay, in this order, whatever the tasks.
     """
-    graph = supernet.subnet(gates)
-    wanted = task_outputs(supernet.space, tasks) if rows is None else list(rows)
-    whole = supernet.space.kind != "classification" or wanted == list(range(len(supernet.space.answers)))
-    return graph if whole else restrict(graph, wanted)
+    wanted = task_outputs(supernet.space, tasks) if rows is None else rows
+    return restricted(supernet.space, supernet.subnet(gates), wanted)
+
+
+def restricted(space: TaskSpace, graph: ModelGraph, rows: Sequence[int]) -> ModelGraph:
+    """A model of a space with these outputs, in this order; what is no classifier has all of them."""
+    whole = space.kind != "classification" or list(rows) == list(range(len(space.answers)))
+    return graph if whole else restrict(graph, rows)
 
 
 def together(supernet: Supernet, gates: Tensor) -> tuple[ModelGraph, Tensor]:
