@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from sarto.graph.encoding import encode
 from sarto.pipeline import Artifact
 from sarto.pipeline.builder import Builder, count_params
 from sarto.pipeline.choose import propose, trunks
+from sarto.pipeline.editing import with_class, without_class
 from sarto.pipeline.intakes import sources
 from sarto.pipeline.loaded import load
+from sarto.pipeline.make import make
 from sarto.pipeline.order import check_order
-from sarto.types import Plan, SliceNode
+from sarto.types import BlockNode, Plan, SliceNode, SourceNode
 
 DISCS = ("red disc", "green disc", "blue disc")
 
@@ -110,21 +113,185 @@ def same_model(one: Artifact, two: Artifact) -> bool:
     )
 
 
-def test_a_class_that_goes_and_comes_back_gives_the_same_model(shop: Any) -> None:
-    request = shop.order("red disc", "blue cross", "red bar", budget={"params": 3_000}, heldout=None)
-    first = shop.make(request, "first")
-    smaller = shop.market.edit(first, shop.folder / "smaller", remove="red bar")
-    assert smaller.classes == ("red disc", "blue cross")
-    assert smaller.plan.key() != first.plan.key() and smaller.damage() == []
-    again = shop.market.edit(smaller, shop.folder / "again", add="red bar")
-    assert again.classes == first.classes
-    if not trunks(first.plan):
-        assert again.plan.key() == first.plan.key() and same_model(again, first)
-    larger = shop.market.edit(first, shop.folder / "larger", add="green disc")
-    assert larger.classes == (*first.classes, "green disc")
-    assert load(larger.folder)(shop.draw(("green disc",), 1, 3).images)[0].probabilities.keys() == set(
-        larger.classes
+KINDS = {
+    "plain": lambda note: note.endswith("extractor"),
+    "trunk": lambda note: note.endswith("shared by a donor's classes"),
+    "together": lambda note: note.endswith("together"),
+    "own classifier": lambda note: note.endswith("own classifier"),
+    "two donors": lambda note: note.endswith("two donors each"),
+}
+
+
+def packs(shop: Any, *classes: str, **more: Any) -> tuple[Any, dict[str, Plan]]:
+    """An order, and the packs of fragments that are proposed for it, by their notes with sorted words."""
+    order = check_order(shop.order(*classes, heldout=None, **more), shop.market.store)
+    plans = [plan for plan in propose(order).all if plan.engine == "slicepack"]
+    return order, {sorted_words(plan.note): plan for plan in plans if slices(plan)}
+
+
+def sorted_words(note: str) -> str:
+    """Names of classes that two donors give stand in the order of the task; here they are sorted."""
+    words, each, _ = note.partition(" of two donors each")
+    return ", ".join(sorted(words.split(", "))) + each if each else note
+
+
+def slices(plan: Plan) -> list[SliceNode]:
+    return [node for node in plan.nodes.values() if isinstance(node, SliceNode)]
+
+
+def with_whole_donors(plan: Plan) -> bool:
+    nodes = plan.nodes
+    return any(isinstance(n, BlockNode) and isinstance(nodes[n.of], SourceNode) for n in nodes.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pack_without_a_class_plus_that_class_is_the_pack_of_every_kind_and_size(
+    rivals: Any, kind: str
+) -> None:
+    known = (*DISCS, "blue cross") if kind == "two donors" else (*DISCS, "red bar")
+    known = DISCS if kind == "own classifier" else known
+    store, tried = rivals.market.store, 0
+    # What is left of the donor of several classes: two, then one.
+    for wanted in (known, (*known[1:],) if kind != "own classifier" else known):
+        for gone in wanted[: 2 if kind == "two donors" else 3]:
+            rest = [cls for cls in wanted if cls != gone]
+            small, fresh = packs(rivals, *rest)
+            (_, before), (order, after) = packs(rivals, *wanted), packs(rivals, *rest, gone)
+            for note in filter(KINDS[kind], before):
+                less = without_class(before[note], small, store, gone, order.requirement.offers)
+                tried += 1
+                assert with_class(less, order, store).key() == after[note].key(), (note, gone)
+                assert Plan.parse(less.to_json()) == less
+                if note in fresh:
+                    assert with_class(fresh[note], order, store).key() == after[note].key(), (note, gone)
+                    assert with_whole_donors(before[note]) or less.key() == fresh[note].key(), (note, gone)
+    assert tried >= 4
+
+
+@pytest.mark.parametrize("kind", ["plain", "trunk", "together", "two donors"])
+def test_a_class_that_goes_and_comes_back_gives_the_same_model(rivals: Any, kind: str) -> None:
+    classes = ("blue disc", "blue cross", "green disc", "red disc")
+    order, found = packs(rivals, *classes, engines=["slicepack"])
+    plan = next(plan for note, plan in found.items() if KINDS[kind](note) and not with_whole_donors(plan))
+    edit, folder = rivals.market.edit, rivals.folder
+    first = make(rivals.market.store, order.request, folder / "first", plan=plan, compare=False)
+    smaller = edit(first, folder / "smaller", remove="red disc", compare=False)
+    assert smaller.classes == classes[:-1] and smaller.damage() == []
+    assert smaller.plan.key() != first.plan.key()
+    again = edit(smaller, folder / "again", add="red disc", compare=False)
+    assert again.classes == classes and again.plan.key() == first.plan.key() and same_model(again, first)
+
+
+def test_fragments_that_outgrow_their_donor_give_way_to_it_and_come_back(shop: Any) -> None:
+    store = shop.market.store
+    small, found = packs(shop, "red disc", "green disc", "red bar")
+    order = packs(shop, "red disc", "green disc", "red bar", "blue disc")[0]
+    donor = shop.market.get("discs")
+    whole = next(width.params for width in donor.widths if width.ratio == 1.0)
+    builder, capped = builder_of(shop, order), 0
+    # From the widest pack whose fragments of one donor are smaller than it.
+    for plan in [p for note, p in found.items() if KINDS["plain"](note) and not with_whole_donors(p)][:4:3]:
+        larger = with_class(plan, order, store)
+        parts = builder.build(larger).parts
+        assert sum(params for _, id_, _, params in parts if id_ == donor.id) <= whole
+        capped += with_whole_donors(larger)
+        less = without_class(larger, small, store, "blue disc", order.requirement.offers)
+        assert less.key() == plan.key()
+    assert capped == 1
+
+
+def test_a_class_of_a_new_donor_gets_a_fragment_of_the_packs_own_kind(shop: Any) -> None:
+    store, classes = shop.market.store, ("red disc", "blue cross")
+    few = {"pool_steps": 2, "adapt_steps": 2, "combine_steps": 2, "pack_steps": 40}
+    for more in (
+        {"method": "paper", "paper": few},
+        {"repair": {"lam": 0.5, "towards": "zero"}},
+        {"budget": {"flops": 10**6}},
+    ):
+        _, before = packs(shop, *classes, **more)
+        order, after = packs(shop, *classes, "red bar", **more)
+        assert before.keys() == after.keys() and len(before) >= 3
+        for note, plan in before.items():
+            assert with_class(plan, order, store).key() == after[note].key(), note
+
+
+def test_widths_that_are_not_stocked_say_nothing_of_a_new_donor(shop: Any) -> None:
+    store, classes = shop.market.store, ("red disc", "blue cross")
+    plan = next(iter(packs(shop, *classes)[1].values()))
+    cuts = {name: node for name, node in plan.nodes.items() if isinstance(node, SliceNode)}
+    odd = {name: node.replace(keep={group: 3 for group in node.keep}) for name, node in cuts.items()}
+    plan = plan.replace(nodes={**plan.nodes, **odd}, note="widths solved for the time")
+    with pytest.raises(
+        RequestError, match=r"nothing says how wide a fragment of bars is.*add a class of .*discs"
+    ):
+        with_class(plan, packs(shop, *classes, "red bar")[0], store)
+    larger = with_class(plan, packs(shop, *classes, "green disc")[0], store)
+    assert {tuple(node.keep.values()) for node in slices(larger)} == {(3, 3)}
+
+
+def test_a_pack_by_the_papers_method_that_would_outgrow_a_donor_is_refused(shop: Any) -> None:
+    _, found = packs(shop, "red disc", "blue cross", method="paper")
+    order = packs(shop, "red disc", "blue cross", "green disc", method="paper")[0]
+    with pytest.raises(RequestError, match="the paper's method has a fragment for each class"):
+        with_class(next(iter(found.values())), order, shop.market.store)
+
+
+def test_a_donors_own_classifier_takes_the_donors_classes_alone(shop: Any) -> None:
+    store = shop.market.store
+    _, found = packs(shop, "red disc", "green disc")
+    plan = next(plan for note, plan in found.items() if KINDS["own classifier"](note))
+    with pytest.raises(
+        RequestError, match=r"discs with its own classifier, .* no output for the red bar of bars"
+    ):
+        with_class(plan, packs(shop, "red disc", "green disc", "red bar")[0], store)
+
+
+def test_fragments_that_were_cut_on_the_orders_samples_are_cut_on_the_new_ones(shop: Any) -> None:
+    shop.add("bare", ("red ring", "green ring", "blue ring"), samples=None)
+    every = ("red ring", "red disc", "green ring")
+    pictures = shop.draw(("red disc", "red bar", "green disc"), 4, 5)
+    own = shop.write_images(
+        replace(pictures, classes=("red disc", "red ring", "green ring")), shop.folder / "o"
     )
+    small, before = packs(shop, *every[:2], samples=str(own))
+    order, after = packs(shop, *every, samples=str(own))
+    for note in filter(KINDS["plain"], before):
+        larger = with_class(before[note], order, shop.market.store)
+        assert larger.key() == after[note].key()
+        less = without_class(larger, small, shop.market.store, "green ring", order.requirement.offers)
+        assert less.key() == before[note].key()
+
+
+def test_edits_take_samples_of_their_own(shop: Any) -> None:
+    write = shop.write_images
+    own = write(shop.draw(("red disc", "blue cross"), 4, 5), shop.folder / "own")
+    held = write(shop.draw(("red disc", "blue cross"), 4, 6), shop.folder / "held")
+    every = ("red disc", "blue cross", "red bar")
+    more, further = (write(shop.draw(every, 4, n), shop.folder / f"more{n}") for n in (7, 8))
+    order, found = packs(shop, "red disc", "blue cross", samples=str(own), engines=["slicepack"])
+    request = order.request.replace(heldout=str(held))
+    plan = list(found.values())[-1]
+    first = make(shop.market.store, request, shop.folder / "first", plan=plan, compare=False)
+    out = shop.folder / "larger"
+    with pytest.raises(RequestError, match=r"has none of class 'red bar'.*give samples of every class"):
+        shop.market.edit(first, out, add="red bar", heldout=further)
+    with pytest.raises(RequestError, match=r"has none of red bar: give .*--heldout PATH.* --no-heldout"):
+        shop.market.edit(first, out, add="red bar", samples=more)
+    with pytest.raises(RequestError, match="given or left out; one of the two"):
+        shop.market.edit(first, out, add="red bar", heldout=further, without_heldout=True)
+    said = ["--samples", str(more), "--quick", "--market", str(shop.market.path), "--json"]
+    for name, words, read in (
+        ("a", ["--heldout", str(further)], str(further)),
+        ("b", ["--no-heldout"], None),
+    ):
+        done = CliRunner().invoke(
+            app, ["pack", "add", str(first.folder), "red bar", *said, *words, "-o", str(shop.folder / name)]
+        )
+        assert done.exit_code == 0, done.stderr
+        larger = Artifact.read(shop.folder / name)
+        assert larger.classes == every and larger.requirement.n_samples == dict.fromkeys(every, 4)
+        assert (larger.request.samples, larger.request.heldout) == (str(more), read)
+        assert (larger.report.pick.accuracy_heldout is None) == (read is None)
 
 
 def test_a_pack_keeps_the_donors_that_it_was_made_of(shop: Any) -> None:
@@ -138,8 +305,7 @@ def test_a_pack_keeps_the_donors_that_it_was_made_of(shop: Any) -> None:
     again = shop.market.edit(smaller, shop.folder / "again", add="red bar")
     assert again.requirement.samples_digest == first.requirement.samples_digest
     assert newcomer.id not in {donor.learnware for donor in again.report.lineage}
-    if not trunks(first.plan):
-        assert again.plan.key() == first.plan.key() and same_model(again, first)
+    assert again.plan.key() == first.plan.key() and same_model(again, first)
 
 
 def test_edits_that_can_not_be_are_refused(made: Artifact, shared: Any, tmp_path: Path) -> None:

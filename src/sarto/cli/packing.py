@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sarto.cli.orders import (
     DEFAULT,
+    Heldout,
     MaxFlops,
     MaxLatency,
     MaxMemory,
     MaxParams,
     MaxSize,
     Out,
+    SamplesPath,
     delivered,
     limits,
     out_of,
@@ -26,12 +28,19 @@ Quick = Annotated[
     bool, typer.Option("--quick", help="Leave out donors, baselines and random units beside it.")
 ]
 
+NoHeldout = Annotated[
+    bool, typer.Option("--no-heldout", help="Leave out the held-out samples of the model's order.")
+]
+
 
 def add(
     model: Model,
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="class or learnware:class; the last output.")],
     out: Out = "",
     quick: Quick = False,
+    samples: SamplesPath = None,
+    heldout: Heldout = None,
+    no_heldout: NoHeldout = False,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     max_memory: MaxMemory = None,
@@ -43,7 +52,7 @@ def add(
 ) -> None:
     """A packed model with one class more; its other fragments stay as they are."""
     with told(as_json=as_json, debug=debug):
-        _edit(model, out, market, as_json, limits(locals()), quick, add=cls)
+        _edit(model, out, market, as_json, locals(), add=cls)
 
 
 def remove(
@@ -51,6 +60,9 @@ def remove(
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="A class of the model.")],
     out: Out = "",
     quick: Quick = False,
+    samples: SamplesPath = None,
+    heldout: Heldout = None,
+    no_heldout: NoHeldout = False,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     max_memory: MaxMemory = None,
@@ -62,7 +74,7 @@ def remove(
 ) -> None:
     """A packed model with one class less; its other fragments stay as they are."""
     with told(as_json=as_json, debug=debug):
-        _edit(model, out, market, as_json, limits(locals()), quick, remove=cls)
+        _edit(model, out, market, as_json, locals(), remove=cls)
 
 
 def _edit(
@@ -70,8 +82,7 @@ def _edit(
     out: str,
     market: str | Path,
     as_json: bool,
-    changed: dict[str, float],
-    quick: bool,
+    flags: dict[str, Any],
     *,
     add: str | None = None,
     remove: str | None = None,
@@ -79,6 +90,7 @@ def _edit(
     from sarto.pipeline import Artifact, Market
     from sarto.types import Budget
 
+    changed = limits(flags)
     with Market.open(market) as opened, progress(quiet=as_json) as tell:
         artifact = opened.edit(
             Artifact.read(model),
@@ -86,7 +98,10 @@ def _edit(
             add=add,
             remove=remove,
             budget=Budget.parse(changed) if changed else None,
-            compare=not quick,
+            samples=flags["samples"],
+            heldout=flags["heldout"],
+            without_heldout=flags["no_heldout"],
+            compare=not flags["quick"],
             progress=tell,
         )
     delivered(artifact, as_json)

@@ -154,12 +154,17 @@ class Market:
         add: str | None = None,
         remove: str | None = None,
         budget: Budget | None = None,
+        samples: str | Path | None = None,
+        heldout: str | Path | None = None,
+        without_heldout: bool = False,
         compare: bool = True,
         progress: Progress = silent,
     ) -> Artifact:
         """A packed model with one class more or one less, in a folder of its own; see `sarto.pipeline.editing.edit`.
 
         Args:
+            samples, heldout: of all classes, in place of those of the model's order.
+            without_heldout: True: held-out samples of the model's order are left out.
             compare: False: without donors, baselines and random units beside it, which take most of the time.
 
         Raises:
@@ -173,6 +178,9 @@ class Market:
             add=add,
             remove=remove,
             budget=budget,
+            samples=None if samples is None else Path(samples),
+            heldout=None if heldout is None else Path(heldout),
+            without_heldout=without_heldout,
             compare=compare,
             progress=progress,
         )

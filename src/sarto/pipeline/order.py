@@ -311,7 +311,8 @@ def _samples(
         own = read_samples(Path(request.samples))
         missing = [cls for cls in classes if cls not in own.classes]
         problems += [
-            f"samples: {request.samples} has none of class {cls!r}{suggest(cls, own.classes)}"
+            f"samples: {request.samples} has none of class {cls!r}{suggest(cls, own.classes)}; give samples of "
+            "every class (samples: PATH, or --samples PATH)"
             for cls in missing
         ]
         if own.noun != intake.kind:
@@ -384,7 +385,11 @@ def _heldout(
     read = read_samples(Path(path))
     missing = [cls for cls in classes if cls not in read.classes]
     if missing:
-        raise RequestError(f"heldout: {path} has none of {', '.join(missing)}", where="heldout")
+        raise RequestError(
+            f"heldout: {path} has none of {', '.join(missing)}: give samples of every class (heldout: PATH, or "
+            "--heldout PATH), or none (of a pack that is edited, --no-heldout)",
+            where="heldout",
+        )
     for intake in {intake.preprocessing.to_json(): intake for intake in intakes}.values():
         check_reads_samples("heldout", path, read, intake)
     found = read.only(classes)

@@ -27,6 +27,13 @@ def _bounded(data: Any) -> Any:
     return data
 
 
+def _unedited(data: Any) -> Any:
+    before = data.get("edited_from") if isinstance(data, Mapping) else getattr(data, "edited_from", None)
+    if before is not None:
+        raise problem("is the plan that all edits began from; it is edited from none")
+    return data
+
+
 class Plan(Value):
     """A typed expression: named nodes, each of which reads others; `out` is what gets built.
 
@@ -37,6 +44,8 @@ class Plan(Value):
         predicted: what it should cost.
         engine: who proposed it.
         note: for people.
+        edited_from: of a pack that gained or lost classes: the one that this began from. It says how its donors are
+            cut, so that classes which come back are cut as they were.
     """
 
     plan: Version = 1
@@ -47,9 +56,14 @@ class Plan(Value):
     predicted: Cost | None = None
     engine: Text = ""
     note: Text = ""
+    edited_from: Annotated[Plan | None, BeforeValidator(_unedited)] = None
 
     @model_validator(mode="after")
     def _check_types(self) -> Self:
+        if self.edited_from is not None and self.edited_from.edited_from is not None:
+            raise RequestError(
+                ".edited_from: the first plan of all edits is named, which is edited from none"
+            )
         kept = sum(_entries(n) for n in self.nodes.values() if isinstance(n, SliceNode | SubnetNode))
         if kept > MAX_KEPT:
             raise RequestError(f".nodes: all slices name {kept:,} units, the limit is {MAX_KEPT:,}")
@@ -95,7 +109,7 @@ class Plan(Value):
     def key(self) -> str:
         """The plan's identity, "sha256:<64 hex>": the same for all plans of the same normal form.
 
-        Names of nodes, `predicted`, `engine` and `note` do not count.
+        Names of nodes, `predicted`, `engine`, `note` and `edited_from` do not count.
         """
         return self._normal.keys[self.out]
 

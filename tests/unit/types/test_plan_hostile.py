@@ -143,3 +143,15 @@ def test_deep_values_do_not_overflow() -> None:
         Plan.parse({"nodes": {"x": SOURCE}, "out": "x", "note": deep})
     while deep:
         deep = deep.pop()
+
+
+def test_plans_that_were_edited_from_edited_plans() -> None:
+    said: dict[str, Any] = {"nodes": {"n0": SOURCE}, "out": "n0"}
+    assert Plan.parse({**said, "edited_from": said}).key() == Plan.parse(said).key()
+    deep = said
+    for _ in range(50_000):
+        deep = {**said, "edited_from": deep}
+    with refused("edited_from: is the plan that all edits began from; it is edited from none"):
+        Plan.parse(deep)
+    while (below := deep.get("edited_from")) is not None:
+        deep = below  # let go of one after the other
