@@ -128,9 +128,9 @@ def train_factory(
     under = [f"{limit:.3g}" for limit in config.judging.limits if limit < floor]
     if under:
         noted(f"not judged at {', '.join(under)}: groups keep {floor:.3g} of the units at any limit")
-    if config.joint.lowest < floor:
+    if "lowest" in config.joint.model_fields_set and config.joint.lowest < floor:
         noted(
-            f"limits come down to {floor:.3g}, not to joint.lowest {config.joint.lowest:.3g}, for the same reason"
+            f"limits come down to {floor:.3g}, which groups keep, not to joint.lowest {config.joint.lowest:.3g}"
         )
     judgeable = [task for task in space.seen if task not in looked.unjudged]
     looks = _Looks(config, judgeable, data, limits, progress, folder)

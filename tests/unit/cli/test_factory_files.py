@@ -22,11 +22,16 @@ from tests.unit.factory_assets import described
 def test_a_training_tells_a_line_for_each_tenth_and_where_its_accuracy_lies(tmp_path: Path) -> None:
     market = ("-m", tmp_path / "market")
     assert run("market", "init", tmp_path / "market").exit_code == 0
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(described(tmp_path)), encoding="utf-8")
+    config = described(tmp_path, judging={"limits": [0.01, 0.2, 0.5], "samples": 20})
+    config["joint"]["lowest"] = 0.02
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     done = run("factory", "train", tmp_path / "train.yaml", *market, "--json")
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stderr.splitlines() if " of 8: training" in line]
     assert len(lines) == 8 and "loss" in lines[0] and "20%: " in lines[-1], done.stderr
+    # What was asked for below what groups keep is told.
+    notes = " ".join(json.loads(done.stdout)["notes"])
+    assert "not judged at 0.01: " in notes and "not to joint.lowest 0.02" in notes, notes
     looked = Path(json.loads(done.stdout)["accuracy"])
     assert looked.is_file() and looked.with_suffix(".svg").is_file()
     again = run("factory", "train", tmp_path / "train.yaml", *market)
