@@ -317,3 +317,12 @@ def test_models_of_new_classes_gain_and_lose_none(
     known = shop.make(shop.order("red disc", "red bar", samples=path, **alone), "known")
     with pytest.raises(RequestError, match=r"no stocked model knows red ring"):
         market.edit(known, tmp_path / "more", add="red ring")
+
+
+def test_an_order_that_nothing_is_sliced_for_has_nothing_to_stock(
+    shop: Shop, own: Callable[..., str]
+) -> None:
+    request = shop.order(*NEW, samples=own(rings(NEW, 4, 1)), heldout=None)
+    with pytest.raises(RequestError, match=r"nothing of this order is sliced.*no model knows"):
+        shop.market.stock_order(request)
+    assert shop.fragments() == {}

@@ -105,7 +105,7 @@ def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False
                 f"{item.floor.params:,}",
             )
         console().print(table)
-        typer.echo(f"{len(found)} supernets")
+        typer.echo(f"{len(found)} supernet{'' if len(found) == 1 else 's'}")
 
 
 def show(which: Which, market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:

@@ -70,7 +70,9 @@ def ls(
                 item.licence,
             )
         console().print(table)
-        more = f", {len(supernets)} supernets (sarto factory ls)" if supernets else ""
+        more = (
+            f", {len(supernets)} supernet{'s' * (len(supernets) > 1)} (sarto factory ls)" if supernets else ""
+        )
         typer.echo(f"{len(learnwares)} learnwares, {len(found)} fragments{more}")
 
 

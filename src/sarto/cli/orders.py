@@ -59,7 +59,10 @@ Heldout = Annotated[str | None, typer.Option(help="Labelled images or texts that
 PerClass = Annotated[
     int | None, typer.Option("--samples-per-class", help="Use the first k samples of each class.")
 ]
-Engines = Annotated[str | None, typer.Option(help="Who proposes plans, with commas: slicepack,baselines.")]
+Engines = Annotated[
+    str | None,
+    typer.Option(help="Who proposes plans, with commas: slicepack, factory, reassembly, baselines."),
+]
 Baselines = Annotated[
     str | None,
     typer.Option(

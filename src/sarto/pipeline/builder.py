@@ -51,8 +51,8 @@ class Assembly:
     """A built plan.
 
     Attributes:
-        graph: images in [0, 1], shape (batch, channels, height, width), or token ids (batch, length), to calibrated
-            logits.
+        graph: images in [0, 1], shape (batch, channels, height, width), or token ids (batch, length), to logits;
+            those of a fitted head are calibrated.
         intake: how samples become what the graph reads.
         classes: what the logits stand for.
         head: the fitted head with what leaving samples out says of it; None where nothing was fitted.

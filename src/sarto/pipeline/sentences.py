@@ -58,7 +58,8 @@ def sentences(
     yield from memory_sentences(cost)
     if delivered.rejection is not None:
         yield _refusals(delivered.rejection, noun)
-    built = sum(score.row.role in ("pick", "plan") for score in delivered.rows)
+    deliverable = ("pick", "plan", "probe", "ensemble") if order.requirement.new else ("pick", "plan")
+    built = sum(score.row.role in deliverable for score in delivered.rows)
     if built == 1:
         yield "Delivered: the only plan that was built."
     elif row.accuracy_loto is None:

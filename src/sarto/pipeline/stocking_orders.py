@@ -44,6 +44,9 @@ def stock_order(
         raise infeasible(plans)
     order = plans.order
     places = _places(to_build(plans))
+    if not places:
+        why = "; ".join(plans.without) or "what would be built takes whole donors"
+        raise RequestError(f"nothing of this order is sliced ({why}): there is nothing to stock")
     pieces = {key: _piece(order, plan, name, key) for key, (plan, name) in places.items()}
     progress("looking for fragments", 0, len(pieces))
     present = frozenset[str]() if again else store.sound_fragments(pieces)
