@@ -9,6 +9,8 @@ WORKERS ?= 2
 comma := ,
 BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
+# Tests of benchmarks that skip what needs the extra `bench`.
+TESTS_OF_BENCH := $(addprefix tests/unit/benchmarks/,test_coverage.py test_coverage_torch_pruning.py test_prune_and_tune.py test_surgery_speed.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -48,7 +50,7 @@ test-data: $(STAMP)  ## the quick tests on real data in the folder SARTO_DATA
 test-models: $(STAMP)  ## the tests that need transformers, Torch-Pruning and published weights, and the long fuzz
 	@$(BIN)/python -c 'import transformers, torch_pruning, efficientnet_lite_pytorch' || { echo "these tests need two extras: make test-models EXTRAS=dev,bench,weights"; exit 1; }
 	$(PYTEST) -n $(WORKERS) -m "not gpu and not data" tests/unit/pipeline/test_sources_transformers.py tests/unit/cli/test_sources.py \
-	  tests/e2e/test_sources.py tests/unit/benchmarks tests/unit/zoo/test_real_weights.py tests/property/test_fuzz.py
+	  tests/e2e/test_sources.py tests/unit/zoo/test_real_weights.py tests/property/test_fuzz.py $(TESTS_OF_BENCH)
 
 fmt: $(STAMP)  ## format the code and sort its imports
 	$(BIN)/ruff check --quiet --select I --fix

@@ -168,7 +168,16 @@ def test_a_pack_without_a_class_plus_that_class_is_the_pack_of_every_kind_and_si
     assert tried >= 4
 
 
-@pytest.mark.parametrize("kind", ["plain", "trunk", "together", "two donors"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "trunk",
+        "two donors",
+        # Their plans are compared in the test above; built, they take a quarter of a minute each.
+        pytest.param("plain", marks=pytest.mark.slow),
+        pytest.param("together", marks=pytest.mark.slow),
+    ],
+)
 def test_a_class_that_goes_and_comes_back_gives_the_same_model(rivals: Any, kind: str) -> None:
     classes = ("blue disc", "blue cross", "green disc", "red disc")
     order, found = packs(rivals, *classes, engines=["slicepack"])
