@@ -137,7 +137,7 @@ class JointSettings(Value):
     decay: AtLeastZero = 1e-4
     warmup: Share = 0.02
     strength: AtLeastZero = 100.0
-    open_accuracy: Share | None = 0.3
+    open_accuracy: Share | None = 0.5
     open_from: Share = 0.02
     open_until: Share = 0.3
     ramp_until: Share = 0.6
