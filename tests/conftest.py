@@ -21,7 +21,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 settings.register_profile(
     "sarto",
-    max_examples=7 if "CI" in os.environ else 20,
+    max_examples=6 if "CI" in os.environ else 20,
     deadline=None,
     derandomize="CI" in os.environ,
     print_blob=True,

@@ -48,7 +48,7 @@ def test_answers_are_what_the_description_says(described: Any, method: str, path
     strategy = described[path][method].as_strategy(generation_mode=schemathesis.GenerationMode[mode])
 
     @given(case=strategy)
-    @settings(max_examples=8, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(max_examples=5, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
     def tried(case: Any) -> None:
         # Bytes are no model and ids name none, though they look as described: these are refused, and should be.
         checks = [schemathesis.specs.openapi.checks.positive_data_acceptance]

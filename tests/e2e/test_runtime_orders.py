@@ -122,6 +122,7 @@ def test_a_file_that_is_larger_than_the_limit_of_size_is_not_delivered(shop: Any
         shop.make(request)
 
 
+@pytest.mark.slow  # a minute where a processor has no half precision
 def test_half_precision_in_torch_is_a_file_too(shop: Any) -> None:
     device = {"runtime": "torch", "precision": "float16"}
     made = shop.make(shop.order(*CLASSES, device=device, baselines=[], engines=ENGINES))
