@@ -11,6 +11,7 @@ from sarto.devices import peak_flops_per_ms
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
+from sarto.pipeline.covering import OfferedSubnets, class_plans
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.filling import filled_plans, refilled_plan
 from sarto.pipeline.intakes import joint_intake, sources
@@ -18,7 +19,7 @@ from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import Offered
-from sarto.pipeline.subnets import ENGINE, OfferedSubnets, class_plans
+from sarto.pipeline.subnets import ENGINE
 from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
 
 #: Accuracies that are no further apart are equal.

@@ -26,6 +26,7 @@ from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, delivered_hashes, write_manifest, write_text
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
+from sarto.pipeline.covering import covering, covering_classes
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import intake_of
@@ -42,15 +43,7 @@ from sarto.pipeline.predicting import measured_elsewhere, profile_of
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.reporting import budget_checks, supernet_donor
 from sarto.pipeline.sentences import memory_sentences
-from sarto.pipeline.subnets import (
-    ENGINE,
-    ReadySupernet,
-    Subnets,
-    Tasks,
-    certificate_sentences,
-    covering,
-    covering_classes,
-)
+from sarto.pipeline.subnets import ENGINE, ReadySupernet, Subnets, Tasks, certificate_sentences
 from sarto.pipeline.task_models import Built, Made, inputs_for, rounds_of
 from sarto.pipeline.task_samples import TaskScore, check_own, read_own, scored
 from sarto.types import (
