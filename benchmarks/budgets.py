@@ -22,7 +22,7 @@ from sarto.export import to_onnx
 from sarto.graph import ModelGraph
 from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, propose
+from sarto.pipeline.choose import Plans, kind_of, propose
 from sarto.pipeline.closing import ROUNDS, UNUSED, Round, closed
 from sarto.pipeline.on_device import latency_on
 from sarto.pipeline.order import Order, check_order
@@ -214,14 +214,12 @@ def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str,
 
 
 def _is_widest(rounds: Sequence[Round], limit: float) -> bool:
-    """Whether the budget has more room than any pack of the kind takes: none is larger than its donors."""
+    """Whether the budget has more room than any pack of the delivered kind takes: none is larger than its donors."""
     best = _fullest(rounds)
-    return (
-        best is not None
-        and best.plan is rounds[-1].plan
-        and len(rounds) < ROUNDS
-        and (best.cost.latency_ms or 0.0) < (1 - UNUSED) * limit
-    )
+    if best is None or (best.cost.latency_ms or 0.0) >= (1 - UNUSED) * limit:
+        return False
+    own = [one for one in rounds if kind_of(one.plan) == kind_of(best.plan)]
+    return best is own[-1] and len(own) < ROUNDS
 
 
 def _n_parts(plan: Plan) -> int:

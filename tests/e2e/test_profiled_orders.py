@@ -234,7 +234,7 @@ def test_widths_are_solved_again_until_the_budget_is_kept_and_filled(shop: Any, 
 def test_a_budget_with_room_for_whole_donors_is_solved_too(shop: Any) -> None:
     found = order(shop, budget={"latency_ms": 1e4})
     first = fragments(propose(found).feasible)[-1]
-    again = refilled(found, first, 1.0)
+    again = refilled(found, first, 0.1)
     assert again is not None and again.predicted is not None and again.key() != first.key()
     assert again.predicted.params > first.predicted.params
 

@@ -13,7 +13,7 @@ from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
 from sarto.pipeline.covering import OfferedSubnets, class_plans
 from sarto.pipeline.donor_rules import broken_rules
-from sarto.pipeline.filling import filled_plans, refilled_plan
+from sarto.pipeline.filling import filled_plans, refilled_plan, reopened_plan
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order
@@ -99,7 +99,7 @@ def propose(order: Order) -> Plans:
     found = [order.predictor.predicted(plan) for plan in found]
     if "slicepack" in order.request.engines and order.request.method == "closed_form" and not requirement.new:
         filled = [
-            _with_intake(order, plan) for plan in filled_plans(order, order.predictor, _kind, _kept(order))
+            _with_intake(order, plan) for plan in filled_plans(order, order.predictor, kind_of, _kept(order))
         ]
         found = [*filled, *found]
     plans = _sorted_out(order, found, over_bound, offered, subnets)
@@ -185,17 +185,32 @@ def _kept(order: Order) -> Callable[[Plan], bool]:
     return lambda plan: not over_bound(_with_intake(order, plan).predicted, order.request.budget)
 
 
-def refilled(order: Order, plan: Plan, measured_ms: float) -> Plan | None:
-    """The pack of a plan's kind that fills the latency budget, from what the plan took; see `refilled_plan`.
+def refilled(order: Order, plan: Plan, ratio: float) -> Plan | None:
+    """The pack of a plan's kind that fills the latency budget at a ratio of measured to predicted; see `refilled_plan`.
 
     None where the order has no such limit or no profile, or the plan is no pack whose widths can be solved.
 
     Raises:
         StoreError: a donor is missing or damaged.
     """
+    return _solved_again(order, plan, ratio, refilled_plan)
+
+
+def reopened(order: Order, plan: Plan, ratio: float) -> Plan | None:
+    """The pack of another kind that the bound had refused and should keep the budget after all; see `reopened_plan`.
+
+    None as for `refilled`.
+
+    Raises:
+        StoreError: a donor is missing or damaged.
+    """
+    return _solved_again(order, plan, ratio, reopened_plan)
+
+
+def _solved_again(order: Order, plan: Plan, ratio: float, solve: Callable[..., Plan | None]) -> Plan | None:
     if order.predictor is None or plan.engine != "slicepack" or order.request.method != "closed_form":
         return None
-    found = refilled_plan(order, order.predictor, _kind, _kept(order), plan, measured_ms)
+    found = solve(order, order.predictor, kind_of, _kept(order), plan, ratio)
     return None if found is None else _with_intake(order, found)
 
 
@@ -339,11 +354,11 @@ def to_build(plans: Plans) -> tuple[Plan, ...]:
     first = packs[0]
     if plans.order.request.method == "paper":
         return (first, *subnets)  # packs are trained for minutes each
-    kinds = {_kind(plan): plan for plan in reversed(packs)}
+    kinds = {kind_of(plan): plan for plan in reversed(packs)}
     chosen = [first, *kinds.values()]
     if limits_time(plans.order.request.budget):
-        quicker = [plan for plan in packs if _flops(plan) <= QUICKER * _flops(kinds[_kind(plan)])]
-        largest = {_kind(plan): plan for plan in sorted(quicker, key=_params)}
+        quicker = [plan for plan in packs if _flops(plan) <= QUICKER * _flops(kinds[kind_of(plan)])]
+        largest = {kind_of(plan): plan for plan in sorted(quicker, key=_params)}
         chosen += [largest[kind] for kind in kinds if kind in largest]
     half = [plan for plan in packs if _params(plan) <= slicepack.HALF * _params(first)]
     return tuple({plan.key(): plan for plan in (*chosen, *half[:1], *subnets)}.values())
@@ -362,7 +377,7 @@ def _flops(plan: Plan) -> int:
     return plan.predicted.flops if plan.predicted is not None else 0
 
 
-def _kind(plan: Plan) -> tuple[int, int, frozenset[tuple[str, tuple[str, ...]]]]:
+def kind_of(plan: Plan) -> tuple[int, int, frozenset[tuple[str, tuple[str, ...]]]]:
     """What packs of one kind have in common: how many parts they have, how deep the fronts are, whose fragments."""
     shared = [len(nodes.keep) for nodes in trunks(plan)]
     fragments = {

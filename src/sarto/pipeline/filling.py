@@ -55,45 +55,96 @@ def refilled_plan(
     kind: Callable[[Plan], object],
     kept: Callable[[Plan], bool],
     plan: Plan,
-    measured_ms: float,
+    ratio: float,
 ) -> Plan | None:
-    """The pack of a plan's kind whose widths fill the latency budget, now that the plan's own latency is known.
+    """The pack of a plan's kind whose widths fill the latency budget, now that something of its kind was measured.
 
-    Every width is taken to need as much more or less than predicted as the measured one did. `MARGIN` of the budget is
-    left for the noise of the next measurement, where a width allows that.
+    `MARGIN` of the budget is left for the noise of the next measurement, where a width allows that.
 
     Args:
         kept: whether a predicted cost keeps the budget; its latency is what is expected now.
+        ratio: measured over predicted latency that every width is taken to have.
 
     Returns:
-        the pack, or None where there is no such limit or prediction, or no width fits.
+        the pack, or None where there is no limit of latency, or no width fits.
 
     Raises:
         StoreError: a donor is missing or damaged.
     """
-    limit, said = order.request.budget.latency_ms, plan.predicted
-    if limit is None or said is None or said.latency_ms is None:
+    for margin in (MARGIN, 0.0):
+        expected = _Expected(order, predictor, kind, kept, ratio, margin)
+        found = expected.filled(expected.sizes().get(kind(plan), []))
+        if found is not None:
+            return found
+    return None
+
+
+def reopened_plan(
+    order: Order,
+    predictor: PlanPredictor,
+    kind: Callable[[Plan], object],
+    kept: Callable[[Plan], bool],
+    plan: Plan,
+    ratio: float,
+) -> Plan | None:
+    """Of the kinds of pack that the upper bound alone refused the slowest pack that should keep the budget after all.
+
+    A bound holds for nearly every pack, so it is far above most. Once a plan was measured, what others take is better
+    known; but none is taken to be quicker than predicted, because another kind may be off by another ratio.
+
+    Args:
+        plan: what was measured; its own kind is left out.
+        ratio: its measured latency over the predicted one.
+
+    Returns:
+        the pack, its widths solved; None where the bound refused no other kind, or none should keep the budget.
+
+    Raises:
+        StoreError: a donor is missing or damaged.
+    """
+    if order.request.budget.latency_ms is None:
         return None
-    ratio = measured_ms / said.latency_ms
+    bounded = _Solver(order, predictor, kind, order.request.budget.latency_ms)
+    refused = {
+        name: sizes
+        for name, sizes in bounded.by_kind().items()
+        if name != kind(plan) and not any(bounded.fits(sized, kept) for sized in sizes)
+    }
+    expected = _Expected(order, predictor, kind, kept, max(1.0, ratio), MARGIN)
+    found = [made for sizes in refused.values() if (made := expected.filled(sizes)) is not None]
+    return max(found, key=lambda made: (made.predicted and made.predicted.latency_ms) or 0.0, default=None)
 
-    def filled(margin: float) -> Plan | None:
-        def expected(found: Plan) -> bool:
-            cost = found.predicted
-            if cost is None or cost.latency_ms is None:
-                return False
-            latency = ratio * cost.latency_ms / (1 - margin)
-            return kept(
-                found.replace(
-                    predicted=cost.replace(
-                        latency_ms=latency, latency_low_ms=latency, latency_high_ms=latency
-                    )
-                )
-            )
 
-        solver = _Solver(order, predictor, kind, (1 - margin) * limit, ratio)
-        return solver.filled(solver.by_kind().get(kind(plan), []), expected)
+class _Expected:
+    """Packs that fill a latency budget by what they are expected to take, in place of their bounds."""
 
-    return filled(MARGIN) or filled(0.0)
+    def __init__(
+        self,
+        order: Order,
+        predictor: PlanPredictor,
+        kind: Callable[[Plan], object],
+        kept: Callable[[Plan], bool],
+        ratio: float,
+        margin: float,
+    ) -> None:
+        self.kept, self.ratio, self.margin = kept, ratio, margin
+        limit = order.request.budget.latency_ms
+        self.solver = None if limit is None else _Solver(order, predictor, kind, (1 - margin) * limit, ratio)
+
+    def sizes(self) -> dict[object, list[_Sized]]:
+        return {} if self.solver is None else self.solver.by_kind()
+
+    def filled(self, sizes: Sequence[_Sized]) -> Plan | None:
+        """The widest pack of a kind that should keep the budget with the margin left."""
+        return None if self.solver is None else self.solver.filled(sizes, self._keeps)
+
+    def _keeps(self, plan: Plan) -> bool:
+        cost = plan.predicted
+        if cost is None or cost.latency_ms is None:
+            return False
+        latency = self.ratio * cost.latency_ms / (1 - self.margin)
+        timed = {"latency_low_ms": latency, "latency_ms": latency, "latency_high_ms": latency}
+        return self.kept(plan.replace(predicted=cost.replace(**timed)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +198,7 @@ class _Solver:
 
         None where no stocked size fits.
         """
-        start = next((sized for sized in reversed(sizes) if self._fits(sized, kept)), None)
+        start = next((sized for sized in reversed(sizes) if self.fits(sized, kept)), None)
         if start is None:
             return None
         if self.limit is None:
@@ -192,7 +243,7 @@ class _Solver:
                 low, high, best = (middle, high, plan) if plan is not None else (low, middle, best)
         return best
 
-    def _fits(self, sized: _Sized, kept: Callable[[Plan], bool]) -> bool:
+    def fits(self, sized: _Sized, kept: Callable[[Plan], bool]) -> bool:
         """Whether a stocked size keeps the budget, its counts rounded to the device's step where time is limited."""
         plan = self.predictor.predicted(sized.plan)
         parts = self.predictor.parts(plan)
