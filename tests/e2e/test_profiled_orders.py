@@ -21,7 +21,7 @@ from sarto.devices.profiling.making import backbone_model
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import leading, slice
 from sarto.pipeline.builder import Builder, ready
-from sarto.pipeline.choose import propose, refilled
+from sarto.pipeline.choose import kind_of, propose, refilled
 from sarto.pipeline.closing import closed
 from sarto.pipeline.order import check_order
 from sarto.types import Cost, Plan
@@ -229,6 +229,38 @@ def test_widths_are_solved_again_until_the_budget_is_kept_and_filled(shop: Any, 
     assert 0.95 * budget <= best.cost.latency_ms <= budget
     assert (best.cost.params > rounds[0].cost.params) == (speed < 1)
     assert (best.cost.params < rounds[0].cost.params) == (speed > 1)
+
+
+def test_a_kind_that_only_its_bound_refused_is_tried_where_another_leaves_room(shop: Any) -> None:
+    wide = Residuals(folds=(WEIGHTS,) * 2, part=tuple(n % 2 for n in range(60)), shares=(0.4, -0.4) * 30)
+    unsure = profile(unit_step=1).replace(kinds=profile().kinds.replace(residuals=wide))
+
+    def asked(**more: Any) -> Any:
+        shop.market.store.profiles.put(unsure)
+        request = shop.order(*CLASSES, device={"profile": "paper"}, engines=["slicepack"], **more)
+        return check_order(request, shop.market.store)
+
+    apart = [plan.predicted for plan in fragments(propose(asked()).all)]
+    budget = 0.99 * min(cost.latency_high_ms for cost in apart)
+    assert min(cost.latency_ms for cost in apart) < 0.8 * budget
+    found = asked(budget={"latency_ms": budget})
+    plans = propose(found)
+    refused = [broken for plan, broken in plans.refused if plan in fragments([plan])]
+    assert refused and set(refused) == {("latency_ms",)} and not fragments(plans.feasible)
+    first = max(plans.feasible, key=lambda plan: plan.predicted.latency_ms if plan.predicted else 0.0)
+    kind = kind_of(first)
+
+    def measured(plan: Plan) -> Cost:
+        latency = found.predictor.latency(found.predictor.parts(plan), len(CLASSES)).middle
+        assert plan.predicted is not None
+        # No pack of the first kind takes much.
+        return took(plan.predicted, latency if kind_of(plan) != kind else min(latency, 0.5 * budget))
+
+    rounds = closed(found, first, measured)
+    others = [one for one in rounds if kind_of(one.plan) != kind]
+    assert others and rounds[-len(others) :] == tuple(others)
+    best = max((one for one in rounds if not one.broken), key=lambda one: one.cost.latency_ms or 0.0)
+    assert best in others and 0.95 * budget <= (best.cost.latency_ms or 0.0) <= budget
 
 
 def test_a_budget_with_room_for_whole_donors_is_solved_too(shop: Any) -> None:

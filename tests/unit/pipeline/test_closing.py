@@ -1,0 +1,71 @@
+"""A budget filled by measurement, on devices that are known: how many plans are measured until one fills it."""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sarto.pipeline import closing
+from sarto.pipeline.closing import UNUSED, closed
+from sarto.pipeline.filling import MARGIN
+from sarto.types import Budget, Cost, Plan, SourceNode
+
+LIMIT = 10.0
+
+
+def plan(latency_ms: float) -> Plan:
+    """A plan that should take so long; another one for each number."""
+    name = hashlib.sha256(repr(latency_ms).encode()).hexdigest()
+    cost = Cost(params=1, flops=1, memory_bytes=1, size_bytes=1, basis="predicted", latency_ms=latency_ms)
+    bounds = {"latency_low_ms": 0.8 * latency_ms, "latency_high_ms": 1.2 * latency_ms}
+    source = {"donor": SourceNode(of=f"sha256:{name}")}
+    return Plan(nodes=source, out="donor", engine="slicepack", predicted=cost.replace(**bounds))
+
+
+def said(of: Plan) -> float:
+    assert of.predicted is not None and of.predicted.latency_ms is not None
+    return of.predicted.latency_ms
+
+
+@pytest.fixture(autouse=True)
+def every_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs of any latency can be solved, by the ratio that is handed over; there is one kind of them."""
+
+    def refilled(order: Any, given: Plan, ratio: float) -> Plan:
+        return plan((1 - MARGIN) * order.request.budget.latency_ms / ratio)
+
+    monkeypatch.setattr(closing, "refilled", refilled)
+    monkeypatch.setattr(closing, "reopened", lambda *_: None)
+
+
+def times(slope: float, fixed_ms: float) -> list[float]:
+    """What each measured plan takes on a device that takes so much more for each predicted millisecond."""
+    order: Any = SimpleNamespace(request=SimpleNamespace(budget=Budget(latency_ms=LIMIT)))
+
+    def measured(of: Plan) -> Cost:
+        taken = slope * said(of) + fixed_ms
+        same = {"latency_low_ms": taken, "latency_ms": taken, "latency_high_ms": taken}
+        assert of.predicted is not None
+        return of.predicted.replace(**same, basis="measured")
+
+    rounds = closed(order, plan(LIMIT / 1.2), measured)
+    return [one.cost.latency_ms or 0.0 for one in rounds]
+
+
+@given(slope=st.floats(0.55, 1.6), share=st.floats(0.0, 0.35))
+def test_two_measured_plans_say_how_wide_the_third_may_be(slope: float, share: float) -> None:
+    found = times(slope, share * LIMIT)
+    assert len(found) <= 3
+    assert (1 - UNUSED) * LIMIT <= found[-1] <= LIMIT
+    if len(found) == 3:
+        assert found[-1] == pytest.approx((1 - MARGIN) * LIMIT)
+
+
+def test_a_device_that_follows_no_prediction_is_left_after_a_few_plans() -> None:
+    found = times(0.01, 1.2 * LIMIT)
+    assert 1 < len(found) <= closing.ROUNDS and min(found) > LIMIT
