@@ -107,8 +107,11 @@ def measured_on(
 
 
 def _measured(model: ModelGraph | Path, device: Device) -> Latency:
-    """Latency in workers; where a profile predicts it, in several one after the other, each with the usual time."""
-    loads = 1 if device.profile is None else LOADS
+    """Latency in workers; where a profile predicts it, in several one after the other, each with the usual time.
+
+    What torch.compile compiles is loaded once: that takes most of a minute.
+    """
+    loads = 1 if device.profile is None or device.runtime == "compile" else LOADS
     (found,) = measure_models([model], device, seconds=loads * SECONDS, rounds=loads)
     return found
 
