@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from sarto.devices import measure_memory, measure_models
 from sarto.devices.runtimes import Worker, is_available
+from sarto.devices.runtimes.place import interpreter
 from sarto.errors import GraphError, RequestError, VerifyError
 from sarto.export import LIMITS, TARGETS, Exported, TargetName, export, write_for
 from sarto.export.comparing import Compared, compare
 from sarto.graph import ModelGraph, capture, read_pt2
+from sarto.training import has_bfloat16
 from sarto.types import PRECISIONS, Device, Precision, RuntimeName
 
 #: What takes longer: a compiler most of a minute, and a worker with torch some seconds to start.
@@ -55,10 +58,12 @@ class Shades(nn.Module):
         return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 
 
-def needs(to: TargetName) -> None:
+def needs(to: TargetName, precision: Precision = "float32") -> None:
     runtime = TARGETS[to].runtime
     if not is_available(runtime, converting=True):
         pytest.skip(f"extra not installed: {runtime}")
+    if runtime == "openvino" and precision == "bfloat16" and not has_bfloat16():
+        pytest.skip("OpenVINO runs bfloat16 only where the processor computes in it")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def made(to: TargetName, precision: Precision, graph: ModelGraph, samples: Tenso
 def test_a_file_computes_what_eager_computes_and_says_what_it_is(
     to: TargetName, precision: Precision, graph: ModelGraph, samples: Tensor, tmp_path: Path
 ) -> None:
-    needs(to)
+    needs(to, precision)
     target = TARGETS[to]
     found = made(to, precision, graph, samples, tmp_path)
     assert found.max_relative_difference <= LIMITS.get(precision, 0.2)
@@ -116,6 +121,42 @@ def test_a_file_computes_what_eager_computes_and_says_what_it_is(
     files = sorted(path for path in tmp_path.iterdir() if path != found.sidecar)
     hashes = {path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files}
     assert said["files"] == hashes and sum(path.stat().st_size for path in files) == found.size_bytes
+
+
+#: What prints the texts of a file, as docs/export.md tells it, in the environment of its runtime.
+READERS: dict[TargetName, str] = {
+    "onnx": "import onnxruntime as ort; made = ort.InferenceSession(path).get_modelmeta().custom_metadata_map",
+    "pt2": "import torch; made = dict.fromkeys(wanted, ''); torch.export.load(path, extra_files=made)",
+    "openvino": "import openvino; about = openvino.Core().read_model(path);"
+    " made = {name: about.get_rt_info(['sarto', name]).astype(str) for name in wanted}",
+    "executorch": "from executorch.runtime import Runtime; program = Runtime.get().load_program(path);"
+    " made = json.loads(program.load_method('sarto_metadata').execute([])[0])",
+    "litert": "import zipfile; made = json.loads(zipfile.ZipFile(path).read('sarto_metadata.json'))",
+    "aotinductor": "import torch; made = torch._inductor.aoti_load_package(path).get_metadata()",
+}
+
+
+@pytest.mark.parametrize(("to", "precision"), KINDS)
+def test_texts_travel_in_the_file(
+    to: TargetName, precision: Precision, graph: ModelGraph, samples: Tensor, tmp_path: Path
+) -> None:
+    needs(to, precision)
+    texts = {**METADATA, "classes": json.dumps(["Grüße", 'a"b\n', "猫"], ensure_ascii=False)}
+    path = tmp_path / f"model{TARGETS[to].suffix}"
+    export(graph, path, to=to, precision=precision, samples=samples, metadata=texts, batch=4)
+    script = (
+        f"import json, sys; path, wanted = sys.argv[1], json.loads(sys.argv[2]); {READERS[to]};"
+        " print('texts ' + json.dumps(made))"
+    )
+    python = interpreter(TARGETS[to].runtime, converting=True)
+    told = subprocess.run(
+        [python, "-W", "ignore", "-c", script, str(path), json.dumps(list(texts))],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = json.loads(next(line for line in told.splitlines() if line.startswith("texts "))[6:])
+    assert {name: found[name] for name in texts} == texts
 
 
 @pytest.mark.parametrize(("to", "precision"), FLOATS)

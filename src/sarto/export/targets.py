@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ TargetName = Literal["onnx", "pt2", "openvino", "executorch", "litert", "aotindu
 MAX_BATCH = 15
 #: The bound that the program says.
 _BOUND = 64
+#: Name of the file with a model's texts inside a `.tflite` file, a JSON object.
+TEXTS_NAME = "sarto_metadata.json"
 _CONVERTERS = Path(__file__).with_name("converters")
 
 
@@ -109,18 +113,23 @@ def write_openvino(graph: ModelGraph, path: Path, wish: Wish) -> None:
 
 
 def write_executorch(graph: ModelGraph, path: Path, wish: Wish) -> None:
-    """A `.pte` file for XNNPACK; its batch is free up to `MAX_BATCH`, or fixed."""
+    """A `.pte` file for XNNPACK; its batch is free up to `MAX_BATCH`, or fixed. A method gives its texts."""
     if wish.free_batch and wish.batch > MAX_BATCH:
         raise GraphError(
             f"ExecuTorch leaves the batch free up to {MAX_BATCH}, not {wish.batch}; it is fixed then"
         )
     most = MAX_BATCH if wish.free_batch else None
-    _by_program("executorch", graph, path, wish, {"max_batch": most}, _BOUND if most else None)
+    more = {"max_batch": most, "metadata": dict(wish.metadata)}
+    _by_program("executorch", graph, path, wish, more, _BOUND if most else None)
 
 
 def write_litert(graph: ModelGraph, path: Path, wish: Wish) -> None:
-    """A `.tflite` file of a fixed batch."""
+    """A `.tflite` file of a fixed batch; its texts lie behind it as a zip archive, as the format's own metadata do."""
     _by_program("litert", graph, path, wish, {}, None)
+    if wish.metadata:
+        with zipfile.ZipFile(path, "a") as archive:
+            # Dated, so that the same model gives the same bytes.
+            archive.writestr(zipfile.ZipInfo(TEXTS_NAME), json.dumps(dict(wish.metadata)))
 
 
 def write_aotinductor(graph: ModelGraph, path: Path, wish: Wish) -> None:

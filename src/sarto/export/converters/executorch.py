@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ def convert(arguments: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> dict[
     program = torch.export.load(str(arguments["source"]))
     if arguments["precision"] == "int8":
         program = _quantized(program, arrays, arguments["max_batch"])
-    constants = {"sarto_max_batch": arguments["max_batch"]} if arguments["max_batch"] else None
+    constants: dict[str, Any] = {"sarto_max_batch": arguments["max_batch"]} if arguments["max_batch"] else {}
+    if arguments["metadata"]:
+        constants["sarto_metadata"] = json.dumps(arguments["metadata"])
     lowered = to_edge_transform_and_lower(
-        program, partitioner=[XnnpackPartitioner()], constant_methods=constants
+        program, partitioner=[XnnpackPartitioner()], constant_methods=constants or None
     )
     # Inputs stay where the caller has them: the file does not reserve memory for the largest batch.
     planning = MemoryPlanningPass(alloc_graph_input=False)
