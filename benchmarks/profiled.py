@@ -50,14 +50,14 @@ def small_profile(
 
 
 def measured_in_turns(
-    models: Sequence[ModelGraph], whole: ModelGraph, device: Device, seconds: float
+    models: Sequence[ModelGraph | Path], whole: ModelGraph, device: Device, seconds: float
 ) -> tuple[list[float], float]:
-    """Milliseconds of each model, and the level of the reference (the whole with half its units) between them."""
+    """Milliseconds of each model or file, and the level of the reference (the whole at half its units) between them."""
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         opener = open_in(worker, device, write=writing_of(device), folder=Path(folder))
         wanted = [
-            Wanted("subnet", f"order-{place}", {}, partial(_itself, graph))
-            for place, graph in enumerate(models)
+            Wanted("subnet", f"order-{place}", {}, partial(_itself, model))
+            for place, model in enumerate(models)
         ]
         rows = measure_all(wanted, opener, Backbone("whole", whole).half(), seconds=seconds)
     return [row.latency_ms for row in rows], level(rows)
@@ -68,5 +68,5 @@ def level(rows: Iterable[MeasuredRow]) -> float:
     return statistics.median({row.chunk: row.reference_ms for row in rows if row.what == "subnet"}.values())
 
 
-def _itself(graph: ModelGraph) -> ModelGraph:
-    return graph
+def _itself(model: ModelGraph | Path) -> ModelGraph | Path:
+    return model

@@ -6,6 +6,7 @@ from sarto.devices import OnnxModel, load_onnx
 from sarto.export.comparing import LEAST_AGREEMENT, LIMITS, MOST_ERROR
 from sarto.export.exporting import Exported, check_target, export, write_for
 from sarto.export.onnx import OnnxExport, export_onnx, to_onnx
+from sarto.export.resizing import Known
 from sarto.export.sidecar import sidecar_of
 from sarto.export.targets import FORMATS, TARGETS, TargetName
 
@@ -16,6 +17,7 @@ __all__ = [
     "MOST_ERROR",
     "TARGETS",
     "Exported",
+    "Known",
     "OnnxExport",
     "OnnxModel",
     "TargetName",

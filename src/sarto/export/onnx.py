@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from sarto.devices import OnnxModel, load_onnx
-from sarto.errors import GraphError, RequestError, VerifyError
+from sarto.errors import GraphError, RequestError, SartoError, VerifyError
 from sarto.export.norms import fold_norms
+from sarto.export.resizing import Known, resized_onnx
 from sarto.graph import ModelGraph, relative_difference
 from sarto.graph.model import shapes_of, size_at
 from sarto.graph.run import check_inputs
@@ -47,6 +48,7 @@ class OnnxExport:
         agreement: share of samples on which the largest output is the same one.
         batches: batch sizes at which it was compared with eager on random inputs.
         seconds: what exporting and checking took.
+        resized: whether it was made from another graph's file, and not by the exporter.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class OnnxExport:
     batches: tuple[int, ...]
     opset: int
     seconds: float
+    resized: bool = False
 
 
 def export_onnx(
@@ -65,6 +68,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     samples: Tensor | Sequence[Tensor] | None = None,
     opset: int | None = None,
+    like: Known | None = None,
 ) -> OnnxExport:
     """Write a graph as one ONNX file and prove that ONNX Runtime computes what eager computes.
 
@@ -77,6 +81,7 @@ def export_onnx(
         samples: real inputs to compare on (one tensor for each input of the graph), besides random ones at several
             batch sizes.
         opset: version of ONNX's operators; None takes the exporter's choice.
+        like: another graph with its file; where only weights and their sizes differ, the exporter is not asked again.
 
     Raises:
         GraphError: the exporter can't write an operator or the opset, ONNX Runtime does not have an operator in this
@@ -89,8 +94,24 @@ def export_onnx(
     real = () if samples is None else (samples,) if isinstance(samples, Tensor) else tuple(samples)
     if samples is not None:
         check_inputs(graph, real)
-    proto = to_onnx(graph, opset=opset)
-    onnx.helper.set_model_props(proto, dict(metadata or {}))
+    known = resized_onnx(like, graph) if like is not None and opset is None else None
+    if known is not None:
+        # What follows sizes in another way than weights do shows in the comparison.
+        with contextlib.suppress(SartoError):
+            return replace(_proven(graph, known, target, metadata or {}, real, begun), resized=True)
+    return _proven(graph, to_onnx(graph, opset=opset), target, metadata or {}, real, begun)
+
+
+def _proven(
+    graph: ModelGraph,
+    proto: onnx.ModelProto,
+    target: Path,
+    metadata: Mapping[str, str],
+    real: tuple[Tensor, ...],
+    begun: float,
+) -> OnnxExport:
+    """Write a model that computes what eager computes."""
+    onnx.helper.set_model_props(proto, dict(metadata))
     data = bytes(proto.SerializeToString())
     difference, agreement = _compare(graph, _loaded(graph, data), real)
     limit = LIMITS.get(graph.inputs[0].dtype, LIMITS["float32"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,9 @@ from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, MOST_ERROR, Exported,
 from sarto.export.comparing import Compared, check, compare
 from sarto.graph import ModelGraph
 from sarto.pipeline.exporting import place_for
+from sarto.pipeline.standard import LOADS, Standard, measured_beside
 from sarto.types import Budget, Check, Cost, Device, DeviceFile
 from sarto.types.profile import DeviceProfile
-
-#: Times that a model is loaded and measured where widths are solved from what it took: one load, or one second of a
-#: machine that does other things too, may be off by more than a budget leaves room for.
-LOADS = 3
 
 
 @dataclass(frozen=True)
@@ -30,11 +27,14 @@ class OnDevice:
     """A model as the order's device ran it.
 
     Attributes:
+        latency: at the speed that the machine had for the profile, where it was measured beside its standard.
+        raw_ms: milliseconds as they were, where `latency` is not that.
         file: what it ran, where that is not the delivered ONNX file or graph; it lies in the folder that was given.
     """
 
     latency: Latency
     file: DeviceFile | None = None
+    raw_ms: float | None = None
 
     def cost(self, graph: ModelGraph) -> Cost:
         """What is counted of the graph, with the measured latency.
@@ -68,6 +68,7 @@ def measured_on(
     *,
     labels: Tensor | None = None,
     metadata: Mapping[str, str] | None = None,
+    standard: Standard | None = None,
 ) -> OnDevice:
     """Latency in the runtime and the precision of an order, on a file that was compared with eager there.
 
@@ -76,6 +77,7 @@ def measured_on(
         samples: real inputs to compare on, which int8 is calibrated on too.
         folder: the device's file, its sidecar and what belongs to it are left there.
         labels: the right output of each sample.
+        standard: what the device's profile was measured beside, see `measured_beside`; None takes the time as it is.
 
     Raises:
         RequestError: the runtime is not installed, or there are fewer samples than int8 needs.
@@ -87,7 +89,7 @@ def measured_on(
         if device.agent is None and device.profile is None:
             return OnDevice(measure(graph, device, onnx=onnx))
         model = onnx if device.runtime == "onnxruntime" else graph
-        return OnDevice(_measured(model, device))
+        return _measured(model, device, standard)
     folder.mkdir(parents=True, exist_ok=True)
     path = place_for(folder / "model", to, device.precision)
     found = export(
@@ -103,17 +105,20 @@ def measured_on(
     file = described(found)
     if device.runtime == "compile":
         file = file.replace(**_compiled(graph, path, device, samples, labels))
-    return OnDevice(_measured(path, device), file)
+    return replace(_measured(path, device, standard), file=file)
 
 
-def _measured(model: ModelGraph | Path, device: Device) -> Latency:
-    """Latency in workers; where a profile predicts it, in several one after the other, each with the usual time.
+def _measured(model: ModelGraph | Path, device: Device, standard: Standard | None) -> OnDevice:
+    """Latency in a worker, or beside a standard.
 
     What torch.compile compiles is loaded once: that takes most of a minute.
     """
+    if standard is not None:
+        latency, raw = measured_beside(model, device, standard)
+        return OnDevice(latency, raw_ms=raw)
     loads = 1 if device.profile is None or device.runtime == "compile" else LOADS
     (found,) = measure_models([model], device, seconds=loads * SECONDS, rounds=loads)
-    return found
+    return OnDevice(found)
 
 
 def _compiled(
@@ -139,10 +144,12 @@ def _compiled(
     return figures(found)
 
 
-def latency_on(graph: ModelGraph, device: Device, onnx: Path, samples: Tensor) -> Latency:
+def latency_on(
+    graph: ModelGraph, device: Device, onnx: Path, samples: Tensor, standard: Standard | None = None
+) -> Latency:
     """Latency in the runtime and the precision of an order; see `measured_on`. No file is kept."""
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
-        return measured_on(graph, device, onnx, samples, Path(folder)).latency
+        return measured_on(graph, device, onnx, samples, Path(folder), standard=standard).latency
 
 
 def weighed(

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from sarto.errors import InfeasibleError, RequestError
-from sarto.export import export_onnx
-from sarto.pipeline.builder import Builder
+from sarto.export import Known, OnnxExport, export_onnx
+from sarto.pipeline.builder import Assembly, Builder
 from sarto.pipeline.choose import Plans, ranked, show
 from sarto.pipeline.closing import closed
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
-from sarto.pipeline.on_device import measured_on, weighed
+from sarto.pipeline.on_device import OnDevice, measured_on, weighed
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
+from sarto.pipeline.standard import Standard, standard_of
 from sarto.types import Budget, Cost, DeviceFile, Plan
 
 #: Plans that are verified at most; a measured overrun takes the next one.
@@ -38,6 +39,7 @@ class Verified:
         agreement: share of the order's samples on which both decide alike.
         tried: what was verified before and broke a limit, in words.
         file: what the order's device runs, where that is neither the graph nor the ONNX file.
+        raw_ms: milliseconds as they were, where the cost has them at the speed of the device's profile.
     """
 
     score: Score
@@ -46,6 +48,7 @@ class Verified:
     agreement: float
     tried: tuple[str, ...]
     file: DeviceFile | None = None
+    raw_ms: float | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -56,6 +59,7 @@ class Verified:
             "agreement": self.agreement,
             "tried": list(self.tried),
             "file": None if self.file is None else self.file.model_dump(mode="json"),
+            "raw_ms": self.raw_ms,
         }
 
     @classmethod
@@ -68,6 +72,7 @@ class Verified:
             data["agreement"],
             tuple(data["tried"]),
             None if data.get("file") is None else DeviceFile.parse(data["file"]),
+            data.get("raw_ms"),
         )
 
 
@@ -81,7 +86,8 @@ def verify(
 ) -> Verified:
     """The first plan in rank that keeps the budget as measured; its ONNX file is left in the folder.
 
-    What the order's device runs is left there too, where it is another file.
+    What the order's device runs is left there too, where it is another file. Where the device's profile has a standard,
+    latency counts at the speed that the machine had for the profile.
 
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it. After an
@@ -92,7 +98,13 @@ def verify(
         InfeasibleError: none of them keeps the budget; says what was measured.
         VerifyError: the exported model differs from the built one.
     """
-    budget = plans.order.request.budget
+    with standard_of(plans.order) as standard:
+        bench = _Bench(builder, plans.order, folder, progress, standard)
+        return _first_that_fits(bench, plans, scores, given)
+
+
+def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given: Plan | None) -> Verified:
+    budget, builder = plans.order.request.budget, bench.builder
     built = [s for s in scores if s.plan is not None and s.row.role in ("plan", "donor", "probe", "ensemble")]
     if given is not None:
         queue = [score for score in built if score.plan is not None and score.plan.key() == given.key()]
@@ -111,7 +123,6 @@ def verify(
         counted = [score.row.cost for score in built if score.row.cost is not None]
         nearest = min(counted, key=lambda cost: _excess(cost, plans.order), default=None)
         queue = _smaller(builder, plans.order, spare, nearest) if nearest is not None else []
-    bench = _Bench(builder, plans.order, folder, progress)
     for turn in range(TRIES):
         if not queue:
             break
@@ -122,10 +133,16 @@ def verify(
         if kept:
             first = _in_rank([one.score for one in kept])[0]
             best = next(one for one in kept if one.score is first)
-            bench.leave(best)
+            exported = bench.leave(best)
             told = tuple(_told(*item, budget) for item in tried)
             return Verified(
-                best.score, bench.weighed(best), best.difference, best.agreement, told, best.on_device
+                best.score,
+                bench.weighed(best),
+                exported.max_relative_difference,
+                exported.agreement,
+                told,
+                best.on_device.file,
+                best.on_device.raw_ms,
             )
         if given is None:
             queue = after_overrun(queue, builder, plans.order, spare, found[0].cost)
@@ -138,9 +155,8 @@ class _Measured:
 
     score: Score
     cost: Cost
-    difference: float
-    agreement: float
-    on_device: DeviceFile | None
+    on_device: OnDevice
+    exported: OnnxExport
     file: bytes
     folder: Path
 
@@ -153,7 +169,9 @@ class _Bench:
     order: Order
     folder: Path
     progress: Progress
+    standard: Standard | None
     n: int = 0
+    known: Known | None = None
 
     def measured(self, score: Score) -> _Measured:
         """The model of a score's plan, exported and measured."""
@@ -162,8 +180,33 @@ class _Bench:
         place = self.folder / f"{ON_DEVICE}-{self.n}"
         # What an interrupted call left is of no use: this one measures again.
         shutil.rmtree(place, ignore_errors=True)
-        found = _measured(self.builder, self.order, score, self.folder, place)
-        return _Measured(score, *found, (self.folder / FILE).read_bytes(), place)
+        assembly, samples = self.assembly(score), self.order.samples
+        exported = self.exported(assembly, self.known)
+        self.known = Known(assembly.graph, exported.path.read_bytes())
+        own = assembly.classes == samples.classes
+        found = measured_on(
+            assembly.graph,
+            self.order.request.device,
+            exported.path,
+            assembly.intake.tensor(samples),
+            place,
+            labels=torch.from_numpy(samples.labels.copy()) if own else None,
+            metadata=_metadata(assembly),
+            standard=self.standard,
+        )
+        return _Measured(score, found.cost(assembly.graph), found, exported, self.known.data, place)
+
+    def assembly(self, score: Score) -> Assembly:
+        """The model of a score's plan."""
+        if score.plan is None:
+            raise RequestError("only a built plan can be delivered")
+        return self.builder.build(score.plan)
+
+    def exported(self, assembly: Assembly, like: Known | None) -> OnnxExport:
+        """Its ONNX file, compared with eager."""
+        inputs = assembly.intake.tensor(self.order.samples)
+        path = self.folder / FILE
+        return export_onnx(assembly.graph, path, metadata=_metadata(assembly), samples=inputs, like=like)
 
     def closed(self, score: Score) -> list[_Measured]:
         """A pack, and those that were solved again from what it took; anything else alone."""
@@ -185,12 +228,10 @@ class _Bench:
 
     def weighed(self, found: _Measured) -> Cost:
         """The cost of the model whose files were left, with its memory where that matters."""
-        if found.score.plan is None:
-            raise RequestError("only a built plan can be delivered")
-        order, file = self.order, found.on_device
+        order, file = self.order, found.on_device.file
         return weighed(
             found.cost,
-            self.builder.build(found.score.plan).graph,
+            self.assembly(found.score).graph,
             order.request.device,
             self.folder / FILE,
             None if file is None else self.folder / ON_DEVICE / file.name,
@@ -198,14 +239,19 @@ class _Bench:
             profile=None if order.predictor is None else order.predictor.profile,
         )
 
-    def leave(self, found: _Measured) -> None:
-        """Leave the files of a model in the folder, and those of no other."""
-        (self.folder / FILE).write_bytes(found.file)
+    def leave(self, found: _Measured) -> OnnxExport:
+        """Leave the files of a model in the folder, and those of no other; its ONNX file as the exporter writes it."""
+        exported = found.exported
+        if exported.resized:
+            exported = self.exported(self.assembly(found.score), None)
+        else:
+            (self.folder / FILE).write_bytes(found.file)
         shutil.rmtree(self.folder / ON_DEVICE, ignore_errors=True)
         if found.folder.is_dir():
             found.folder.rename(self.folder / ON_DEVICE)
         for other in self.folder.glob(f"{ON_DEVICE}-*"):
             shutil.rmtree(other)
+        return exported
 
 
 def _excess(cost: Cost, order: Order) -> float:
@@ -253,31 +299,13 @@ def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> l
     return [score_plan(builder, plan, order.samples, "plan", f"pack, {plan.note}")]
 
 
-def _measured(
-    builder: Builder, order: Order, score: Score, folder: Path, place: Path
-) -> tuple[Cost, float, float, DeviceFile | None]:
-    if score.plan is None:
-        raise RequestError("only a built plan can be delivered")
-    assembly = builder.build(score.plan)
-    metadata = {
+def _metadata(assembly: Assembly) -> dict[str, str]:
+    """What travels in a model's files."""
+    return {
         "classes": json.dumps(list(assembly.classes)),
         "preprocessing": assembly.intake.preprocessing.to_json(),
-        "plan": score.plan.key(),
+        "plan": assembly.plan.key(),
     }
-    path = folder / FILE
-    inputs = assembly.intake.tensor(order.samples)
-    exported = export_onnx(assembly.graph, path, metadata=metadata, samples=inputs)
-    own = assembly.classes == order.samples.classes
-    found = measured_on(
-        assembly.graph,
-        order.request.device,
-        path,
-        inputs,
-        place,
-        labels=torch.from_numpy(order.samples.labels.copy()) if own else None,
-        metadata=metadata,
-    )
-    return found.cost(assembly.graph), exported.max_relative_difference, exported.agreement, found.file
 
 
 def _told(score: Score, cost: Cost, budget: Budget) -> str:
