@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,17 @@ from sarto.pipeline.builder import Builder, ready
 from sarto.pipeline.choose import kind_of, propose, refilled
 from sarto.pipeline.closing import closed
 from sarto.pipeline.order import check_order
+from sarto.pipeline.standard import measured_beside, standard_of
 from sarto.types import Cost, Plan
-from sarto.types.profile import DeviceProfile, KindModel, MemoryModel, PackModel, ProfiledDevice, Residuals
+from sarto.types.profile import (
+    DeviceProfile,
+    KindModel,
+    MeasuredRow,
+    MemoryModel,
+    PackModel,
+    ProfiledDevice,
+    Residuals,
+)
 
 ENGINES = ["slicepack", "baselines"]
 CLASSES = ("red disc", "green disc", "blue cross", "red bar")
@@ -127,6 +137,55 @@ def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None
     # Normalisation and another head are added, the donor's own head goes.
     by_kinds = Predictor(profile()).predict(ready(graph, store.get("discs").preprocessing), counts).middle
     assert plan.predicted.latency_ms == pytest.approx(alone, rel=0.15) and alone > 2 * by_kinds
+
+
+def measured_discs(shop: Any, level_ms: float, **device: Any) -> DeviceProfile:
+    """A profile that holds subnets of the donor `discs`, measured beside a reference that took so long."""
+    terms = terms_of(shop.market.store.graph("discs").sketch())
+    rows = design(terms, 16, step=4, pool=60).astype(float)
+    times = terms.at(rows, width=4, step=4) @ np.full(len(terms.terms), 2.1) + 0.2
+    fit = fit_backbone(terms, rows, times, np.full(len(terms.terms), 0.5), step=4, widths=(4,))
+    found = [
+        MeasuredRow(
+            what="subnet",
+            model="discs",
+            latency_ms=one,
+            raw_ms=one,
+            reference_ms=level_ms * (1 + 0.1 * (chunk - 1)),
+            chunk=chunk,
+        )
+        for chunk, one in enumerate(times[:3].tolist())
+    ]
+    here = profile().device.replace(processor=processor(), **device)
+    return profile().replace(device=here, rows=tuple(found), backbones=(backbone_model("discs", terms, fit),))
+
+
+def test_latency_is_told_at_the_speed_that_the_machine_had_for_the_profile(shop: Any) -> None:
+    asked = {"device": {"profile": "paper"}, "engines": ["slicepack"], "baselines": []}
+    request = shop.order("red disc", "green disc", budget={"latency_ms": 1e5}, **asked)
+    shop.market.store.profiles.put(measured_discs(shop, level_ms=500.0))
+    with standard_of(check_order(request, shop.market.store)) as standard:
+        assert standard is not None and standard.level_ms == pytest.approx(500.0)
+        assert isinstance(standard.model, Path)
+        # What takes as long as the standard does takes the standard's level, however slow the machine is now.
+        latency, raw = measured_beside(standard.model, request.device, standard, seconds=0.05)
+        assert latency.median_ms == pytest.approx(500.0, rel=0.5) and 0 < raw < 50
+        assert latency.low_ms <= latency.median_ms <= latency.high_ms and latency.runtime == "onnxruntime"
+    report = shop.make(request).report
+    measured = report.measured.latency_ms
+    assert measured is not None and 50 < measured < 5000, "small models take a fraction of a millisecond here"
+    (told,) = [text for text in report.sentences if "as it was measured" in text]
+    assert "times as fast as it was for the profile" in told
+
+
+def test_a_profile_of_another_processor_or_without_the_donor_is_no_standard(shop: Any) -> None:
+    request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=["slicepack"])
+    known = measured_discs(shop, level_ms=5.0)
+    elsewhere = known.replace(device=known.device.replace(processor="another"))
+    for other in (elsewhere, known.replace(rows=()), known.replace(backbones=())):
+        shop.market.store.profiles.put(other)
+        with standard_of(check_order(request, shop.market.store)) as standard:
+            assert standard is None
 
 
 def test_a_front_that_parts_share_is_not_slowed_down_by_parts_that_run_after_it(shop: Any) -> None:
