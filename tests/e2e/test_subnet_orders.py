@@ -321,7 +321,8 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
     def table(supernet: Supernet, profile: object) -> CostTable:
         return CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor))
 
-    here = SimpleNamespace(device=SimpleNamespace(processor=processor()), memory=None)
+    device = SimpleNamespace(processor=processor())
+    here = SimpleNamespace(device=device, memory=None, backbone=lambda skeleton: None)
     monkeypatch.setattr(tasks, "profile_of", lambda device, store: here)
     monkeypatch.setattr(task_models, "measured_on", taken)
     monkeypatch.setattr(subnets, "cost_table", table)

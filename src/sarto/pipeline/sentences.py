@@ -153,16 +153,20 @@ def _foretold(order: Order, delivered: Delivered) -> Iterator[str]:
         f"{said.latency_low_ms or 0:.3g} and {said.latency_high_ms or said.latency_ms:.3g}; measured {measured:.3g}"
         + (f", {limit:.3g} allowed." if limit is not None else ".")
     )
-    raw = delivered.verified.raw_ms
-    if raw is not None:
-        yield (
-            f"It took {raw:.3g} ms as it was measured, while the machine was {_apart(raw, measured)} it was for the "
-            "profile; the latency is told, and held against a budget, at the profile's speed."
-        )
+    yield from speed_sentences(delivered.verified.raw_ms, measured)
     if said.process_bytes is not None:
         yield (
             f"A process that runs it should grow by about {said.process_bytes / 1e6:.3g} MB, at most "
             f"{(said.process_high_bytes or said.process_bytes) / 1e6:.3g} MB."
+        )
+
+
+def speed_sentences(raw_ms: float | None, measured_ms: float) -> Iterator[str]:
+    """How fast the machine was beside the profile's; nothing where time counts as it was."""
+    if raw_ms is not None:
+        yield (
+            f"It took {raw_ms:.3g} ms as it was measured, while the machine was {_apart(raw_ms, measured_ms)} it was "
+            "for the profile; the latency is told, and held against a budget, at the profile's speed."
         )
 
 

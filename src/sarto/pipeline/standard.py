@@ -12,12 +12,13 @@ from pathlib import Path
 from sarto.devices import Latency, open_runtime
 from sarto.devices.latency import processor
 from sarto.devices.measuring import processor_of
-from sarto.devices.profiling import Backbone, open_in
+from sarto.devices.profiling import Backbone, open_in, skeleton
 from sarto.devices.profiling.run import ROUNDS, turns
 from sarto.devices.timing import SECONDS, summary
 from sarto.graph import ModelGraph
 from sarto.pipeline.order import Order
 from sarto.pipeline.profiles import writing_of
+from sarto.pipeline.subnets import ReadySupernet
 from sarto.types import Device
 from sarto.types.profile import DeviceProfile
 
@@ -46,31 +47,57 @@ def standard_of(order: Order) -> Iterator[Standard | None]:
     None where the device has no profile, none of the donors was measured for it, or the profile is of another processor
     than this one: what a model takes there can't be told from here.
     """
-    found = _found(order)
-    device = order.request.device
-    write = writing_of(device)
-    if found is None or write is None or isinstance(found.model, Path):
-        yield found
+    found = _measured_donor(order)
+    if found is None:
+        yield None
         return
-    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
-        yield Standard(write(found.model, device, Path(folder)), found.level_ms)
+    with _written(*found, order.request.device) as standard:
+        yield standard
 
 
-def _found(order: Order) -> Standard | None:
-    predictor, device = order.predictor, order.request.device
-    if predictor is None or (device.agent is None and predictor.profile.device.processor != processor()):
+def _measured_donor(order: Order) -> tuple[ModelGraph, float] | None:
+    """The first donor that the profile holds subnets of, and the level of their reference."""
+    predictor = order.predictor
+    if predictor is None:
         return None
     for offer in order.requirement.offers:
         name = predictor.donor(offer.learnware).named
-        level = _level(predictor.profile, name) if name else None
+        level = _level(predictor.profile, order.request.device, name)
         if level is not None:
-            half = Backbone(name, predictor.store.graph(offer.learnware)).half()
-            return Standard(half, level)
+            return predictor.store.graph(offer.learnware), level
     return None
 
 
-def _level(profile: DeviceProfile, backbone: str) -> float | None:
-    """Milliseconds of a backbone's reference, the median of all chunks; None where the profile has no rows of it."""
+@contextmanager
+def standard_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Standard | None]:
+    """The standard of a supernet, as `standard_of`; None where its backbone was not measured."""
+    graph, profile = held.supernet.graph, held.profile
+    known = profile.backbone(skeleton(graph)) if profile is not None else None
+    level = _level(profile, device, known.backbone) if profile is not None and known is not None else None
+    if level is None:
+        yield None
+        return
+    with _written(graph, level, device) as found:
+        yield found
+
+
+@contextmanager
+def _written(graph: ModelGraph, level_ms: float, device: Device) -> Iterator[Standard]:
+    half, write = Backbone("standard", graph).half(), writing_of(device)
+    if write is None or isinstance(half, Path):
+        yield Standard(half, level_ms)
+        return
+    with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
+        yield Standard(write(half, device, Path(folder)), level_ms)
+
+
+def _level(profile: DeviceProfile, device: Device, backbone: str) -> float | None:
+    """Milliseconds of a backbone's reference, the median of all chunks.
+
+    None where the profile has no rows of it, or is of another processor.
+    """
+    if device.agent is None and profile.device.processor != processor():
+        return None
     rows = [row for row in profile.rows if row.what != "block" and row.model == backbone]
     by_chunk = {row.chunk: row.reference_ms for row in rows}
     return statistics.median(by_chunk.values()) if by_chunk else None

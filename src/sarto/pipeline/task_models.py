@@ -20,6 +20,7 @@ from sarto.market import Intake, Labelled, read_samples
 from sarto.pipeline.filling_subnets import Round, filled_by_measuring
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.on_device import measured_on
+from sarto.pipeline.standard import standard_of_supernet
 from sarto.pipeline.subnets import ReadySupernet, Subnets
 from sarto.types import Cost, DeviceFile, Plan, Request, SubnetNode
 
@@ -53,6 +54,7 @@ class Built:
         difference: that file's from eager, relative.
         agreement: share of inputs on which both decide alike.
         place: folder of what the order's device runs, where that is another file: `file`.
+        raw_ms: milliseconds as they were, where the cost has them at the speed of the device's profile.
     """
 
     made: Made
@@ -61,6 +63,7 @@ class Built:
     agreement: float
     place: Path
     file: DeviceFile | None
+    raw_ms: float | None = None
 
 
 Turn = Round[Built]
@@ -131,8 +134,13 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
         "plan": made.plan.key(),
     }
     exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
-    found = measured_on(made.graph, request.device, path, inputs, place, metadata=metadata)
-    built = Built(made, path, exported.max_relative_difference, exported.agreement, place, found.file)
+    with standard_of_supernet(made.held, request.device) as standard:
+        found = measured_on(
+            made.graph, request.device, path, inputs, place, metadata=metadata, standard=standard
+        )
+    built = Built(
+        made, path, exported.max_relative_difference, exported.agreement, place, found.file, found.raw_ms
+    )
     return built, found.cost(made.graph)
 
 

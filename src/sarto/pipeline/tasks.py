@@ -42,7 +42,7 @@ from sarto.pipeline.page import render_card, render_page
 from sarto.pipeline.predicting import measured_elsewhere, profile_of
 from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.reporting import budget_checks, supernet_donor
-from sarto.pipeline.sentences import memory_sentences
+from sarto.pipeline.sentences import memory_sentences, speed_sentences
 from sarto.pipeline.subnets import ENGINE, ReadySupernet, Subnets, Tasks, certificate_sentences
 from sarto.pipeline.task_models import Built, Made, inputs_for, rounds_of
 from sarto.pipeline.task_samples import TaskScore, check_own, read_own, scored
@@ -279,6 +279,7 @@ def _deliver(
         seconds=dict(job.seconds),
         sentences=(
             *_sentences(certificate, cost, score, tried),
+            *speed_sentences(built.raw_ms, cost.latency_ms or 0.0),
             *memory_sentences(cost),
             *requirement.notes,
             *device_sentences(built.file, request.device),
