@@ -395,3 +395,4 @@ def test_a_profile_of_the_backbone_bounds_the_latency(
     )
     assert 0 < low <= middle <= high <= 4 * whole
     assert found.floor["latency_ms"] <= high and found.ratio > 0.9
+    assert [text for text in artifact.report.sentences if "it was for the profile" in text]
