@@ -6,7 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sarto.devices import Latency, open_runtime
@@ -34,10 +34,12 @@ class Standard:
     Attributes:
         model: its graph, or its file for the device.
         level_ms: what it took, the median over the whole profile.
+        processor: that the profile was measured on.
     """
 
     model: ModelGraph | Path
     level_ms: float
+    processor: str
 
 
 @contextmanager
@@ -55,8 +57,8 @@ def standard_of(order: Order) -> Iterator[Standard | None]:
         yield standard
 
 
-def _measured_donor(order: Order) -> tuple[ModelGraph, float] | None:
-    """The first donor that the profile holds subnets of, and the level of their reference."""
+def _measured_donor(order: Order) -> tuple[ModelGraph, float, str] | None:
+    """The first donor that the profile holds subnets of, the level of their reference, and the processor."""
     predictor = order.predictor
     if predictor is None:
         return None
@@ -64,7 +66,7 @@ def _measured_donor(order: Order) -> tuple[ModelGraph, float] | None:
         name = predictor.donor(offer.learnware).named
         level = _level(predictor.profile, order.request.device, name)
         if level is not None:
-            return predictor.store.graph(offer.learnware), level
+            return predictor.store.graph(offer.learnware), level, predictor.profile.device.processor
     return None
 
 
@@ -72,23 +74,23 @@ def _measured_donor(order: Order) -> tuple[ModelGraph, float] | None:
 def standard_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Standard | None]:
     """The standard of a supernet, as `standard_of`; None where its backbone was not measured."""
     graph, profile = held.supernet.graph, held.profile
-    known = profile.backbone(skeleton(graph)) if profile is not None else None
-    level = _level(profile, device, known.backbone) if profile is not None and known is not None else None
-    if level is None:
+    known = None if profile is None else profile.backbone(skeleton(graph))
+    level = None if profile is None or known is None else _level(profile, device, known.backbone)
+    if profile is None or level is None:
         yield None
         return
-    with _written(graph, level, device) as found:
+    with _written(graph, level, profile.device.processor, device) as found:
         yield found
 
 
 @contextmanager
-def _written(graph: ModelGraph, level_ms: float, device: Device) -> Iterator[Standard]:
+def _written(graph: ModelGraph, level_ms: float, chip: str, device: Device) -> Iterator[Standard]:
     half, write = Backbone("standard", graph).half(), writing_of(device)
     if write is None or isinstance(half, Path):
-        yield Standard(half, level_ms)
+        yield Standard(half, level_ms, chip)
         return
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
-        yield Standard(write(half, device, Path(folder)), level_ms)
+        yield Standard(write(half, device, Path(folder)), level_ms, chip)
 
 
 def _level(profile: DeviceProfile, device: Device, backbone: str) -> float | None:
@@ -105,21 +107,24 @@ def _level(profile: DeviceProfile, device: Device, backbone: str) -> float | Non
 
 def measured_beside(
     model: ModelGraph | Path, device: Device, standard: Standard, *, seconds: float = SECONDS / 2
-) -> tuple[Latency, float]:
+) -> tuple[Latency, float | None]:
     """Latency at the speed that the machine had for the profile, and milliseconds as they were.
 
-    The model is loaded anew `LOADS` times; each time it takes turns with the standard, as subnets of the profile did.
-    In each turn its time over that of the standard counts: what slows the machine slows both.
+    The model is loaded anew `LOADS` times (what torch.compile compiles once, which takes most of a minute); each time
+    it takes turns with the standard, as subnets of the profile did. In each turn its time over that of the standard
+    counts: what slows the machine slows both. Where an agent turns out to run on another processor than the profile's,
+    time counts as it is, and None is given for the second.
 
     Raises:
         RequestError: the worker can't load or run a model, dies, or takes too long; or nobody answers at the agent.
     """
     ratios: list[float] = []
     taken: list[float] = []
+    loads = 1 if device.runtime == "compile" else LOADS
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         opener = open_in(worker, device, write=writing_of(device), folder=Path(folder))
         beside = opener(standard.model)
-        for _ in range(LOADS):
+        for _ in range(loads):
             running = opener(model)
             own, other = turns([running, beside], seconds=seconds, rounds=ROUNDS)
             running.close()
@@ -127,9 +132,10 @@ def measured_beside(
             ratios += [a / b for a, b in zip(own, other, strict=True)]
         beside.close()
         version, chip = worker.version, processor_of(worker)
-    timing = summary([ratio * standard.level_ms for ratio in ratios], LOADS)
+    known = chip == standard.processor
+    timing = summary([ratio * standard.level_ms for ratio in ratios] if known else taken, loads)
     latency = Latency(
-        **timing.__dict__,
+        **asdict(timing),
         threads=device.threads,
         batch=device.batch,
         runtime=device.runtime,
@@ -137,4 +143,4 @@ def measured_beside(
         processor=chip,
         precision=device.precision,
     )
-    return latency, statistics.median(taken)
+    return latency, statistics.median(taken) if known else None
