@@ -69,7 +69,7 @@ def test_what_torch_compile_computes_is_compared_on_the_samples(
     monkeypatch.setattr(on_device, "open_runtime", lambda device: Compiler("torch"))
     device, onnx = Device(runtime="compile", batch=5), tmp_path / "model.onnx"
     taken = Latency(1, 1, 1, 5, 5, threads=1, batch=5, runtime="compile", version="", processor="")
-    monkeypatch.setattr(on_device, "measure_models", lambda models, device: [taken])
+    monkeypatch.setattr(on_device, "measure_models", lambda models, device, **more: [taken])
     labels = GRAPH(SAMPLES).argmax(1)
     if factor != 1.0:
         with pytest.raises(
