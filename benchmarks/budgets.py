@@ -27,7 +27,7 @@ from sarto.pipeline.choose import Plans, kind_of, propose
 from sarto.pipeline.closing import ROUNDS, UNUSED, Round, closed
 from sarto.pipeline.on_device import latency_on
 from sarto.pipeline.order import Order, check_order
-from sarto.pipeline.standard import standard_of
+from sarto.pipeline.reference import reference_of
 from sarto.types import BranchNode, Cost, Device, Plan, Request, SliceNode
 from sarto.types.profile import DeviceProfile
 
@@ -154,10 +154,10 @@ def _ordered(builder: Builder, device: Device, rng: np.random.Generator, files: 
             path.write_bytes((made or to_onnx(graph)).SerializeToString())
             known.append(Known(graph, path.read_bytes()))
         models[plan.key()] = path if device.runtime == "onnxruntime" else graph
-        latency = latency_on(graph, device, path, order.intake.tensor(order.samples), standard)
+        latency = latency_on(graph, device, path, order.intake.tensor(order.samples), reference)
         return count(graph).replace(latency_ms=latency.median_ms, basis="measured")
 
-    with standard_of(order) as standard:
+    with reference_of(order) as reference:
         rounds = closed(order, first, measured)
     best = _fullest(rounds)
     kept = {first.key()} | ({best.plan.key()} if best is not None else set())
@@ -196,7 +196,7 @@ def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str,
     ]
     raw = None if order.delivered is None else times[order.delivered.key()]
     delivered = None if raw is None else raw / drift
-    predicted = times[first.key()] / drift
+    taken = times[first.key()] / drift
     return {
         "n_classes": len(order.plans.order.classes),
         "n_parts": _n_parts(first),
@@ -204,10 +204,10 @@ def _row(order: _Ordered, times: Mapping[str, float], drift: float) -> dict[str,
         "predicted_low_ms": cost.latency_low_ms if cost is not None else None,
         "predicted_ms": cost.latency_ms if cost is not None else None,
         "predicted_high_ms": cost.latency_high_ms if cost is not None else None,
-        "first_measured_ms": predicted,
-        "first_over": predicted > limit,
-        "first_unused_share": 1 - predicted / limit,
-        "first_under_bound": predicted <= ((cost.latency_high_ms if cost is not None else None) or 0.0),
+        "first_measured_ms": taken,
+        "first_over": taken > limit,
+        "first_unused_share": 1 - taken / limit,
+        "first_under_bound": taken <= ((cost.latency_high_ms if cost is not None else None) or 0.0),
         "n_rounds": len(order.rounds),
         "widest": _is_widest(order.rounds, limit),
         "rounds_ms": ", ".join(f"{one.cost.latency_ms:.4g}" for one in order.rounds),

@@ -25,9 +25,10 @@ from sarto.pipeline.builder import Builder, ready
 from sarto.pipeline.choose import kind_of, propose, refilled
 from sarto.pipeline.closing import closed
 from sarto.pipeline.order import check_order
-from sarto.pipeline.standard import measured_beside, standard_of
+from sarto.pipeline.reference import measured_beside, reference_of
 from sarto.types import Cost, Plan
 from sarto.types.profile import (
+    BackboneModel,
     DeviceProfile,
     KindModel,
     MeasuredRow,
@@ -119,14 +120,20 @@ def test_a_profile_of_another_processor_is_told(shop: Any) -> None:
     assert not [text for text in notes if "profile" in text]
 
 
-def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None:
-    store = shop.market.store
-    graph, title = store.graph("discs"), "discs"
-    terms = terms_of(graph.sketch())
+def fit_of_discs(store: Any) -> tuple[BackboneModel, np.ndarray]:
+    """A fit of the donor `discs` to what a device takes that is known, and these milliseconds."""
+    terms = terms_of(store.graph("discs").sketch())
     rows = design(terms, 16, step=4, pool=60).astype(float)
     times = terms.at(rows, width=4, step=4) @ np.full(len(terms.terms), 2.1) + 0.2
     fit = fit_backbone(terms, rows, times, np.full(len(terms.terms), 0.5), step=4, widths=(4,))
-    known = profile(backbones=(backbone_model(title, terms, fit),))
+    return backbone_model("discs", terms, fit), times
+
+
+def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None:
+    store = shop.market.store
+    graph = store.graph("discs")
+    model, _ = fit_of_discs(store)
+    known = profile(backbones=(model,))
     store.profiles.put(known)
     request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=ENGINES)
     found = check_order(request, store)
@@ -141,10 +148,7 @@ def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None
 
 def measured_discs(shop: Any, level_ms: float, **device: Any) -> DeviceProfile:
     """A profile that holds subnets of the donor `discs`, measured beside a reference that took so long."""
-    terms = terms_of(shop.market.store.graph("discs").sketch())
-    rows = design(terms, 16, step=4, pool=60).astype(float)
-    times = terms.at(rows, width=4, step=4) @ np.full(len(terms.terms), 2.1) + 0.2
-    fit = fit_backbone(terms, rows, times, np.full(len(terms.terms), 0.5), step=4, widths=(4,))
+    model, times = fit_of_discs(shop.market.store)
     found = [
         MeasuredRow(
             what="subnet",
@@ -157,23 +161,23 @@ def measured_discs(shop: Any, level_ms: float, **device: Any) -> DeviceProfile:
         for chunk, one in enumerate(times[:3].tolist())
     ]
     here = profile().device.replace(processor=processor(), **device)
-    return profile().replace(device=here, rows=tuple(found), backbones=(backbone_model("discs", terms, fit),))
+    return profile().replace(device=here, rows=tuple(found), backbones=(model,))
 
 
 def test_latency_is_told_at_the_speed_that_the_machine_had_for_the_profile(shop: Any) -> None:
     asked = {"device": {"profile": "paper"}, "engines": ["slicepack"], "baselines": []}
     request = shop.order("red disc", "green disc", budget={"latency_ms": 1e5}, **asked)
     shop.market.store.profiles.put(measured_discs(shop, level_ms=500.0))
-    with standard_of(check_order(request, shop.market.store)) as standard:
-        assert standard is not None and standard.level_ms == pytest.approx(500.0)
-        assert isinstance(standard.model, Path)
-        # What takes as long as the standard does takes the standard's level, however slow the machine is now.
-        latency, raw = measured_beside(standard.model, request.device, standard, seconds=0.05)
+    with reference_of(check_order(request, shop.market.store)) as reference:
+        assert reference is not None and reference.level_ms == pytest.approx(500.0)
+        assert isinstance(reference.model, Path)
+        # What takes as long as the reference does takes the reference's level, however slow the machine is now.
+        latency, raw = measured_beside(reference.model, request.device, reference, seconds=0.05)
         assert latency.median_ms == pytest.approx(500.0, rel=0.5) and raw is not None and 0 < raw < 50
         assert latency.low_ms <= latency.median_ms <= latency.high_ms and latency.runtime == "onnxruntime"
         # An agent may run on another processor than the profile says.
-        other = replace(standard, processor="another")
-        latency, unknown = measured_beside(standard.model, request.device, other, seconds=0.05)
+        other = replace(reference, processor="another")
+        latency, unknown = measured_beside(reference.model, request.device, other, seconds=0.05)
         assert unknown is None and latency.median_ms < 50
     report = shop.make(request).report
     measured = report.measured.latency_ms
@@ -182,24 +186,19 @@ def test_latency_is_told_at_the_speed_that_the_machine_had_for_the_profile(shop:
     assert "times as fast as it was for the profile" in told
 
 
-def test_a_profile_of_another_processor_or_without_the_donor_is_no_standard(shop: Any) -> None:
+def test_a_profile_of_another_processor_or_without_the_donor_is_no_reference(shop: Any) -> None:
     request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=["slicepack"])
     known = measured_discs(shop, level_ms=5.0)
     elsewhere = known.replace(device=known.device.replace(processor="another"))
     for other in (elsewhere, known.replace(rows=()), known.replace(backbones=())):
         shop.market.store.profiles.put(other)
-        with standard_of(check_order(request, shop.market.store)) as standard:
-            assert standard is None
+        with reference_of(check_order(request, shop.market.store)) as reference:
+            assert reference is None
 
 
 def test_a_front_that_parts_share_is_not_slowed_down_by_parts_that_run_after_it(shop: Any) -> None:
     store = shop.market.store
-    graph = store.graph("discs")
-    terms = terms_of(graph.sketch())
-    rows = design(terms, 16, step=4, pool=60).astype(float)
-    times = terms.at(rows, width=4, step=4) @ np.full(len(terms.terms), 2.1) + 0.2
-    fit = fit_backbone(terms, rows, times, np.full(len(terms.terms), 0.5), step=4, widths=(4,))
-    model = backbone_model("discs", terms, fit)
+    model, _ = fit_of_discs(store)
     request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=ENGINES)
     share, taken = 0.1, {}
     for slower in (0.0, share):

@@ -11,7 +11,7 @@ from pathlib import Path
 from sarto.devices.agent import RemoteWorker
 from sarto.devices.latency import Latency, processor
 from sarto.devices.runtimes.client import MemoryUse, Worker
-from sarto.devices.timing import SECONDS, check_positive, summary
+from sarto.devices.timing import SECONDS, Timing, check_positive, summary
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, write_graph
 from sarto.types import Device
@@ -86,18 +86,20 @@ def measure_models(
                 version, chip, warmup = worker.version, processor_of(worker), warmup + warmed
             for all_runs, runs in zip(taken, times, strict=True):
                 all_runs += runs
-    return [
-        Latency(
-            **asdict(summary(runs, warmup)),
-            threads=device.threads,
-            batch=device.batch,
-            runtime=device.runtime,
-            version=version,
-            processor=chip,
-            precision=device.precision,
-        )
-        for runs in taken
-    ]
+    return [latency_of(summary(runs, warmup), device, version, chip) for runs in taken]
+
+
+def latency_of(timing: Timing, device: Device, version: str, chip: str) -> Latency:
+    """A timing with the conditions under which it was measured: the device's, the runtime's version, the processor."""
+    return Latency(
+        **asdict(timing),
+        threads=device.threads,
+        batch=device.batch,
+        runtime=device.runtime,
+        version=version,
+        processor=chip,
+        precision=device.precision,
+    )
 
 
 def measure_memory(

@@ -128,7 +128,7 @@ def write_litert(graph: ModelGraph, path: Path, wish: Wish) -> None:
     _by_program("litert", graph, path, wish, {}, None)
     if wish.metadata:
         with zipfile.ZipFile(path, "a") as archive:
-            # Dated, so that the same model gives the same bytes.
+            # A fixed date: the same model gives the same bytes.
             archive.writestr(zipfile.ZipInfo(TEXTS_NAME), json.dumps(dict(wish.metadata)))
 
 

@@ -13,7 +13,7 @@ from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
 from sarto.pipeline.covering import OfferedSubnets, class_plans
 from sarto.pipeline.donor_rules import broken_rules
-from sarto.pipeline.filling import filled_plans, refilled_plan, reopened_plan
+from sarto.pipeline.filling import Filling
 from sarto.pipeline.intakes import joint_intake, sources
 from sarto.pipeline.new_classes import some
 from sarto.pipeline.order import Order
@@ -98,10 +98,8 @@ def propose(order: Order) -> Plans:
         return _sorted_out(order, found, over, offered, subnets)
     found = [order.predictor.predicted(plan) for plan in found]
     if "slicepack" in order.request.engines and order.request.method == "closed_form" and not requirement.new:
-        filled = [
-            _with_intake(order, plan) for plan in filled_plans(order, order.predictor, kind_of, _kept(order))
-        ]
-        found = [*filled, *found]
+        filled = Filling(order, order.predictor, kind_of, _kept(order)).filled()
+        found = [*(_with_intake(order, plan) for plan in filled), *found]
     plans = _sorted_out(order, found, over_bound, offered, subnets)
     return plans if plans.feasible else _sorted_out(order, found, over_middle, offered, subnets)
 
@@ -186,32 +184,36 @@ def _kept(order: Order) -> Callable[[Plan], bool]:
 
 
 def refilled(order: Order, plan: Plan, ratio: float) -> Plan | None:
-    """The pack of a plan's kind that fills the latency budget at a ratio of measured to predicted; see `refilled_plan`.
+    """The pack of a plan's kind that fills the latency budget at a ratio of measured to predicted; see `Filling`.
 
     None where the order has no such limit or no profile, or the plan is no pack whose widths can be solved.
 
     Raises:
         StoreError: a donor is missing or damaged.
     """
-    return _solved_again(order, plan, ratio, refilled_plan)
+    filling = _filling(order, plan)
+    found = None if filling is None else filling.refilled(plan, ratio)
+    return None if found is None else _with_intake(order, found)
 
 
 def reopened(order: Order, plan: Plan, ratio: float) -> Plan | None:
-    """The pack of another kind that the bound had refused and should keep the budget after all; see `reopened_plan`.
+    """The pack of another kind that the bound had refused and should keep the budget after all; see `Filling`.
 
     None as for `refilled`.
 
     Raises:
         StoreError: a donor is missing or damaged.
     """
-    return _solved_again(order, plan, ratio, reopened_plan)
+    filling = _filling(order, plan)
+    found = None if filling is None else filling.reopened(plan, ratio)
+    return None if found is None else _with_intake(order, found)
 
 
-def _solved_again(order: Order, plan: Plan, ratio: float, solve: Callable[..., Plan | None]) -> Plan | None:
+def _filling(order: Order, plan: Plan) -> Filling | None:
+    """What solves widths anew for a plan; None where they can't be."""
     if order.predictor is None or plan.engine != "slicepack" or order.request.method != "closed_form":
         return None
-    found = solve(order, order.predictor, kind_of, _kept(order), plan, ratio)
-    return None if found is None else _with_intake(order, found)
+    return Filling(order, order.predictor, kind_of, _kept(order))
 
 
 def _with_intake(order: Order, plan: Plan) -> Plan:

@@ -23,128 +23,100 @@ MARGIN = 0.03
 Keeps = Mapping[str, Mapping[str, int]]
 
 
-def filled_plans(
-    order: Order, predictor: PlanPredictor, kind: Callable[[Plan], object], kept: Callable[[Plan], bool]
-) -> list[Plan]:
-    """For each kind of pack the largest one whose predicted bound keeps the latency budget, its widths solved for it.
+@dataclass(frozen=True)
+class Filling:
+    """Packs of an order whose widths are solved for its latency budget.
 
     Widths go straight from one stocked size to the next larger one, then group by group as far as the budget goes.
     Counts are rounded up to the device's step, which costs no predicted time; where that breaks another limit, some are
-    rounded down, for a device may take twice as long at other counts. Without a limit of latency, the largest stocked
-    pack that fits is rounded up alone, as far as the limits go.
+    rounded down, for a device may take twice as long at other counts.
 
-    Args:
+    Every method raises `StoreError` where a donor is missing or damaged.
+
+    Attributes:
         kind: what packs of one kind have in common.
         kept: whether a predicted cost keeps the budget.
-
-    Raises:
-        StoreError: a donor is missing or damaged.
     """
-    found = []
-    solver = _Solver(order, predictor, kind, order.request.budget.latency_ms)
-    for sizes in solver.by_kind().values():
-        made = solver.filled(sizes, kept)
-        if made is not None and all(made.key() != sized.plan.key() for sized in sizes):
-            found.append(made)
-    return sorted(found, key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
 
+    order: Order
+    predictor: PlanPredictor
+    kind: Callable[[Plan], object]
+    kept: Callable[[Plan], bool]
 
-def refilled_plan(
-    order: Order,
-    predictor: PlanPredictor,
-    kind: Callable[[Plan], object],
-    kept: Callable[[Plan], bool],
-    plan: Plan,
-    ratio: float,
-) -> Plan | None:
-    """The pack of a plan's kind whose widths fill the latency budget, now that something of its kind was measured.
+    def filled(self) -> list[Plan]:
+        """For each kind of pack the largest one whose predicted bound keeps the latency budget.
 
-    `MARGIN` of the budget is left for the noise of the next measurement, where a width allows that.
+        Without a limit of latency, the largest stocked pack that fits is rounded up alone, as far as the limits go.
+        """
+        solver = self._solver(self.order.request.budget.latency_ms)
+        found = []
+        for sizes in solver.by_kind().values():
+            made = solver.filled(sizes, self.kept)
+            if made is not None and all(made.key() != sized.plan.key() for sized in sizes):
+                found.append(made)
+        return sorted(found, key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
 
-    Args:
-        kept: whether a predicted cost keeps the budget; its latency is what is expected now.
-        ratio: measured over predicted latency that every width is taken to have.
+    def refilled(self, plan: Plan, ratio: float) -> Plan | None:
+        """The pack of a plan's kind that fills the budget, now that something of its kind was measured.
 
-    Returns:
-        the pack, or None where there is no limit of latency, or no width fits.
+        `MARGIN` of the budget is left for the noise of the next measurement, where a width allows that. None where
+        there is no limit of latency, or no width fits.
 
-    Raises:
-        StoreError: a donor is missing or damaged.
-    """
-    for margin in (MARGIN, 0.0):
-        expected = _Expected(order, predictor, kind, kept, ratio, margin)
-        found = expected.filled(expected.sizes().get(kind(plan), []))
-        if found is not None:
-            return found
-    return None
-
-
-def reopened_plan(
-    order: Order,
-    predictor: PlanPredictor,
-    kind: Callable[[Plan], object],
-    kept: Callable[[Plan], bool],
-    plan: Plan,
-    ratio: float,
-) -> Plan | None:
-    """Of the kinds of pack that the upper bound alone refused the slowest pack that should keep the budget after all.
-
-    A bound holds for nearly every pack, so it is far above most. Once a plan was measured, what others take is better
-    known; but none is taken to be quicker than predicted, because another kind may be off by another ratio.
-
-    Args:
-        plan: what was measured; its own kind is left out.
-        ratio: its measured latency over the predicted one.
-
-    Returns:
-        the pack, its widths solved; None where the bound refused no other kind, or none should keep the budget.
-
-    Raises:
-        StoreError: a donor is missing or damaged.
-    """
-    if order.request.budget.latency_ms is None:
+        Args:
+            ratio: measured over predicted latency that every width is taken to have.
+        """
+        limit = self.order.request.budget.latency_ms
+        if limit is None:
+            return None
+        for margin in (MARGIN, 0.0):
+            solver = self._solver((1 - margin) * limit, ratio)
+            sizes = solver.by_kind().get(self.kind(plan), [])
+            made = solver.filled(sizes, self._kept_at(ratio, margin))
+            if made is not None:
+                return made
         return None
-    bounded = _Solver(order, predictor, kind, order.request.budget.latency_ms)
-    refused = {
-        name: sizes
-        for name, sizes in bounded.by_kind().items()
-        if name != kind(plan) and not any(bounded.fits(sized, kept) for sized in sizes)
-    }
-    expected = _Expected(order, predictor, kind, kept, max(1.0, ratio), MARGIN)
-    found = [made for sizes in refused.values() if (made := expected.filled(sizes)) is not None]
-    return max(found, key=lambda made: (made.predicted and made.predicted.latency_ms) or 0.0, default=None)
 
+    def reopened(self, plan: Plan, ratio: float) -> Plan | None:
+        """Of the kinds that the upper bound alone refused the slowest pack that should keep the budget after all.
 
-class _Expected:
-    """Packs that fill a latency budget by what they are expected to take, in place of their bounds."""
+        A bound holds for nearly every pack, so it is far above most. Once a plan was measured, what others take is
+        better known; but none is taken to be quicker than predicted, because another kind may be off by another ratio.
+        None where there is no limit of latency, the bound refused no other kind, or none should keep the budget.
 
-    def __init__(
-        self,
-        order: Order,
-        predictor: PlanPredictor,
-        kind: Callable[[Plan], object],
-        kept: Callable[[Plan], bool],
-        ratio: float,
-        margin: float,
-    ) -> None:
-        self.kept, self.ratio, self.margin = kept, ratio, margin
-        limit = order.request.budget.latency_ms
-        self.solver = None if limit is None else _Solver(order, predictor, kind, (1 - margin) * limit, ratio)
+        Args:
+            plan: what was measured; its own kind is left out.
+            ratio: its measured latency over the predicted one.
+        """
+        limit = self.order.request.budget.latency_ms
+        if limit is None:
+            return None
+        bounded, ratio = self._solver(limit), max(1.0, ratio)
+        solver, kept = self._solver((1 - MARGIN) * limit, ratio), self._kept_at(ratio, MARGIN)
+        found = [
+            made
+            for name, sizes in bounded.by_kind().items()
+            if name != self.kind(plan) and not any(bounded.fits(sized, self.kept) for sized in sizes)
+            if (made := solver.filled(sizes, kept)) is not None
+        ]
+        return max(
+            found, key=lambda made: (made.predicted and made.predicted.latency_ms) or 0.0, default=None
+        )
 
-    def sizes(self) -> dict[object, list[_Sized]]:
-        return {} if self.solver is None else self.solver.by_kind()
+    def _solver(self, limit: float | None, ratio: float | None = None) -> _Solver:
+        return _Solver(self.order, self.predictor, self.kind, limit, ratio)
 
-    def filled(self, sizes: Sequence[_Sized]) -> Plan | None:
-        """The widest pack of a kind that should keep the budget with the margin left."""
-        return None if self.solver is None else self.solver.filled(sizes, self._keeps)
+    def _kept_at(self, ratio: float, margin: float) -> Callable[[Plan], bool]:
+        """Whether a plan keeps the budget with the margin left, by what it should take in place of its bound."""
 
-    def _keeps(self, plan: Plan) -> bool:
-        cost = plan.predicted
-        if cost is None or cost.latency_ms is None:
-            return False
-        latency = self.ratio * cost.latency_ms / (1 - self.margin)
-        timed = {"latency_low_ms": latency, "latency_ms": latency, "latency_high_ms": latency}
-        return self.kept(plan.replace(predicted=cost.replace(**timed)))
+        def kept(plan: Plan) -> bool:
+            cost = plan.predicted
+            if cost is None or cost.latency_ms is None:
+                return False
+            latency = ratio * cost.latency_ms / (1 - margin)
+            timed = {"latency_low_ms": latency, "latency_ms": latency, "latency_high_ms": latency}
+            return self.kept(plan.replace(predicted=cost.replace(**timed)))
+
+        return kept
 
 
 @dataclass(frozen=True)

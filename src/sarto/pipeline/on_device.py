@@ -17,7 +17,7 @@ from sarto.export import FORMATS, LEAST_AGREEMENT, LIMITS, MOST_ERROR, Exported,
 from sarto.export.comparing import Compared, check, compare
 from sarto.graph import ModelGraph
 from sarto.pipeline.exporting import place_for
-from sarto.pipeline.standard import LOADS, Standard, measured_beside
+from sarto.pipeline.reference import LOADS, Reference, measured_beside
 from sarto.types import Budget, Check, Cost, Device, DeviceFile
 from sarto.types.profile import DeviceProfile
 
@@ -27,7 +27,7 @@ class OnDevice:
     """A model as the order's device ran it.
 
     Attributes:
-        latency: at the speed that the machine had for the profile, where it was measured beside its standard.
+        latency: at the speed that the machine had for the profile, where it was measured beside its reference.
         raw_ms: milliseconds as they were, where `latency` is not that.
         file: what it ran, where that is not the delivered ONNX file or graph; it lies in the folder that was given.
     """
@@ -68,7 +68,7 @@ def measured_on(
     *,
     labels: Tensor | None = None,
     metadata: Mapping[str, str] | None = None,
-    standard: Standard | None = None,
+    reference: Reference | None = None,
 ) -> OnDevice:
     """Latency in the runtime and the precision of an order, on a file that was compared with eager there.
 
@@ -77,7 +77,7 @@ def measured_on(
         samples: real inputs to compare on, which int8 is calibrated on too.
         folder: the device's file, its sidecar and what belongs to it are left there.
         labels: the right output of each sample.
-        standard: what the device's profile was measured beside, see `measured_beside`; None takes the time as it is.
+        reference: what the device's profile was measured beside, see `measured_beside`; None takes the time as it is.
 
     Raises:
         RequestError: the runtime is not installed, or there are fewer samples than int8 needs.
@@ -89,7 +89,7 @@ def measured_on(
         if device.agent is None and device.profile is None:
             return OnDevice(measure(graph, device, onnx=onnx))
         model = onnx if device.runtime == "onnxruntime" else graph
-        return _measured(model, device, standard)
+        return _measured(model, device, reference)
     folder.mkdir(parents=True, exist_ok=True)
     path = place_for(folder / "model", to, device.precision)
     found = export(
@@ -105,16 +105,16 @@ def measured_on(
     file = described(found)
     if device.runtime == "compile":
         file = file.replace(**_compiled(graph, path, device, samples, labels))
-    return replace(_measured(path, device, standard), file=file)
+    return replace(_measured(path, device, reference), file=file)
 
 
-def _measured(model: ModelGraph | Path, device: Device, standard: Standard | None) -> OnDevice:
-    """Latency in a worker, or beside a standard.
+def _measured(model: ModelGraph | Path, device: Device, reference: Reference | None) -> OnDevice:
+    """Latency in a worker, or beside a reference.
 
     What torch.compile compiles is loaded once: that takes most of a minute.
     """
-    if standard is not None:
-        latency, raw = measured_beside(model, device, standard)
+    if reference is not None:
+        latency, raw = measured_beside(model, device, reference)
         return OnDevice(latency, raw_ms=raw)
     loads = 1 if device.profile is None or device.runtime == "compile" else LOADS
     (found,) = measure_models([model], device, seconds=loads * SECONDS, rounds=loads)
@@ -145,11 +145,11 @@ def _compiled(
 
 
 def latency_on(
-    graph: ModelGraph, device: Device, onnx: Path, samples: Tensor, standard: Standard | None = None
+    graph: ModelGraph, device: Device, onnx: Path, samples: Tensor, reference: Reference | None = None
 ) -> Latency:
     """Latency in the runtime and the precision of an order; see `measured_on`. No file is kept."""
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
-        return measured_on(graph, device, onnx, samples, Path(folder), standard=standard).latency
+        return measured_on(graph, device, onnx, samples, Path(folder), reference=reference).latency
 
 
 def weighed(

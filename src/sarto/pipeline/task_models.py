@@ -20,7 +20,7 @@ from sarto.market import Intake, Labelled, read_samples
 from sarto.pipeline.filling_subnets import Round, filled_by_measuring
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.on_device import measured_on
-from sarto.pipeline.standard import standard_of_supernet
+from sarto.pipeline.reference import reference_of_supernet
 from sarto.pipeline.subnets import ReadySupernet, Subnets
 from sarto.types import Cost, DeviceFile, Plan, Request, SubnetNode
 
@@ -134,9 +134,9 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
         "plan": made.plan.key(),
     }
     exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
-    with standard_of_supernet(made.held, request.device) as standard:
+    with reference_of_supernet(made.held, request.device) as reference:
         found = measured_on(
-            made.graph, request.device, path, inputs, place, metadata=metadata, standard=standard
+            made.graph, request.device, path, inputs, place, metadata=metadata, reference=reference
         )
     built = Built(
         made, path, exported.max_relative_difference, exported.agreement, place, found.file, found.raw_ms

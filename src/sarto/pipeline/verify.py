@@ -21,7 +21,7 @@ from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.on_device import OnDevice, measured_on, weighed
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
-from sarto.pipeline.standard import Standard, standard_of
+from sarto.pipeline.reference import Reference, reference_of
 from sarto.types import Budget, Cost, DeviceFile, Plan
 
 #: Plans that are verified at most; a measured overrun takes the next one.
@@ -86,8 +86,8 @@ def verify(
 ) -> Verified:
     """The first plan in rank that keeps the budget as measured; its ONNX file is left in the folder.
 
-    What the order's device runs is left there too, where it is another file. Where the device's profile has a standard,
-    latency counts at the speed that the machine had for the profile.
+    What the order's device runs is left there too, where it is another file. Where the device's profile has a
+    reference, latency counts at the speed that the machine had for the profile.
 
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it. After an
@@ -98,8 +98,8 @@ def verify(
         InfeasibleError: none of them keeps the budget; says what was measured.
         VerifyError: the exported model differs from the built one.
     """
-    with standard_of(plans.order) as standard:
-        bench = _Bench(builder, plans.order, folder, progress, standard)
+    with reference_of(plans.order) as reference:
+        bench = _Bench(builder, plans.order, folder, progress, reference)
         return _first_that_fits(bench, plans, scores, given)
 
 
@@ -169,7 +169,7 @@ class _Bench:
     order: Order
     folder: Path
     progress: Progress
-    standard: Standard | None
+    reference: Reference | None
     n: int = 0
     known: Known | None = None
 
@@ -192,7 +192,7 @@ class _Bench:
             place,
             labels=torch.from_numpy(samples.labels.copy()) if own else None,
             metadata=_metadata(assembly),
-            standard=self.standard,
+            reference=self.reference,
         )
         return _Measured(score, found.cost(assembly.graph), found, exported, self.known.data, place)
 

@@ -6,12 +6,12 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sarto.devices import Latency, open_runtime
 from sarto.devices.latency import processor
-from sarto.devices.measuring import processor_of
+from sarto.devices.measuring import latency_of, processor_of
 from sarto.devices.profiling import Backbone, open_in, skeleton
 from sarto.devices.profiling.run import ROUNDS, turns
 from sarto.devices.timing import SECONDS, summary
@@ -28,7 +28,7 @@ LOADS = 3
 
 
 @dataclass(frozen=True)
-class Standard:
+class Reference:
     """The model that subnets of a donor were measured beside: the donor with half of its units.
 
     Attributes:
@@ -43,8 +43,8 @@ class Standard:
 
 
 @contextmanager
-def standard_of(order: Order) -> Iterator[Standard | None]:
-    """The standard of an order's device, its file written once.
+def reference_of(order: Order) -> Iterator[Reference | None]:
+    """The reference of an order's device, its file written once.
 
     None where the device has no profile, none of the donors was measured for it, or the profile is of another processor
     than this one: what a model takes there can't be told from here.
@@ -53,8 +53,8 @@ def standard_of(order: Order) -> Iterator[Standard | None]:
     if found is None:
         yield None
         return
-    with _written(*found, order.request.device) as standard:
-        yield standard
+    with _written(*found, order.request.device) as reference:
+        yield reference
 
 
 def _measured_donor(order: Order) -> tuple[ModelGraph, float, str] | None:
@@ -71,8 +71,8 @@ def _measured_donor(order: Order) -> tuple[ModelGraph, float, str] | None:
 
 
 @contextmanager
-def standard_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Standard | None]:
-    """The standard of a supernet, as `standard_of`; None where its backbone was not measured."""
+def reference_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Reference | None]:
+    """The reference of a supernet, as `reference_of`; None where its backbone was not measured."""
     graph, profile = held.supernet.graph, held.profile
     known = None if profile is None else profile.backbone(skeleton(graph))
     level = None if profile is None or known is None else _level(profile, device, known.backbone)
@@ -84,13 +84,13 @@ def standard_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Standa
 
 
 @contextmanager
-def _written(graph: ModelGraph, level_ms: float, chip: str, device: Device) -> Iterator[Standard]:
-    half, write = Backbone("standard", graph).half(), writing_of(device)
+def _written(graph: ModelGraph, level_ms: float, chip: str, device: Device) -> Iterator[Reference]:
+    half, write = Backbone("reference", graph).half(), writing_of(device)
     if write is None or isinstance(half, Path):
-        yield Standard(half, level_ms, chip)
+        yield Reference(half, level_ms, chip)
         return
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder:
-        yield Standard(write(half, device, Path(folder)), level_ms, chip)
+        yield Reference(write(half, device, Path(folder)), level_ms, chip)
 
 
 def _level(profile: DeviceProfile, device: Device, backbone: str) -> float | None:
@@ -106,12 +106,12 @@ def _level(profile: DeviceProfile, device: Device, backbone: str) -> float | Non
 
 
 def measured_beside(
-    model: ModelGraph | Path, device: Device, standard: Standard, *, seconds: float = SECONDS / 2
+    model: ModelGraph | Path, device: Device, reference: Reference, *, seconds: float = SECONDS / 2
 ) -> tuple[Latency, float | None]:
     """Latency at the speed that the machine had for the profile, and milliseconds as they were.
 
     The model is loaded anew `LOADS` times (what torch.compile compiles once, which takes most of a minute); each time
-    it takes turns with the standard, as subnets of the profile did. In each turn its time over that of the standard
+    it takes turns with the reference, as subnets of the profile did. In each turn its time over that of the reference
     counts: what slows the machine slows both. Where an agent turns out to run on another processor than the profile's,
     time counts as it is, and None is given for the second.
 
@@ -123,7 +123,7 @@ def measured_beside(
     loads = 1 if device.runtime == "compile" else LOADS
     with tempfile.TemporaryDirectory(prefix="sarto-") as folder, open_runtime(device) as worker:
         opener = open_in(worker, device, write=writing_of(device), folder=Path(folder))
-        beside = opener(standard.model)
+        beside = opener(reference.model)
         for _ in range(loads):
             running = opener(model)
             own, other = turns([running, beside], seconds=seconds, rounds=ROUNDS)
@@ -132,15 +132,6 @@ def measured_beside(
             ratios += [a / b for a, b in zip(own, other, strict=True)]
         beside.close()
         version, chip = worker.version, processor_of(worker)
-    known = chip == standard.processor
-    timing = summary([ratio * standard.level_ms for ratio in ratios] if known else taken, loads)
-    latency = Latency(
-        **asdict(timing),
-        threads=device.threads,
-        batch=device.batch,
-        runtime=device.runtime,
-        version=version,
-        processor=chip,
-        precision=device.precision,
-    )
-    return latency, statistics.median(taken) if known else None
+    known = chip == reference.processor
+    timing = summary([ratio * reference.level_ms for ratio in ratios] if known else taken, loads)
+    return latency_of(timing, device, version, chip), statistics.median(taken) if known else None
