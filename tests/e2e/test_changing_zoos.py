@@ -142,7 +142,11 @@ def test_a_donor_without_samples_has_the_median_skill_of_its_zoo_and_is_told(sho
     index_zoo(store, "zoo")
     alone = usable(store, indices(store).get("zoo"))
     assert [entry.skill for entry in alone.zoo.entries] == [0.5, 0.5]
-    assert len(alone.notes) == 2
+    gone = {
+        f"{name} is left out: as it was indexed, it is not in the market any more" for name in alone.absent
+    }
+    assert set(alone.absent) == {"discs", "bars", "crosses", "poor"} and gone < set(alone.notes)
+    assert len(alone.notes) == len(gone) + 2
 
 
 def test_skill_is_that_of_the_wanted_classes(shop: Shop) -> None:

@@ -19,13 +19,15 @@ from sarto.cli.app import app
 from sarto.errors import InfeasibleError
 from sarto.pipeline import Artifact, verify_artifact
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, propose
+from sarto.pipeline.choose import Plans, propose, refilled, reopened
+from sarto.pipeline.closing import closed
 from sarto.pipeline.indexing import index_zoo
 from sarto.pipeline.locking import Lock, read_lock
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.rebuilding import rebuild
-from sarto.types import ChainNode, HeadNode, Plan, Requirement
+from sarto.types import ChainNode, HeadNode, Learnware, Plan, Requirement, SliceNode, WidthCost
 from tests.e2e.conftest import COLOURS, SIDE, Shop
+from tests.e2e.test_profiled_orders import profile
 
 #: Shapes that no donor was trained on.
 NEW = ("red ring", "blue ring", "green ring")
@@ -81,15 +83,40 @@ def test_new_classes_are_told_and_every_donor_gives_features(shop: Shop, own: Ca
     assert {order.learnwares[id_].name for id_ in found.donors} == set(shop.donors)
     assert "known to no stocked model: a new head is fitted on the 12 images given" in found.notes[0]
     plans = propose(order)
-    assert sorted(notes_of(plans)) == [
+    whole = [note for note in notes_of(plans) if "pruned" not in note]
+    assert sorted(whole) == [
         "ensemble of the whole donors",
         *(f"probe on {name}" for name in sorted(shop.donors)),
     ]
+    # Sizes of a small donor may be the same counts of units: such are one plan, named after the largest.
+    sizes = {
+        item.name: {
+            max(width.ratio for width in sizes_of(item) if width.keep == one.keep) for one in sizes_of(item)
+        }
+        for item in order.learnwares.values()
+    }
+    shared = set.intersection(
+        *({width.ratio for width in sizes_of(item)} for item in order.learnwares.values())
+    )
+    pruned = {note for note in notes_of(plans) if "pruned" in note}
+    assert pruned == {
+        *(
+            f"{name} pruned to {r:.0%} of its extractor, new head"
+            for name, ratios in sizes.items()
+            for r in ratios
+        ),
+        *(f"all donors side by side, each pruned to {r:.0%} of its extractor, new head" for r in shared),
+    }
     assert all(head_of(plan) == "ridge" for plan in plans.feasible)
     told = dict(reason.split(": ", 1) for reason in plans.without)
-    assert "slices models by classes that they know" in told["slicepack"] and "red ring" in told["slicepack"]
+    assert "subnets for classes that a supernet knows" in told["factory"] and "red ring" in told["factory"]
     assert "the market has no index" in told["reassembly"]
     assert Requirement.parse(found.to_json()) == found
+
+
+def sizes_of(item: Learnware) -> list[WidthCost]:
+    """The sizes below the whole that a model is stocked at, solved for parameters."""
+    return [width for width in item.widths if width.ratio < 1 and width.objective == "params"]
 
 
 def test_a_name_like_a_known_one_is_new_only_where_samples_have_it(
@@ -115,7 +142,7 @@ def test_known_and_new_classes_share_one_new_head(shop: Shop, own: Callable[...,
     assert [offer.cls for offer in order.requirement.offers] == ["red disc"]
     assert order.classes == ("red disc", "red ring")
     plans = propose(order)
-    assert {plan.engine for plan in plans.all} == {"baselines"}
+    assert {plan.engine for plan in plans.all} == {"baselines", "slicepack"}
     assert all(plan.classes == order.classes and head_of(plan) == "ridge" for plan in plans.all)
 
 
@@ -175,7 +202,7 @@ def test_all_that_is_wrong_with_new_classes_is_told_at_once(shop: Shop, own: Cal
             "blue ring",
             "red disc",
             "zebra",
-            engines=["slicepack"],
+            engines=["factory"],
             samples_per_class=1,
         )
     told = caught.value.problems
@@ -188,7 +215,7 @@ def test_all_that_is_wrong_with_new_classes_is_told_at_once(shop: Shop, own: Cal
     )
     assert any("has none of class 'red disc'" in text for text in told)
     assert any(text.startswith("samples_per_class: is 1") for text in told)
-    assert any("name baselines" in text and "reassembly" in text for text in told)
+    assert any("name slicepack" in text and "reassembly" in text for text in told)
 
 
 def test_without_labelled_samples_the_way_out_is_told(shop: Shop, tmp_path: Path) -> None:
@@ -221,11 +248,60 @@ def test_a_class_of_a_donor_that_may_not_be_used_is_not_new(shop: Shop, own: Cal
         ordered(shop, path, "red disc", "red bar", donors={"avoid": ["discs"]})
 
 
-def test_a_budget_below_every_donor_says_what_slicing_lacks(shop: Shop, own: Callable[..., str]) -> None:
+def test_a_budget_below_every_donor_says_what_the_engines_lack(shop: Shop, own: Callable[..., str]) -> None:
     order = ordered(shop, own(rings(NEW, 3, 10)), budget={"params": 50})
     assert propose(order).feasible == ()
-    with pytest.raises(InfeasibleError, match=r"Floor: params .*slicepack: slices models by classes"):
+    with pytest.raises(InfeasibleError, match=r"Floor: params .*factory: has subnets for classes"):
         shop.make(order.request, "never")
+
+
+def test_a_pruned_donor_is_delivered_where_no_whole_one_keeps_the_budget(
+    shop: Shop, own: Callable[..., str]
+) -> None:
+    path = own(rings(NEW, 6, 11))
+    free = propose(ordered(shop, path))
+    whole = min(
+        plan.predicted.params for plan in free.feasible if "pruned" not in plan.note and plan.predicted
+    )
+    limit = int(0.8 * whole)
+    made = shop.make(ordered(shop, path, budget={"params": limit}).request, "pruned")
+    assert "pruned to" in made.plan.note and made.report is not None
+    cut = [node for node in made.plan.nodes.values() if isinstance(node, SliceNode)]
+    assert cut and all(
+        node.classes == () and node.samples == made.report.requirement.samples_digest for node in cut
+    )
+    assert made.report.measured.params == made.plan.predicted.params <= limit, "counted before it was built"
+    assert any("chosen and repaired on all these images" in text for text in made.report.sentences)
+    assert any(row.name.startswith("random units") for row in made.report.rows), "the control of every slice"
+    assert any("pruned extractor" in part.name for part in made.report.where_params)
+    assert all(check.ok for check in verify_artifact(made.folder))
+    paper = propose(ordered(shop, path, method="paper"))
+    assert not any("pruned" in plan.note for plan in paper.all)
+    assert any("the paper's method slices by classes that a model knows" in text for text in paper.without)
+
+
+def test_pruned_donors_keep_a_budget_of_milliseconds_on_a_profiled_device(
+    shop: Shop, own: Callable[..., str]
+) -> None:
+    shop.market.store.profiles.put(profile(unit_step=1))
+    path = own(rings(("red ring", "blue ring"), 6, 12))
+    shop.write_images(shop.draw(["red disc"], 6, 12), Path(path))
+    order = ordered(
+        shop,
+        path,
+        *("red ring", "blue ring", "red disc"),
+        device={"profile": "paper"},
+        engines=["slicepack", "baselines"],
+        budget={"latency_ms": 50.0},
+    )
+    plans = [plan for plan in propose(order).feasible if "pruned" in plan.note]
+    assert plans and all(plan.predicted and plan.predicted.latency_high_ms for plan in plans)
+    # They have their stocked sizes alone: what one takes says nothing of others.
+    assert refilled(order, plans[0], 1.2) is None and reopened(order, plans[0], 1.2) is None
+    said = plans[0].predicted
+    assert said is not None
+    late = said.replace(latency_low_ms=60.0, latency_ms=60.0, latency_high_ms=60.0)
+    assert [one.broken for one in closed(order, plans[0], lambda _: late)] == [("latency_ms",)]
 
 
 # --- from end to end ----------------------------------------------------------------------------------------------
@@ -322,7 +398,13 @@ def test_models_of_new_classes_gain_and_lose_none(
 def test_an_order_that_nothing_is_sliced_for_has_nothing_to_stock(
     shop: Shop, own: Callable[..., str]
 ) -> None:
-    request = shop.order(*NEW, samples=own(rings(NEW, 4, 1)), heldout=None)
-    with pytest.raises(RequestError, match=r"nothing of this order is sliced.*no model knows"):
+    request = shop.order(*NEW, samples=own(rings(NEW, 4, 1)), heldout=None, engines=["baselines"])
+    with pytest.raises(RequestError, match=r"nothing of this order is sliced.*takes whole donors"):
         shop.market.stock_order(request)
     assert shop.fragments() == {}
+    shop.market.stock_order(request.replace(engines=("slicepack",)))
+    stocked = shop.fragments()
+    assert stocked, "pruned donors can be made ahead"
+    shop.make(request.replace(engines=("slicepack", "baselines")), "ahead")
+    assert {key: found for key, found in shop.fragments().items() if key in stocked} == stocked
+    assert not [text for text in shop.sliced() if "random" not in text], "nothing was sliced anew"

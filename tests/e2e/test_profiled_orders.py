@@ -20,7 +20,7 @@ from sarto.devices.profiling.fit import fit_backbone
 from sarto.devices.profiling.generic import FIXED
 from sarto.devices.profiling.making import backbone_model
 from sarto.errors import InfeasibleError, RequestError
-from sarto.graph import leading, slice
+from sarto.graph import graph_hash, leading, slice
 from sarto.pipeline.builder import Builder, ready
 from sarto.pipeline.choose import kind_of, propose, refilled
 from sarto.pipeline.closing import closed
@@ -149,6 +149,7 @@ def test_a_backbone_that_was_measured_counts_with_its_own_fit(shop: Any) -> None
 def measured_discs(shop: Any, level_ms: float, **device: Any) -> DeviceProfile:
     """A profile that holds subnets of the donor `discs`, measured beside a reference that took so long."""
     model, times = fit_of_discs(shop.market.store)
+    model = model.replace(graph_hash=graph_hash(shop.market.store.graph("discs"), weights=False))
     found = [
         MeasuredRow(
             what="subnet",
@@ -184,13 +185,21 @@ def test_latency_is_told_at_the_speed_that_the_machine_had_for_the_profile(shop:
     assert measured is not None and 50 < measured < 5000, "small models take a fraction of a millisecond here"
     (told,) = [text for text in report.sentences if "as it was measured" in text]
     assert "times as fast as it was for the profile" in told
+    assert report.latency_raw_ms is not None and f"took {report.latency_raw_ms:.3g} ms" in told
+    (check,) = [check for check in report.checks if check.name == "budget: latency_ms"]
+    assert check.detail == f"measured, at the profile's speed; {report.latency_raw_ms:.3g} ms as it was"
 
 
 def test_a_profile_of_another_processor_or_without_the_donor_is_no_reference(shop: Any) -> None:
     request = shop.order("red disc", "green disc", device={"profile": "paper"}, engines=["slicepack"])
     known = measured_discs(shop, level_ms=5.0)
     elsewhere = known.replace(device=known.device.replace(processor="another"))
-    for other in (elsewhere, known.replace(rows=()), known.replace(backbones=())):
+    # The same operators in other sizes, or nobody knows in which: another network.
+    sizes = [
+        (one.replace(graph_hash=hash_),) for one in known.backbones for hash_ in (f"sha256:{64 * '0'}", None)
+    ]
+    others = [known.replace(backbones=changed) for changed in ((), *sizes)]
+    for other in (elsewhere, known.replace(rows=()), *others):
         shop.market.store.profiles.put(other)
         with reference_of(check_order(request, shop.market.store)) as reference:
             assert reference is None

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from sarto import Samples
+from sarto.cli.app import app
 from sarto.devices import count
 from sarto.devices.profiling import Predictor
 from sarto.engines.reassembly import astar
@@ -20,8 +22,8 @@ from sarto.errors import GraphError, InfeasibleError, RequestError, StoreError
 from sarto.graph import read_graph
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import propose
-from sarto.pipeline.indexed_zoo import zoo_of
+from sarto.pipeline.choose import Plans, infeasible, propose
+from sarto.pipeline.indexed_zoo import steadiest_blocks, zoo_of
 from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.order import check_order
 from sarto.pipeline.zoo_front import draw_front, zoo_front
@@ -418,3 +420,94 @@ def test_the_delivered_file_says_what_the_chain_in_memory_says(indexed: Shop) ->
     model = _builder(indexed, *RED).build(plan)
     inputs = torch.rand(4, 3, 16, 16)
     assert torch.equal(read_graph(indexed.folder / "same" / GRAPH)(inputs), model.graph(inputs))
+
+
+def _chain_of(plan: Plan) -> ChainNode:
+    (chain,) = [node for node in plan.nodes.values() if isinstance(node, ChainNode)]
+    return chain
+
+
+def test_an_order_says_into_how_many_blocks_models_are_parted(indexed: Shop) -> None:
+    index = indices(indexed.market.store).get("zoo")
+    floor = min(len(model.places) for model in index.models()) - 1
+    two = propose_all(indexed, parting={"blocks": 2})
+    assert {len(_chain_of(plan).of) for plan in two.feasible} == {2}
+    told = rf"{floor + 1} blocks are too many.*take {floor}, or let models skip sets"
+    with pytest.raises(InfeasibleError, match=told):
+        propose_all(indexed, parting={"blocks": floor + 1})
+    # Beside other engines an order that asks something of chains is told why there are none.
+    beside = propose(check_order(indexed.order(*RED, parting={"blocks": floor + 1}), indexed.market.store))
+    assert beside.feasible and any("blocks are too many" in note for note in beside.order.requirement.notes)
+    more = propose_all(indexed, parting={"blocks": floor + 1, "skip": 0.4})
+    assert max(len(_chain_of(plan).of) for plan in more.feasible) <= floor + 1, "the shallow one skips a set"
+
+
+def propose_all(shop: Shop, **more: Any) -> Plans:
+    """The plans of an order for chains alone; an order that has none ends in the error that says why."""
+    plans = propose(check_order(shop.order(*RED, engines=["reassembly"], **more), shop.market.store))
+    if not plans.feasible:
+        raise infeasible(plans)
+    return plans
+
+
+def test_the_steadiest_number_of_blocks_reaches_an_order(indexed: Shop) -> None:
+    store = indexed.market.store
+    steady = steadiest_blocks(store, indices(store).get("zoo"))
+    plans = propose_all(indexed, parting={"blocks": "steady"})
+    assert any(f"parted into {steady} blocks: of 2 to 6" in note for note in plans.order.requirement.notes)
+    same = propose_all(indexed, parting={"blocks": steady})
+    assert [plan.key() for plan in plans.all] == [plan.key() for plan in same.all]
+
+
+@pytest.mark.parametrize(("k", "skip"), [(2, None), (2, -1.0), (3, 0.4), (3, 1.0)])
+def test_models_may_skip_sets_and_the_map_counts_blocks_alone(
+    indexed: Shop, k: int, skip: float | None
+) -> None:
+    store = indexed.market.store
+    found = similarity_map(store, indices(store).get("zoo"), k, skip=skip)
+    skipped = sum(start < 0 for model in found.models for start, _ in model.bounds)
+    assert (skipped > 0) == (k == 3), "one donor has two blocks at most"
+    # Mean similarity of a block to its set, block by block: both CKA with every block of the set, itself among them.
+    cka, first = np.array(found.cka), np.cumsum([0, *(len(model.places) for model in found.models)])
+    means = []
+    for place in range(found.k):
+        ends = [
+            (first[i] + model.bounds[place][0], first[i] + model.bounds[place][1])
+            for i, model in enumerate(found.models)
+            if model.bounds[place][0] >= 0
+        ]
+        means += [np.mean([cka[a, c] + cka[b, d] for c, d in ends]) for a, b in ends]
+    assert found.mean_similarity == pytest.approx(np.mean(means), abs=2e-3)
+    if skip is not None:
+        plans = _chains(indexed, *RED, parting={"blocks": k, "skip": skip})
+        builder = _builder(indexed, *RED)
+        for plan in plans[:3]:
+            assert plan.predicted is not None
+            assert count(builder.build(plan).graph).params == plan.predicted.params
+        if skip == -1.0:
+            without = _chains(indexed, *RED, parting={"blocks": k})
+            assert [plan.key() for plan in plans] == [plan.key() for plan in without]
+
+
+def test_blocks_are_asked_of_chains_alone(indexed: Shop) -> None:
+    for asked, told in (
+        ({"blocks": 1}, "blocks"),
+        ({"blocks": "many"}, "blocks"),
+        ({"skip": 1.5}, "skip"),
+        ({"skip": float("nan")}, "skip"),
+    ):
+        with pytest.raises(RequestError, match=told):
+            indexed.order(*RED, parting=asked)
+    with pytest.raises(RequestError, match=r"only chains have blocks; name reassembly"):
+        indexed.order(*RED, parting={"blocks": 3}, engines=["slicepack"])
+    common = ["--classes", ",".join(RED), "--market", str(indexed.market.store.path)]
+    done = CliRunner().invoke(app, ["plan", *common, "--blocks", "steady", "--skip", "-1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert "of 2 to 6 so many change least" in done.output
+    wrong = CliRunner().invoke(app, ["plan", *common, "--blocks", "many"])
+    assert wrong.exit_code != 0 and "blocks" in wrong.output
+    mapped = CliRunner().invoke(
+        app, ["zoo", "map", "zoo", "-k", "3", "--skip", "1", "--market", common[-1], "--json"]
+    )
+    assert mapped.exit_code == 0, mapped.output
+    assert any([-1, -1] in model["bounds"] for model in json.loads(mapped.stdout)["models"])

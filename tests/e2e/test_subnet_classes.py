@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from markupsafe import escape
+from PIL import Image
 
 import sarto
 from sarto import Market, Request, Samples, zoo
@@ -145,13 +146,20 @@ def test_packs_and_subnets_stand_beside_each_other_in_the_report(market: Market,
 
 def test_a_supernet_that_a_profile_does_not_know_is_left_out(market: Market, tmp_path: Path) -> None:
     stock(market)
+    timed = {"latency_ms": 1e5}
     # Of the donors alone: packs are made, and both supernets are told.
-    plans = market.plan(order("shark", "ray", device=profiled(market, "donor")))
+    plans = market.plan(order("shark", "ray", device=profiled(market, "donor"), budget=timed))
     assert engines(plans) == {"slicepack", "baselines"}
     told = [text for text in plans.without if text.startswith("factory:")]
     assert len(told) == 2 and all("profile 'paper' is of other backbones (donor)" in text for text in told)
+    # Where no milliseconds are asked for, nothing has to be known of them.
+    free = market.plan(order("shark", "ray", device=profiled(market, "donor")))
+    assert of(market, free.feasible) == {"beasts", "deep"}
+    assert all(
+        plan.predicted.latency_ms is None for plan in free.feasible if plan.supernets and plan.predicted
+    )
     # Of one supernet: the other does not keep it from being delivered.
-    request = order("shark", "ray", device=profiled(market, "beasts"))
+    request = order("shark", "ray", device=profiled(market, "beasts"), budget=timed)
     plans = market.plan(request)
     assert engines(plans) == {"slicepack", "factory", "baselines"} and of(market, plans.feasible) == {
         "beasts"
@@ -181,7 +189,8 @@ def test_a_supernet_that_a_profile_does_not_know_is_left_out(market: Market, tmp
 def test_of_two_supernets_for_a_task_the_one_that_is_known_does_it(
     market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_task = order(properties=["ray", "shark"], device=profiled(market, "beasts"))
+    limited = {"latency_ms": 1e5}
+    by_task = order(properties=["ray", "shark"], device=profiled(market, "beasts"), budget=limited)
     plans = market.plan(by_task)
     assert of(market, plans.feasible) == {"beasts"} and "supernet 'deep': profile" in plans.without[0]
     artifact = market.make(by_task, tmp_path / "out")
@@ -296,3 +305,36 @@ def test_samples_that_say_nothing_of_a_task_are_told(market: Market, tmp_path: P
         market.make(large, tmp_path / "none")
     with pytest.raises(RequestError, match="give these as samples"):
         market.make(by_task.replace(heldout=strange.samples), tmp_path / "held")
+
+
+def test_subnets_beside_packs_take_batch_norm_statistics_where_asked(market: Market, tmp_path: Path) -> None:
+    stock(market)
+    asked = order("shark", "ray", device={"runtime": "torch"}, engines=["slicepack", "factory"])
+    mine = asked.replace(samples=write(images(9), tmp_path / "mine.npz"), recalibrate=True)
+    plans = market.plan(mine)
+    subnets = [plan for plan in plans.feasible if plan.supernets]
+    assert subnets and all(plan.nodes["subnet"].samples == plans.order.samples.digest for plan in subnets)
+    artifact = market.make(mine, tmp_path / "out", plan=subnets[0])
+    assert artifact.report.certificate is not None and artifact.report.certificate.recalibrated == 18
+    assert "batch norm statistics taken from these samples" in artifact.report.pick.interval.method
+    plain = market.make(
+        asked, tmp_path / "plain", plan=next(p for p in market.plan(asked).feasible if p.supernets)
+    )
+    name = next(name for name in artifact.graph.tensors if name.endswith("running_mean"))
+    assert not torch.allclose(artifact.graph.tensors[name], plain.graph.tensors[name])
+    assert plain.report.certificate is not None and plain.report.certificate.recalibrated == 0
+
+
+def test_images_without_labels_serve_an_order_by_task_for_statistics_alone(
+    market: Market, tmp_path: Path
+) -> None:
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for place, image in enumerate(images(5).images):
+        Image.fromarray(image.squeeze()).save(folder / f"{place:02}.png")
+    asked = order(properties=["ray", "shark"], device={"runtime": "torch"}, samples=str(folder))
+    scored = market.make(asked, tmp_path / "out")
+    assert scored.report.pick.accuracy_loto is None
+    assert any("carry no labels: none of them is scored" in note for note in scored.requirement.notes)
+    taken = market.make(asked.replace(recalibrate=True), tmp_path / "taken")
+    assert taken.report.certificate is not None and taken.report.certificate.recalibrated == 15

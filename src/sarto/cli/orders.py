@@ -53,7 +53,10 @@ Profile = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads that the runtime may use.")]
 Batch = Annotated[int | None, typer.Option(help="Images or texts in one measured call.")]
 SamplesPath = Annotated[
-    str | None, typer.Option("--samples", help="The order's own labelled images or texts.")
+    str | None,
+    typer.Option(
+        "--samples", help="The order's own images or texts, labelled; or a folder of images without labels."
+    ),
 ]
 Heldout = Annotated[str | None, typer.Option(help="Labelled images or texts that only the report reads.")]
 PerClass = Annotated[
@@ -93,6 +96,18 @@ DenyLicences = Annotated[
 Differ = Annotated[
     int | None,
     typer.Option("--differ", min=1, help="Blocks in which each proposed chain differs from those before."),
+]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--blocks", help="Blocks of each model of a zoo, or steady: as many as change least; else 4."
+    ),
+]
+Skip = Annotated[
+    float | None,
+    typer.Option(
+        "--skip", help="Let models skip blocks: the similarity, -1 to 1, that a skipped one counts."
+    ),
 ]
 Train = Annotated[
     int | None,
@@ -140,6 +155,8 @@ def plan(
     allow_licences: AllowLicences = None,
     deny_licences: DenyLicences = None,
     differ: Differ = None,
+    blocks: Parts = None,
+    skip: Skip = None,
     train: Train = None,
     train_on: TrainOn = None,
     train_scope: TrainScope = None,
@@ -238,6 +255,8 @@ def make(
     allow_licences: AllowLicences = None,
     deny_licences: DenyLicences = None,
     differ: Differ = None,
+    blocks: Parts = None,
+    skip: Skip = None,
     train: Train = None,
     train_on: TrainOn = None,
     train_scope: TrainScope = None,
@@ -339,10 +358,22 @@ def _request(path: str | None, flags: dict[str, Any]) -> Request:
         given["train"] = {**(given.get("train") or {}), **training}
         if "epochs" not in given["train"]:
             raise RequestError("--train-on and --train-scope say how to train; give --train EPOCHS too")
+    parting = {
+        key: value
+        for key, value in (("blocks", _blocks(flags["blocks"])), ("skip", flags["skip"]))
+        if value is not None
+    }
+    if parting:
+        given["parting"] = {**(given.get("parting") or {}), **parting}
     donors = _donors(flags)
     if donors:
         given["donors"] = {**given.get("donors", {}), **donors}
     return Request.parse(given)
+
+
+def _blocks(text: str | None) -> int | str | None:
+    """How many blocks, as an order says it; another word is left for the order to refuse."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _donors(flags: dict[str, Any]) -> dict[str, Any]:
@@ -392,10 +423,16 @@ def delivered(artifact: Artifact, as_json: bool) -> None:
         return
     from rich.table import Table
 
+    from sarto.pipeline.page.wording import ON_OWN
+
     pick = report.pick
     typer.echo(f"{pick.name}: {', '.join(artifact.classes)}")
     for accuracy, interval, basis in (
-        (pick.accuracy_loto, pick.interval, f"on your samples, {_basis(pick.interval)}"),
+        (
+            pick.accuracy_loto,
+            pick.interval,
+            f"{ON_OWN[report.requirement.labelled_by]}, {_basis(pick.interval)}",
+        ),
         (pick.accuracy_heldout, pick.heldout_interval, f"on held-out {report.reads}s"),
     ):
         if accuracy is not None:

@@ -72,6 +72,7 @@ def index(
                     "known": list(done.known),
                     "skipped": skipped,
                     "doubtful": doubtful,
+                    "notes": list(done.notes),
                 }
             )
             return
@@ -80,6 +81,8 @@ def index(
             typer.echo(f"left out {item}: {why}")
         for item, why in done.doubtful:
             typer.echo(f"look at {item}: {why}")
+        for note in done.notes:
+            typer.echo(note)
 
 
 def ls(market: MarketPath = DEFAULT, as_json: Json = False, debug: Debug = False) -> None:
@@ -119,6 +122,14 @@ def show_map(
     steady: Annotated[
         bool, typer.Option("--steady", help="As many blocks, 2 to 6, as change least with the probe images.")
     ] = False,
+    skip: Annotated[
+        float | None,
+        typer.Option(
+            min=-1.0,
+            max=1.0,
+            help="Let models skip sets: the similarity, -1 to 1, that a skipped one counts.",
+        ),
+    ] = None,
     out: Picture = None,
     market: MarketPath = DEFAULT,
     as_json: Json = False,
@@ -137,8 +148,8 @@ def show_map(
 
         with Market.open(market) as opened:
             held = indices(opened.store).get(name)
-            chosen = steadiest_blocks(opened.store, held) if steady else blocks
-            found = similarity_map(opened.store, held, chosen)
+            chosen = steadiest_blocks(opened.store, held, skip=skip) if steady else blocks
+            found = similarity_map(opened.store, held, chosen, skip=skip)
         if out is not None:
             from sarto.pipeline.zoo_picture import draw_map
 

@@ -8,7 +8,7 @@ from sarto.market.intake import LUMA, Intake, with_channels
 from sarto.market.labelled import Labelled
 from sarto.market.manifest import IDENTITY, content_id, id_of
 from sarto.market.preprocess import to_tensor
-from sarto.market.reading import read_images, read_samples, read_unlabelled
+from sarto.market.reading import has_no_labels, read_images, read_samples, read_unlabelled
 from sarto.market.rows import Fragment
 from sarto.market.samples import Samples, encode_samples
 from sarto.market.store import Removed, Store
@@ -33,6 +33,7 @@ __all__ = [
     "decode_vocabulary",
     "embedding_rows",
     "encode_samples",
+    "has_no_labels",
     "id_of",
     "joint_vocabulary",
     "read_images",

@@ -152,20 +152,32 @@ def read_encoded(path: Path) -> Samples | TextSamples:
     return _samples(path, images, labels, _names(about.get("classes"), path))
 
 
+def has_no_labels(place: Path) -> bool:
+    """Whether a path is a folder of images without labels: image files, and neither sub-folders nor sheet.json."""
+    return any(file.suffix.lower() in IMAGES for file in _flat(place))
+
+
 def read_unlabelled(place: Path) -> Samples:
     """Images whose labels nobody reads: a folder of image files, or anything that `read_samples` reads.
 
     Raises:
         RequestError: a file is no image, the sizes differ, or these are texts.
     """
-    flat = place.is_dir() and not (place / "sheet.json").exists()
-    if flat and (files := _listed(place)) and not any(file.is_dir() for file in files):
+    if files := _flat(place):
         pictures = _read_pictures(place, [("", file) for file in files])
         return _samples(place, pictures, np.zeros(len(pictures), np.int64), ["unlabelled"])
     held = read_samples(place)
     if not isinstance(held, Samples):
         raise RequestError(f"{str(place)!r} holds texts; images are asked for", where=str(place))
     return held
+
+
+def _flat(place: Path) -> list[Path]:
+    """Files of a folder that has neither sub-folders nor sheet.json; empty where it is another thing."""
+    if not place.is_dir() or (place / "sheet.json").exists():
+        return []
+    files = _listed(place)
+    return [] if any(file.is_dir() for file in files) else files
 
 
 def _read_table(place: Path) -> TextSamples:

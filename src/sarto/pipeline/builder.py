@@ -316,8 +316,10 @@ class Builder:
             together = count_params(branch(joined))
             learnware = self._source_below(plan, node)
             below = plan.nodes[node.of]
+            sliced = isinstance(below, SliceNode)
             classes = below.classes if isinstance(below, SliceNode) else ()
-            name = f"{learnware.name}: {', '.join(classes) or 'whole extractor'}"
+            alike = "pruned extractor" if sliced else "whole extractor"
+            name = f"{learnware.name}: {', '.join(classes) or alike}"
             parts.append((name, learnware.id, classes, together - before))
             before = together
         if not parts and plan.supernets:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from sarto.devices import count
 from sarto.devices.runtimes.place import interpreter
-from sarto.errors import GraphError, RequestError, SartoError
+from sarto.errors import GraphError, RequestError
 from sarto.export import sidecar_of
 from sarto.export.comparing import compare
 from sarto.graph import evaluate, relative_difference
 from sarto.graph.model import size_at
 from sarto.graph.operators import ALLOWED, GETITEM
-from sarto.market import read_samples
 from sarto.pipeline.artifact import Artifact
+from sarto.pipeline.kept_samples import own_samples
 from sarto.pipeline.on_device import device_checks, figures
 from sarto.types import Check, DeviceFile, TextPreprocessing
 
@@ -93,7 +93,7 @@ def _device_checks(artifact: Artifact, file: DeviceFile, noise: Tensor) -> Itera
     if why_not is not None:
         yield Check(name=name, ok=True, detail=f"{file.name} was not run: {why_not}")
         return
-    own, path = _own_samples(artifact), artifact.folder / file.name
+    own, path = own_samples(artifact), artifact.folder / file.name
     batch = json.loads(sidecar_of(path).read_text(encoding="utf-8"))["batch"]
     try:
         found = compare(
@@ -134,20 +134,3 @@ def _why_not_run(artifact: Artifact) -> str | None:
     except RequestError as error:
         return error.detail
     return None
-
-
-def _own_samples(artifact: Artifact) -> Tensor | None:
-    """The order's own samples as the model reads them; None where they are not in their place, or others."""
-    request, requirement = artifact.request, artifact.requirement
-    if request.samples is None or requirement is None or requirement.samples_digest is None:
-        return None
-    try:
-        found = own = read_samples(Path(request.samples))
-        if set(artifact.classes) <= set(found.classes):
-            own = found.only(list(artifact.classes))
-        if request.samples_per_class is not None:
-            own = own.take(request.samples_per_class)
-        same = next((one for one in (own, found) if one.digest == requirement.samples_digest), None)
-        return None if same is None else artifact.intake.tensor(same)
-    except SartoError:
-        return None

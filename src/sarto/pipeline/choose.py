@@ -20,7 +20,17 @@ from sarto.pipeline.order import Order
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import Offered
 from sarto.pipeline.subnets import ENGINE
-from sarto.types import BranchNode, Budget, Cost, Plan, Preprocessing, SliceNode
+from sarto.types import (
+    BranchNode,
+    Budget,
+    Cost,
+    DonorRules,
+    Parting,
+    Plan,
+    Preprocessing,
+    Request,
+    SliceNode,
+)
 
 #: Accuracies that are no further apart are equal.
 SAME = 1e-9
@@ -110,7 +120,8 @@ def _subnets(order: Order) -> OfferedSubnets:
     asked = ENGINE in request.engines and not order.requirement.new
     if not asked or order.subnets is None or not isinstance(reads, Preprocessing):
         return OfferedSubnets()
-    return class_plans(order.subnets, order.classes, request.budget, reads, request.donors)
+    samples = order.samples.digest if request.recalibrate else None
+    return class_plans(order.subnets, order.classes, request.budget, reads, request.donors, samples)
 
 
 def _chains(order: Order) -> Offered:
@@ -119,7 +130,7 @@ def _chains(order: Order) -> Offered:
     if CHAINS not in request.engines or order.chains is None:
         return Offered()
     if order.intake.kind != "image":
-        return Offered(why_not=("chains are of models that read images",))
+        return Offered(why_not=("chains are of models that read images",), asked=False)
     shape = order.donors[0].input_shape
     return order.chains.offered(
         order.classes,
@@ -131,6 +142,7 @@ def _chains(order: Order) -> Offered:
         order.predictor,
         {id_: held.digest for id_, held in order.donor_samples.items()},
         only=tuple(order.intakes) if order.requirement.new else None,
+        parting=request.parting,
     )
 
 
@@ -156,21 +168,24 @@ def _sorted_out(
             feasible.append(plan)
     left_out = [f"{ENGINE}: {reason}" for reason in subnets.why_not]
     chains = [f"{CHAINS}: {reason}" for reason in offered.why_not]
-    told = noted(order, (*left_out, *offered.notes))
+    # Who asks something of chains is told why there are none; a market without an index says nothing to others.
+    told_chains = chains if offered.asked or _asks_of_chains(order.request) else ()
+    told = noted(order, (*left_out, *told_chains, *offered.notes))
     without = (*_without_new(order), *left_out, *chains)
     return Plans(told, tuple(feasible), tuple(refused), offered.drawn, without)
 
 
+def _asks_of_chains(request: Request) -> bool:
+    return request.train is not None or request.parting != Parting() or request.donors != DonorRules()
+
+
 def _without_new(order: Order) -> Iterator[str]:
-    """Why engines that need a model which knows a class have nothing for new classes."""
-    new = order.requirement.new
-    needs = {
-        "slicepack": "slices models by classes that they know",
-        ENGINE: "has subnets for classes that a supernet knows",
-    }
-    for engine, what in needs.items():
-        if new and engine in order.request.engines:
-            yield f"{engine}: {what}, and no model knows {some(new)}"
+    """Why engines or methods that need a model which knows a class have nothing for new classes."""
+    new, request = order.requirement.new, order.request
+    if new and ENGINE in request.engines:
+        yield f"{ENGINE}: has subnets for classes that a supernet knows, and no model knows {some(new)}"
+    if new and "slicepack" in request.engines and request.method == "paper":
+        yield f"slicepack: the paper's method slices by classes that a model knows, and no model knows {some(new)}"
 
 
 def noted(order: Order, notes: Iterable[str]) -> Order:
@@ -211,7 +226,9 @@ def reopened(order: Order, plan: Plan, ratio: float) -> Plan | None:
 
 def _filling(order: Order, plan: Plan) -> Filling | None:
     """What solves widths anew for a plan; None where they can't be."""
-    if order.predictor is None or plan.engine != "slicepack" or order.request.method != "closed_form":
+    # Donors that are pruned for classes that nobody knows have their stocked sizes alone.
+    by_class = plan.engine == "slicepack" and not order.requirement.new
+    if order.predictor is None or not by_class or order.request.method != "closed_form":
         return None
     return Filling(order, order.predictor, kind_of, _kept(order))
 
@@ -394,6 +411,11 @@ def trunks(plan: Plan) -> list[SliceNode]:
     """The slices of a plan that other slices are cut from: fronts that fragments share."""
     below = {node.of for node in plan.nodes.values() if isinstance(node, SliceNode)}
     return [node for name, node in plan.nodes.items() if name in below and isinstance(node, SliceNode)]
+
+
+def titled(order: Order, plan: Plan) -> str:
+    """What a plan with slices is called in a report."""
+    return plan.note if order.requirement.new else f"pack, {plan.note}"
 
 
 def show(name: str, value: float) -> str:

@@ -23,7 +23,7 @@ from sarto.training import (
     ridge_loto,
     wilson,
 )
-from sarto.types import ChainNode, Cost, Interval, Plan, Row, SliceNode
+from sarto.types import ChainNode, Cost, Interval, Plan, Row, SliceNode, SubnetNode
 
 #: Level of every interval in a report.
 LEVEL = 0.9
@@ -85,13 +85,15 @@ def score_plan(builder: Builder, plan: Plan, samples: Labelled, role: Role, name
     assembly = builder.build(plan)
     labels = torch.from_numpy(samples.labels.copy())
     note = plan.note
-    stitched = _stitched_on(builder, plan, samples)
+    stitched = [*_stitched_on(builder, plan, samples), *_normalised_on(plan, samples)]
     if assembly.head is not None:
         loto = assembly.head.loto
         accuracy, interval = loto.accuracy, loto.interval(LEVEL)
         correct, predictions = loto.correct, loto.predictions
         note = "; ".join([note, *assembly.head.notes])
-        method = f"jeffreys, {'; '.join(['one of each class left out', *stitched])}"
+        seen = _made_from(builder, plan, samples)
+        sliced = ["of the head, not of the slices, which were made from these samples"] if seen else []
+        method = f"jeffreys, {'; '.join([' '.join(['one of each class left out', *sliced]), *stitched])}"
     else:
         predictions = builder.logits(plan, samples).argmax(1)
         correct = (predictions == labels).to(torch.float64)
@@ -137,6 +139,12 @@ def _samples_used(builder: Builder, plan: Plan, fitted: Labelled | None) -> int:
 def n_together(parts: Iterable[Labelled], intake: Intake) -> int:
     """How many samples there are in several sets together, as a model reads them; equal ones are counted once."""
     return len({content for part in parts for content in conform(part, intake).contents()})
+
+
+def _normalised_on(plan: Plan, samples: Labelled) -> list[str]:
+    """That batch norm statistics of a subnet are those of these samples, in words; nothing where they are not."""
+    taken = any(isinstance(n, SubnetNode) and n.samples == samples.digest for n in plan.nodes.values())
+    return ["batch norm statistics taken from these samples, labels unread"] if taken else []
 
 
 def _stitched_on(builder: Builder, plan: Plan, samples: Labelled) -> list[str]:

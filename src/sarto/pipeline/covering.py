@@ -84,6 +84,7 @@ def class_plans(
     budget: Budget,
     reads: Preprocessing,
     rules: DonorRules | None = None,
+    samples: str | None = None,
 ) -> OfferedSubnets:
     """Plans of stocked supernets for an order by classes: the largest subnet that fits, and a half and a quarter of it.
 
@@ -93,6 +94,7 @@ def class_plans(
     Args:
         reads: what the order's samples are.
         rules: about donors; supernets that they exclude are left out.
+        samples: hash of those that batch norm statistics are taken from; None: they are those of training.
     """
     plans, why = list[Plan](), list[str]()
     counted_budget = budget if held.profile is not None else budget.replace(latency_ms=None)
@@ -101,7 +103,7 @@ def class_plans(
         if reason is None:
             one = held.get(manifest.id)
             try:
-                plans += _largest(one, tasks, classes, counted_budget)
+                plans += _largest(one, tasks, classes, counted_budget, samples)
             except RequestError as error:
                 reason = str(error)
         if reason is not None:
@@ -109,12 +111,14 @@ def class_plans(
     return OfferedSubnets(tuple(plans), tuple(why))
 
 
-def _largest(one: ReadySupernet, tasks: Tasks, classes: Sequence[str], budget: Budget) -> list[Plan]:
+def _largest(
+    one: ReadySupernet, tasks: Tasks, classes: Sequence[str], budget: Budget, samples: str | None
+) -> list[Plan]:
     try:
         best = one.find(tasks, budget)
     except InfeasibleError:
         best = one.smallest(tasks)
-    return [one.plan(tasks, found, classes) for found in (best, *one.smaller(tasks, best, budget))]
+    return [one.plan(tasks, found, classes, samples) for found in (best, *one.smaller(tasks, best, budget))]
 
 
 def _reads_others(said: Preprocessing, reads: Preprocessing) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ from torch import Tensor
 
 from sarto.errors import RequestError
 from sarto.export import TARGETS, Exported, TargetName, export
-from sarto.market import read_samples
+from sarto.market import Intake, read_samples
 from sarto.pipeline.artifact import Artifact
+from sarto.pipeline.kept_samples import own_samples
 from sarto.types import Precision
+
+#: Ending of the file of a network that was compiled to code.
+COMPILED = ".aoti.pt2"
 
 
 def export_artifact(
@@ -30,7 +35,7 @@ def export_artifact(
 
     Args:
         samples: labelled samples to compare on: a folder, a table or an .npz file; of the model's classes the accuracy
-            is told too.
+            is told too. None takes the order's own where they still are in their place, else random inputs.
         calibration: samples that int8 is calibrated on; None takes the samples.
 
     Raises:
@@ -39,7 +44,7 @@ def export_artifact(
         GraphError: an operator can't be exported or run; it is named.
         VerifyError: the file computes something else.
     """
-    inputs, labels = read_for(artifact, samples) if samples is not None else (None, None)
+    inputs, labels = read_for(artifact, samples) if samples is not None else (own_samples(artifact), None)
     fitted, _ = read_for(artifact, calibration) if calibration is not None else (None, None)
     return export(
         artifact.graph,
@@ -55,12 +60,22 @@ def export_artifact(
 
 
 def metadata_of(artifact: Artifact) -> dict[str, str]:
-    """What travels in an exported file: class names and preprocessing as JSON, and the plan's key."""
-    return {
-        "classes": json.dumps(list(artifact.classes)),
-        "preprocessing": artifact.preprocessing.to_json(),
-        "plan": artifact.manifest.plan_key,
+    """What travels in an exported file: class names, preprocessing and vocabulary as JSON, and the plan's key."""
+    return texts_inside(artifact.classes, artifact.intake, artifact.manifest.plan_key)
+
+
+def texts_inside(classes: Sequence[str], intake: Intake, plan_key: str) -> dict[str, str]:
+    """What travels in every file of a model; where it reads texts, its vocabulary too.
+
+    Args:
+        intake: what the model reads; its preprocessing travels.
+    """
+    told = {
+        "classes": json.dumps(list(classes)),
+        "preprocessing": intake.preprocessing.to_json(),
+        "plan": plan_key,
     }
+    return told if intake.vocabulary is None else {**told, "vocabulary": intake.vocabulary.encoded().decode()}
 
 
 def read_for(artifact: Artifact, path: Path) -> tuple[Tensor, Tensor | None]:
@@ -88,4 +103,6 @@ def read_for(artifact: Artifact, path: Path) -> tuple[Tensor, Tensor | None]:
 def place_for(folder: Path, to: TargetName, precision: Precision = "float32") -> Path:
     """The file beside a finished model's folder to which it is exported where no other one is named."""
     told = "" if precision == "float32" else f".{precision}"
-    return folder.with_name(f"{folder.resolve().name}{told}{TARGETS[to].suffix}")
+    # Both end in .pt2; one is a graph, the other is code.
+    ending = COMPILED if to == "aotinductor" else TARGETS[to].suffix
+    return folder.with_name(f"{folder.resolve().name}{told}{ending}")

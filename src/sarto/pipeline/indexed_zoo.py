@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
 import numpy as np
@@ -22,7 +22,7 @@ from sarto.errors import InfeasibleError, RequestError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
 from sarto.pipeline.indexing import ready_graph, shallow
-from sarto.types import Learnware
+from sarto.types import Learnware, Parting
 from sarto.types.reassembly import IndexedModel
 
 #: Blocks that models are parted into where nobody says how many.
@@ -44,33 +44,65 @@ class Usable:
         learnwares: of each entry of the zoo.
         guessed: names of those whose skill nobody measured -> what they are taken to have.
         left_out: names of those that are in the market, but can't be parted into blocks -> why.
+        absent: names of those that were indexed, and are not in the market now, or read other images -> why.
     """
 
     zoo: Zoo
     learnwares: tuple[Learnware, ...]
     guessed: Mapping[str, float]
     left_out: Mapping[str, str]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is taken for granted of the models, and which are left out, in words."""
         return (
-            *(f"{name} is left out: {why}" for name, why in self.left_out.items()),
+            *(f"{name} is left out: {why}" for name, why in {**self.left_out, **self.absent}.items()),
             *(
                 f"{name} came without samples, so its skill is not known: {told_guess(skill)}"
                 for name, skill in self.guessed.items()
             ),
         )
 
+    def asked(self, wanted: Parting, index: ProbeIndex, seed: int = 0) -> tuple[Partition, tuple[str, ...]]:
+        """The joint dissection that an order asks for, and all notes; see `parted`.
+
+        Raises:
+            RequestError: the steadiest number of blocks is asked of an index with one batch of probe images.
+            InfeasibleError: so many blocks are too many for a model.
+        """
+        if wanted.blocks != "steady":
+            return self.parted(wanted.blocks, skip=wanted.skip, seed=seed)
+        k = steadiest(self.zoo, index, skip=wanted.skip, seed=seed)
+        parting, notes = self.parted(k, skip=wanted.skip, seed=seed)
+        told = f"models are parted into {k} blocks: of 2 to 6 so many change least with the probe images"
+        return parting, (*notes, told)
+
     def parted(
-        self, k: int | None = None, *, slack: float | None = SLACK, seed: int = 0
+        self,
+        k: int | None = None,
+        *,
+        slack: float | None = SLACK,
+        skip: float | None = None,
+        seed: int = 0,
     ) -> tuple[Partition, tuple[str, ...]]:
         """The joint dissection, see `parting_of`, and all notes: those of the zoo, and why it has fewer blocks.
 
         Raises:
-            InfeasibleError: k blocks are too many for a model.
+            InfeasibleError: k blocks are too many for a model; names those that have too few cut points.
         """
-        parting = parting_of(self.zoo, k, slack=slack, seed=seed)
+        most = {
+            held.name: len(entry.anatomy.places) - 1
+            for entry, held in zip(self.zoo.entries, self.learnwares, strict=True)
+        }
+        short = [f"{name} at most {n}" for name, n in most.items() if k is not None and n < k]
+        if short and skip is None:
+            raise InfeasibleError(
+                f"{k} blocks are too many: by their cut points {', '.join(short)}; take {min(most.values())}, or let "
+                "models skip sets",
+                floor={"k": min(most.values())},
+            )
+        parting = parting_of(self.zoo, k, slack=slack, skip=skip, seed=seed)
         if k is not None or parting.k >= BLOCKS:
             return parting, self.notes
         counts = {
@@ -112,14 +144,17 @@ def usable(
     Raises:
         RequestError: fewer than two models are left; says which were left out, and why.
     """
-    copies = dict[tuple[str, str], list[Learnware]]()
+    copies, others = dict[tuple[str, str], list[Learnware]](), dict[tuple[str, str], Learnware]()
     for item in store.learnwares():
         if only is None or item.id in only:
             copies.setdefault((item.graph_hash, item.weights_hash), []).append(item)
+        else:
+            others[item.graph_hash, item.weights_hash] = item
     models = index.models()
     rows = sum(len(model.places) for model in models)
     vectors = np.asarray(index.signatures() if rows < SKETCHED_FROM else index.sketches())
     there, left_out = list[tuple[IndexedModel, Learnware]](), dict[str, str]()
+    absent = dict[str, str]()
     for model in models:
         same = copies.get((model.graph_hash, model.weights_hash), [])
         held = next((item for item in same if item.id == model.learnware), next(iter(same), None))
@@ -128,6 +163,10 @@ def usable(
             left_out[held.name] = why
         elif held is not None:
             there.append((model, held))
+        elif (other := others.get((model.graph_hash, model.weights_hash))) is not None:
+            absent[other.name] = "it reads other images than the order's"
+        else:
+            absent[model.name] = "as it was indexed, it is not in the market any more"
     if len(there) < 2:
         gone = len(models) - len(there) - len(left_out)
         raise RequestError(
@@ -152,7 +191,7 @@ def usable(
     ]
     learnwares = tuple(held for _, held in there)
     guessed = {held.name: middle for held, skill in zip(learnwares, skills, strict=True) if skill is None}
-    return Usable(Zoo(tuple(entries), vectors), learnwares, guessed, left_out)
+    return Usable(Zoo(tuple(entries), vectors), learnwares, guessed, left_out, absent)
 
 
 def _skill(model: IndexedModel, held: Learnware, classes: Sequence[str]) -> float | None:
@@ -172,24 +211,39 @@ def anatomy_of(model: IndexedModel) -> Anatomy:
     return Anatomy(places, model.params, model.flops, model.peaks, model.sizes)
 
 
-def parting_of(zoo: Zoo, k: int | None = None, *, slack: float | None = SLACK, seed: int = 0) -> Partition:
+def parting_of(
+    zoo: Zoo,
+    k: int | None = None,
+    *,
+    slack: float | None = SLACK,
+    skip: float | None = None,
+    seed: int = 0,
+) -> Partition:
     """The joint dissection of a zoo: into k blocks, or as many of `BLOCKS` as all models have cut points for.
+
+    Args:
+        skip: what a set that a model has no block in counts; see `Parting`.
 
     Raises:
         InfeasibleError: k blocks are too many for a model.
     """
     if k is not None:
-        return dissect(zoo, Limits(k, slack), seed=seed)
+        return dissect(zoo, Limits(k, slack, skip), seed=seed)
     for tried in range(BLOCKS, 1, -1):
         try:
-            return dissect(zoo, Limits(tried, slack), seed=seed)
+            return dissect(zoo, Limits(tried, slack, skip), seed=seed)
         except InfeasibleError:
             continue
     raise InfeasibleError("this zoo has models that can't be parted into two blocks: leave them out of it")
 
 
 def steadiest_blocks(
-    store: Store, index: ProbeIndex, ks: Sequence[int] = (2, 3, 4, 5, 6), *, seed: int = 0
+    store: Store,
+    index: ProbeIndex,
+    ks: Sequence[int] = (2, 3, 4, 5, 6),
+    *,
+    skip: float | None = None,
+    seed: int = 0,
 ) -> int:
     """The number of blocks whose dissection changes least with the probe images.
 
@@ -197,6 +251,22 @@ def steadiest_blocks(
         RequestError: the index has fewer than two batches of probe images, or fewer than two models are left.
     """
     zoo, _ = zoo_of(store, index)
+    return steadiest(zoo, index, ks, skip=skip, seed=seed)
+
+
+def steadiest(
+    zoo: Zoo,
+    index: ProbeIndex,
+    ks: Sequence[int] = (2, 3, 4, 5, 6),
+    *,
+    skip: float | None = None,
+    seed: int = 0,
+) -> int:
+    """The number of blocks whose dissection of a zoo of an index changes least with the probe images.
+
+    Raises:
+        RequestError: the index has fewer than two batches of probe images.
+    """
     size = index.about.batch * (index.about.batch - 1) // 2
     cuts = replace(zoo.cuts(), vectors=np.asarray(index.signatures()))
-    return choose_k(cuts, Limits(2, SLACK), ks, size=size, seed=seed)[0]
+    return choose_k(cuts, Limits(2, SLACK, skip), ks, size=size, seed=seed)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +36,14 @@ class Indexing:
         known: those that were there already.
         skipped: those that can't be indexed, or are copies of another, and why.
         doubtful: those that were added, and what seems wrong with them.
+        notes: what of the probe images is other than was asked for.
     """
 
     added: tuple[str, ...]
     known: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     doubtful: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def indices(store: Store) -> Indices:
@@ -125,7 +127,34 @@ def index_zoo(
             or "the market holds no learnware that reads images"
         )
         raise RequestError(f"nothing was indexed: {told}")
-    return Indexing(tuple(added), tuple(there), tuple(skipped), tuple(doubtful))
+    asked = None if is_new and probes is not None else n_probes
+    notes = tuple(_unlike(index, is_new=is_new, n_probes=asked, batch=batch, cells=cells))
+    return Indexing(tuple(added), tuple(there), tuple(skipped), tuple(doubtful), notes)
+
+
+def _unlike(
+    index: ProbeIndex, *, is_new: bool, n_probes: int | None, batch: int, cells: int
+) -> Iterator[str]:
+    """What of an index is other than was asked for, in words.
+
+    Args:
+        n_probes: as many were to be drawn; None: they were given.
+    """
+    about = index.about
+    if is_new and n_probes is not None and about.n_probes < n_probes:
+        yield f"{about.n_probes} probe images, not {n_probes}: learnwares came with no more of one size"
+    # Settings that are nobody's default were asked for.
+    said = {"n_probes": (n_probes, N_PROBES), "batch": (batch, BATCH), "cells": (cells, 1)}
+    stays = [
+        f"{name} {getattr(about, name)}, not {wanted}"
+        for name, (wanted, usual) in said.items()
+        if not is_new and wanted not in (None, usual, getattr(about, name))
+    ]
+    if stays:
+        yield f"the index was there and stays as it was made ({', '.join(stays)}): give another name for a new one"
+    left = about.n_probes % about.batch
+    if left:
+        yield f"{left} of {about.n_probes} probe images fill no batch of {about.batch}: similarities don't read them"
 
 
 def ready_graph(store: Store, learnware: Learnware) -> ModelGraph:

@@ -17,7 +17,7 @@ from sarto.pipeline.agreeing import Chosen, choose_chains
 from sarto.pipeline.alternatives import score_alternatives
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, VOCABULARY, Artifact, write_manifest, write_text
 from sarto.pipeline.builder import Builder
-from sarto.pipeline.choose import Plans, infeasible, noted, propose, ranked, to_build
+from sarto.pipeline.choose import Plans, infeasible, noted, propose, ranked, titled, to_build
 from sarto.pipeline.contest import Role, Score, read_heldout, score_plan, score_trivial
 from sarto.pipeline.delivered import Delivered
 from sarto.pipeline.donor_rules import broken_rules, check_donors
@@ -148,7 +148,7 @@ def score_all(
         if plan.supernets:
             todo.append((plan, "plan", plan.note))
         elif _sliced(plan):
-            todo.append((plan, "plan", f"pack, {plan.note}"))
+            todo.append((plan, "plan", titled(order, plan)))
     taken = {plan.key() for plan, _, _ in todo}
     for plan, _ in chosen.plans:
         todo.append((plan, "plan", plan.note))

@@ -16,7 +16,7 @@ from sarto.types import Learnware, Request
 #: Samples of each class that a new head needs: one of each is left out to try it.
 LEAST = 2
 #: Engines that propose models under a new head.
-ENGINES = (CHAINS, "baselines")
+ENGINES = ("slicepack", CHAINS, "baselines")
 #: Names that are told in a row.
 _MOST = 12
 
@@ -91,8 +91,8 @@ def find_new(
     if not set(ENGINES) & set(request.engines):
         problems.append(
             f"engines: {some(names)} {'is' if len(names) == 1 else 'are'} known to no stocked model, so there is "
-            f"nothing to slice by class and no subnet, and {', '.join(request.engines)} can't help: name baselines (a "
-            "donor under a new head), reassembly (chains of blocks under one), or both"
+            f"no subnet, and {', '.join(request.engines)} can't help: name slicepack (pruned donors under a new head), "
+            "baselines (whole ones under one) or reassembly (chains of blocks under one)"
         )
     intakes, refused = readers(store, learnwares.values(), own)
     if not intakes:

@@ -39,10 +39,10 @@ class OnDevice:
     def cost(self, graph: ModelGraph) -> Cost:
         """What is counted of the graph, with the measured latency.
 
-        Its size is that of the device's file where that is in another precision.
+        Its size is that of the device's file, where that is neither the graph nor the ONNX file.
         """
         counted = count(graph)
-        if self.file is not None and self.file.precision != "float32":
+        if self.file is not None:
             counted = counted.replace(size_bytes=self.file.size_bytes)
         low, middle, high = self.latency.low_ms, self.latency.median_ms, self.latency.high_ms
         timed = {"latency_low_ms": low, "latency_ms": middle, "latency_high_ms": high}

@@ -17,7 +17,7 @@ from sarto.devices.profiling.sizes import Floats
 from sarto.devices.profiling.steps import is_off_step
 from sarto.engines.slicepack.trunk import shared_nodes
 from sarto.errors import RequestError, StoreError
-from sarto.graph import ModelGraph, block, features
+from sarto.graph import ModelGraph, block, features, graph_hash
 from sarto.graph.expressions import AxisExpr, kept_size
 from sarto.market import Store
 from sarto.pipeline.builder import ready
@@ -233,6 +233,8 @@ class _Donor:
         known = profile.backbone(measured.skeleton)
         self.model = known if known is not None and len(known.base_ms) == len(measured.terms) else None
         self.named = "" if self.model is None else self.model.backbone
+        #: Whether the profile measured this very network, not one of the same operators in other sizes.
+        self.itself = self.model is not None and self.model.graph_hash == graph_hash(raw, weights=False)
         end = features(whole).value
         self._end: AxisExpr = whole.analysis.value_axes[end][0][-1]
         own = {node.name for node in raw.nodes}

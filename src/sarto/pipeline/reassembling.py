@@ -50,6 +50,7 @@ from sarto.types import (
     DonorRules,
     HeadNode,
     Learnware,
+    Parting,
     Plan,
     PlanNode,
     Preprocessing,
@@ -71,6 +72,8 @@ DRAWN = 16
 CUT_OFF = "search cut off"
 #: Zoos of at most so many models are also judged by directed stitch errors, not by CKA alone.
 DIRECTED_UP_TO = 40
+#: Into what blocks models are parted where nobody says.
+ALIKE = Parting()
 #: What donors have that are only counted.
 _NO_INPUTS = Tensor()
 
@@ -82,6 +85,7 @@ class Wanted:
     Attributes:
         donor_samples: learnware id -> digest of the samples that its slices are fitted on; of others, the order's.
         timing: of a profiled device; None: milliseconds are not predicted, and are no limit here.
+        parting: into what blocks the models are parted.
     """
 
     classes: tuple[str, ...]
@@ -92,6 +96,7 @@ class Wanted:
     rules: DonorRules = field(default_factory=DonorRules)
     timing: PlanPredictor | None = None
     donor_samples: Mapping[str, str] = field(default_factory=dict)
+    parting: Parting = ALIKE
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,14 @@ class Offered:
         why_not: for each index that offers no whole chain, in words, with its notes.
         notes: what was taken for granted of the models of the other indices, which were left out, and whether models
             were parted into fewer blocks for want of cut points.
+        asked: whether there was an index to ask.
     """
 
     plans: tuple[Plan, ...] = ()
     drawn: tuple[Plan, ...] = ()
     why_not: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    asked: bool = True
 
 
 def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
@@ -127,7 +134,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
             found = usable(store, index, wanted.classes, wanted.ids)
             zoo, learnwares, notes = found.zoo, found.learnwares, found.notes
             told = replace(wanted, wish=replace(wanted.wish, sides=_sides(found, wanted, store)))
-            parting, notes = found.parted(seed=wanted.seed)
+            parting, notes = found.asked(wanted.parting, index, wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
                 zoo = with_r2(zoo, parting, features_of(index))
             if wanted.timing is not None and wanted.wish.budget.latency_ms is not None:
@@ -171,6 +178,7 @@ class Chains:
         timing: PlanPredictor | None = None,
         donor_samples: Mapping[str, str] | None = None,
         only: Collection[str] | None = None,
+        parting: Parting = ALIKE,
     ) -> Offered:
         """Chains for classes under a budget, of donors that read images of one shape; none without an index.
 
@@ -180,7 +188,7 @@ class Chains:
                 take.
         """
         if not indices(self.store).names():
-            return Offered(why_not=("the market has no index; make one with sarto zoo index",))
+            return Offered(why_not=("the market has no index; make one with sarto zoo index",), asked=False)
         ids = tuple(
             item.id
             for item in self.store.learnwares()
@@ -189,7 +197,7 @@ class Chains:
         )
         wish = Wish(budget=budget if timing is not None else budget.replace(latency_ms=None))
         wanted = Wanted(
-            tuple(classes), samples_digest, wish, ids, seed, rules, timing, dict(donor_samples or {})
+            tuple(classes), samples_digest, wish, ids, seed, rules, timing, dict(donor_samples or {}), parting
         )
         return propose_chains(self.store, wanted)
 
@@ -209,12 +217,13 @@ def _sides(found: Usable, wanted: Wanted, store: Store) -> Sides:
             continue
         asked = meant(store.learnwares(), (name,))
         copied = [item for item in asked if (item.graph_hash, item.weights_hash) in files]
-        low = [item for item in asked if item.name in found.left_out]
+        out = {**found.left_out, **found.absent}
+        low = [item for item in asked if item.name in out]
         if copied:
             same = files[copied[0].graph_hash, copied[0].weights_hash]
             told.append(f"{name} must be used, but is a copy of {same}, which is indexed: name that one")
         elif low:
-            told.append(f"{name} must be used, but {found.left_out[low[0].name]}")
+            told.append(f"{name} must be used, but {out[low[0].name]}")
         else:
             missing.append(name)
     if missing:

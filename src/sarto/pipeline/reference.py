@@ -15,7 +15,7 @@ from sarto.devices.measuring import latency_of, processor_of
 from sarto.devices.profiling import Backbone, open_in, skeleton
 from sarto.devices.profiling.run import ROUNDS, turns
 from sarto.devices.timing import SECONDS, summary
-from sarto.graph import ModelGraph
+from sarto.graph import ModelGraph, graph_hash
 from sarto.pipeline.order import Order
 from sarto.pipeline.profiles import writing_of
 from sarto.pipeline.subnets import ReadySupernet
@@ -46,8 +46,9 @@ class Reference:
 def reference_of(order: Order) -> Iterator[Reference | None]:
     """The reference of an order's device, its file written once.
 
-    None where the device has no profile, none of the donors was measured for it, or the profile is of another processor
-    than this one: what a model takes there can't be told from here.
+    None where the device has no profile, none of the donors was measured for it (a network of the same operators in
+    other sizes is another one), or the profile is of another processor than this one: what a model takes there can't
+    be told from here.
     """
     found = _measured_donor(order)
     if found is None:
@@ -63,8 +64,8 @@ def _measured_donor(order: Order) -> tuple[ModelGraph, float, str] | None:
     if predictor is None:
         return None
     for offer in order.requirement.offers:
-        name = predictor.donor(offer.learnware).named
-        level = _level(predictor.profile, order.request.device, name)
+        donor = predictor.donor(offer.learnware)
+        level = _level(predictor.profile, order.request.device, donor.named) if donor.itself else None
         if level is not None:
             return predictor.store.graph(offer.learnware), level, predictor.profile.device.processor
     return None
@@ -75,7 +76,10 @@ def reference_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Refer
     """The reference of a supernet, as `reference_of`; None where its backbone was not measured."""
     graph, profile = held.supernet.graph, held.profile
     known = None if profile is None else profile.backbone(skeleton(graph))
-    level = None if profile is None or known is None else _level(profile, device, known.backbone)
+    itself = known is not None and known.graph_hash == graph_hash(graph, weights=False)
+    level = (
+        None if profile is None or known is None or not itself else _level(profile, device, known.backbone)
+    )
     if profile is None or level is None:
         yield None
         return

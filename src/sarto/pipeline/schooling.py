@@ -188,7 +188,8 @@ def train_best(builder: Builder, order: Order, scores: Sequence[Score]) -> list[
     )
     if best.plan is None or not isinstance(order.samples, Samples):
         return list(scores)
-    own = order.request.samples is not None
+    # What donors decide is no label to learn: their features say more.
+    own = order.request.samples is not None and order.requirement.labelled_by == "order"
     plan = tuned_plan(best.plan, how, order.samples.digest, seed=order.request.seed, own_samples=own)
     name = best.row.name
     try:

@@ -34,10 +34,18 @@ def sentences(
         )
         head = delivered.assembly.head
         missing = not_counted(head.loto, delivered.assembly.classes) if head is not None else ""
+        agreed = order.requirement.labelled_by == "donors"
         yield (
-            f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) on "
-            f"{noun}s like your {n}, {how}{f'; {missing}' if missing else ''}."
+            f"About {row.accuracy_loto:.0%} ({row.interval.low:.0%} to {row.interval.high:.0%}, nine times of ten) "
+            f"{'agreement with the donors ' if agreed else ''}on {noun}s like your {n}, {how}"
+            f"{f'; {missing}' if missing else ''}."
         )
+        if agreed:
+            yield (
+                "Your images carry no labels, so the donors' decisions stand in for them: what is called accuracy on "
+                "your samples is agreement with these, and says nothing of where the donors are wrong"
+                f"{'.' if delivered.heldout is not None else '; give labelled held-out images to see that.'}"
+            )
         if _sliced_from_these(order, delivered):
             told = f"Its slices were chosen and repaired on all these {noun}s at once: new ones may do a little worse"
             yield told + ("." if delivered.heldout is not None else "; give held-out samples to see.")
@@ -66,8 +74,7 @@ def sentences(
         yield "Delivered: the first of the plans that keep the budget, for nothing could be measured."
     else:
         yield (
-            "Delivered: the most accurate plan on the order's own samples that keeps the budget; of equals, the "
-            "smallest."
+            f"Delivered: the plan that {_best_on_own(order)} and keeps the budget; of equals, the smallest."
         )
     for found in comparisons:
         gap = f"{100 * found.gap:+.1f} points"
@@ -81,11 +88,19 @@ def sentences(
         training = training_of(score.plan)
         if training is not None and training.start == "given":
             yield f"{score.row.name[:1].upper()}{score.row.name[1:]}: {score.row.note}."
+    for broken in delivered.verified.failed:
+        yield f"Ranked before, and not delivered: {broken}."
     for tried in delivered.verified.tried:
         yield f"Verified before and over the budget: {tried}."
     failed = [check.name for check in checks if not check.ok]
     if failed:
         yield f"Checks that failed: {', '.join(failed)}."
+
+
+def _best_on_own(order: Order) -> str:
+    if order.requirement.labelled_by == "donors":
+        return "agrees most with the donors on the order's own images"
+    return "is most accurate on the order's own samples"
 
 
 def new_head(order: Order, plan: Plan) -> str:
@@ -96,12 +111,13 @@ def new_head(order: Order, plan: Plan) -> str:
 
 
 def _sliced_from_these(order: Order, delivered: Delivered) -> bool:
-    """Whether the delivered plan has slices, and some of the order's samples are those that donors were sliced with."""
+    """Whether slices of the delivered plan were made from some of the order's samples."""
     plan = delivered.pick.plan
-    if plan is None or not any(isinstance(node, SliceNode) for node in plan.nodes.values()):
-        return False
+    nodes = plan.nodes.values() if plan is not None else ()
+    read = {node.samples for node in nodes if isinstance(node, SliceNode)}
     own = set(order.samples.contents())
-    return any(not own.isdisjoint(samples.contents()) for samples in order.donor_samples.values())
+    held = {samples.digest: samples for samples in (order.samples, *order.donor_samples.values())}
+    return any(not own.isdisjoint(held[digest].contents()) for digest in read if digest in held)
 
 
 def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:
@@ -128,8 +144,9 @@ def _best_donor(order: Order, delivered: Delivered) -> Iterator[str]:
     best = max(alone, key=lambda row: (row.accuracy_loto or 0.0, -(row.cost.params if row.cost else 0)))
     named = "the delivered model itself" if best is delivered.pick.row else best.name
     yield (
-        f"The best single donor within the budget, whole: {named}, {best.accuracy_loto or 0.0:.1%} on your samples "
-        f"with {best.cost.params if best.cost else 0:,} parameters."
+        f"The best single donor within the budget, whole: {named}, {best.accuracy_loto or 0.0:.1%} "
+        f"{'agreement with the donors ' if order.requirement.labelled_by == 'donors' else ''}on your samples with "
+        f"{best.cost.params if best.cost else 0:,} parameters."
     )
 
 
@@ -154,6 +171,12 @@ def _foretold(order: Order, delivered: Delivered) -> Iterator[str]:
         + (f", {limit:.3g} allowed." if limit is not None else ".")
     )
     yield from speed_sentences(delivered.verified.raw_ms, measured)
+    here, known = delivered.verified.processor, order.predictor.profile.device.processor
+    if order.request.device.agent is not None and here and here != known:
+        yield (
+            f"The profile was measured on {known!r}, the agent runs on {here!r}: its predictions are those of the "
+            "other one, what is delivered was measured as it is on the agent's. Measure a profile with that agent."
+        )
     if said.process_bytes is not None:
         yield (
             f"A process that runs it should grow by about {said.process_bytes / 1e6:.3g} MB, at most "

@@ -125,7 +125,8 @@ class ReadySupernet:
             RequestError: a task is none of the space's, or latency is limited and can't be known.
         """
         if budget.latency_ms is None or self.profile is not None or measure is None:
-            return search(self.supernet, tasks, budget, self.costs(tasks), orders=self.orders)
+            timed = budget.latency_ms is not None or self.is_timed
+            return search(self.supernet, tasks, budget, self.costs(tasks, timed=timed), orders=self.orders)
 
         def taken(gates: Tensor) -> float:
             return measure(self.cut(gates, tasks))
@@ -144,7 +145,7 @@ class ReadySupernet:
         for share in SMALLER:
             if share * best.ratio >= self._floor:
                 found = self._at(tasks, share * best.ratio)
-                if self.profile is not None:
+                if self.is_timed:
                     table = self.costs(tasks)
                     found = widened(self.supernet, tasks, found, budget, table, orders=self.orders)
                 yield found
@@ -230,7 +231,7 @@ class ReadySupernet:
         """What a subnet costs: all but latency is counted, latency is the profile's prediction."""
         graph = self.ready(self.cut(found.gates, tasks, self.rows(classes)))
         cost = count(graph).replace(basis="predicted")
-        if self.profile is None:
+        if not self.is_timed:
             return cost
         low, middle, high = self.table.latency_ms(counted(found.gates[None], self.supernet.layout))[:, 0]
         return cost.replace(latency_ms=float(middle), latency_low_ms=float(low), latency_high_ms=float(high))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from sarto.errors import RequestError
 from sarto.export import export_onnx
 from sarto.graph import ModelGraph
 from sarto.graph.model import size_at
-from sarto.market import Intake, Labelled, read_samples
+from sarto.market import Intake, Labelled, read_unlabelled
+from sarto.pipeline.exporting import texts_inside
 from sarto.pipeline.filling_subnets import Round, filled_by_measuring
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.on_device import measured_on
@@ -128,11 +128,8 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
     """A subnet's files, whose names begin alike, and its cost as measured."""
     path, place = name.with_suffix(".onnx"), name.with_suffix(".device")
     inputs = inputs_for(made.graph, made.reads, request)
-    metadata = {
-        "classes": json.dumps(list(made.classes)),
-        "preprocessing": made.held.manifest.preprocessing.to_json(),
-        "plan": made.plan.key(),
-    }
+    # The graph normalises by itself: what it reads are images in [0, 1].
+    metadata = texts_inside(made.classes, made.reads, made.plan.key())
     exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
     with reference_of_supernet(made.held, request.device) as reference:
         found = measured_on(
@@ -145,8 +142,8 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
 
 
 def inputs_for(graph: ModelGraph, reads: Intake, request: Request) -> Tensor:
-    """What files are compared on: random images, and for int8, which is made for real ones, the order's samples."""
-    if request.device.precision == "int8" and request.samples:
-        return reads.tensor(read_samples(Path(request.samples)))[:CALIBRATED]
+    """What files are compared on: the order's samples, which int8 is calibrated on too, else random images."""
+    if request.samples:
+        return reads.tensor(read_unlabelled(Path(request.samples)))[:CALIBRATED]
     shape = size_at(graph.inputs[0].shape, max(COMPARED, request.device.batch))
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))

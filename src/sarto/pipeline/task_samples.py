@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sarto.market import Labelled, Store, read_samples
+from sarto.market import Labelled, Store, has_no_labels, read_unlabelled
 from sarto.pipeline.builder import run
 from sarto.pipeline.contest import LEVEL, interval_of
 from sarto.pipeline.intakes import intake_of
@@ -41,15 +41,17 @@ class TaskScore:
 
 
 def read_own(request: Request) -> Labelled | None:
-    """The order's samples, the first k of each class where it says so; None where it has none.
+    """The order's images, the first k of each class where it says so and they have any; None where it has none.
 
     Raises:
         RequestError: they can't be read.
     """
     if request.samples is None:
         return None
-    found = read_samples(Path(request.samples))
-    return found if request.samples_per_class is None else found.take(request.samples_per_class)
+    found = read_unlabelled(Path(request.samples))
+    if request.samples_per_class is None or has_no_labels(Path(request.samples)):
+        return found
+    return found.take(request.samples_per_class)
 
 
 def check_own(store: Store, plan: Plan, samples: Labelled | None, request: Request) -> None:
@@ -67,6 +69,8 @@ def scored(made: Made, samples: Labelled | None, request: Request) -> TaskScore:
     """How the built model does on those of the samples whose class is one of its answers."""
     if samples is None:
         return TaskScore()
+    if request.samples is not None and has_no_labels(Path(request.samples)):
+        return TaskScore(notes=(f"the images in {request.samples} carry no labels: none of them is scored",))
     unlabelled = request.recalibrate or request.device.precision == "int8"
     if made.held.supernet.space.kind != "classification":
         told = "this model finds objects, and labels say no places: none of them is scored"

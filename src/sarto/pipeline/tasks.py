@@ -286,6 +286,7 @@ def _deliver(
         ),
         certificate=certificate,
         device_file=built.file,
+        latency_raw_ms=built.raw_ms,
     )
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
     if failed:
@@ -309,7 +310,7 @@ def _deliver(
 
 def _checks(built: Built, request: Request, cost: Cost, out: Path) -> Iterator[Check]:
     made = built.made
-    yield from budget_checks(cost, request.budget, built.file)
+    yield from budget_checks(cost, request.budget, built.file, raw_ms=built.raw_ms)
     yield Check(
         name="subnet equals gated supernet",
         value=made.difference,

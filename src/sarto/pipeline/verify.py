@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any
 
 import torch
 
-from sarto.errors import InfeasibleError, RequestError
+from sarto.errors import GraphError, InfeasibleError, RequestError, SartoError, VerifyError
 from sarto.export import Known, OnnxExport, export_onnx
 from sarto.pipeline.builder import Assembly, Builder
-from sarto.pipeline.choose import Plans, ranked, show
+from sarto.pipeline.choose import Plans, ranked, show, titled
 from sarto.pipeline.closing import closed
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
+from sarto.pipeline.exporting import texts_inside
 from sarto.pipeline.on_device import OnDevice, measured_on, weighed
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
@@ -40,6 +40,8 @@ class Verified:
         tried: what was verified before and broke a limit, in words.
         file: what the order's device runs, where that is neither the graph nor the ONNX file.
         raw_ms: milliseconds as they were, where the cost has them at the speed of the device's profile.
+        failed: what was to be verified before, and could not be exported or computes something else there, in words.
+        processor: on which it was measured.
     """
 
     score: Score
@@ -49,6 +51,8 @@ class Verified:
     tried: tuple[str, ...]
     file: DeviceFile | None = None
     raw_ms: float | None = None
+    failed: tuple[str, ...] = ()
+    processor: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -60,6 +64,8 @@ class Verified:
             "tried": list(self.tried),
             "file": None if self.file is None else self.file.model_dump(mode="json"),
             "raw_ms": self.raw_ms,
+            "failed": list(self.failed),
+            "processor": self.processor,
         }
 
     @classmethod
@@ -73,6 +79,8 @@ class Verified:
             tuple(data["tried"]),
             None if data.get("file") is None else DeviceFile.parse(data["file"]),
             data.get("raw_ms"),
+            tuple(data.get("failed", ())),
+            data.get("processor", ""),
         )
 
 
@@ -92,11 +100,13 @@ def verify(
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it. After an
     overrun those come first whose FLOPs say that they should fit; where no built pack does, the largest that should is
-    built and ranked with them. At most `TRIES` plans are measured, besides those solved again.
+    built and ranked with them. At most `TRIES` plans are measured, besides those solved again. One that can't be
+    exported, or computes something else on the device, gives way to the next too, which the report tells; a given plan
+    does not.
 
     Raises:
         InfeasibleError: none of them keeps the budget; says what was measured.
-        VerifyError: the exported model differs from the built one.
+        GraphError, VerifyError: none of them can be exported, or what is computes something else.
     """
     with reference_of(plans.order) as reference:
         bench = _Bench(builder, plans.order, folder, progress, reference)
@@ -118,6 +128,7 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
     spare = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.key() not in known]
     spare.sort(key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
     tried: list[tuple[Score, Cost]] = []
+    failed: list[tuple[str, SartoError]] = []
     if not queue and given is None:
         # Counted exactly, everything that was built is over: go on from the one nearest to the budget.
         counted = [score.row.cost for score in built if score.row.cost is not None]
@@ -127,7 +138,13 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
         if not queue:
             break
         score = queue.pop(0)
-        found = bench.closed(score) if given is None and turn == 0 else [bench.measured(score)]
+        try:
+            found = bench.closed(score) if given is None and turn == 0 else [bench.measured(score)]
+        except (GraphError, VerifyError) as error:
+            if given is not None:
+                raise
+            failed.append((f"{score.row.name}: {error}", error))
+            continue
         kept = [one for one in found if not one.cost.over(budget)]
         tried += [(one.score, one.cost) for one in found if one.cost.over(budget)]
         if kept:
@@ -143,9 +160,13 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
                 told,
                 best.on_device.file,
                 best.on_device.raw_ms,
+                tuple(told for told, _ in failed),
+                best.on_device.latency.processor,
             )
         if given is None:
             queue = after_overrun(queue, builder, plans.order, spare, found[0].cost)
+    if failed and not tried:
+        raise failed[0][1]
     raise _overrun(plans.order, tried)
 
 
@@ -219,12 +240,17 @@ class _Bench:
             found.append(self.measured(own))
             return found[-1].cost
 
-        closed(self.order, score.plan, cost)
+        try:
+            closed(self.order, score.plan, cost)
+        except (GraphError, VerifyError):
+            # What was solved again and failed gives way to what it was solved from.
+            if not found:
+                raise
         return found
 
     def scored(self, plan: Plan) -> Score:
         """The score of a pack that was solved again."""
-        return score_plan(self.builder, plan, self.order.samples, "plan", f"pack, {plan.note}")
+        return score_plan(self.builder, plan, self.order.samples, "plan", titled(self.order, plan))
 
     def weighed(self, found: _Measured) -> Cost:
         """The cost of the model whose files were left, with its memory where that matters."""
@@ -296,16 +322,12 @@ def _smaller(builder: Builder, order: Order, spare: list[Plan], cost: Cost) -> l
     fitting = [p for p in spare if p.predicted is not None and p.predicted.flops <= allowed]
     plan = fitting[0] if fitting else spare[-1]
     del spare[: spare.index(plan) + 1]
-    return [score_plan(builder, plan, order.samples, "plan", f"pack, {plan.note}")]
+    return [score_plan(builder, plan, order.samples, "plan", titled(order, plan))]
 
 
 def _metadata(assembly: Assembly) -> dict[str, str]:
     """What travels in a model's files."""
-    return {
-        "classes": json.dumps(list(assembly.classes)),
-        "preprocessing": assembly.intake.preprocessing.to_json(),
-        "plan": assembly.plan.key(),
-    }
+    return texts_inside(assembly.classes, assembly.intake, assembly.plan.key())
 
 
 def _told(score: Score, cost: Cost, budget: Budget) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sarto.engines.reassembly import cka_errors, similarity_error
-from sarto.errors import InfeasibleError
 from sarto.market import Store
 from sarto.market.indices import ProbeIndex
 from sarto.pipeline.indexed_zoo import usable
@@ -29,7 +28,7 @@ class ZooMap:
     """Which parts of a zoo are interchangeable.
 
     Attributes:
-        mean_similarity: of a block to its set, between -2 and 2.
+        mean_similarity: of a block to the blocks of its set, itself among them, between -2 and 2.
         mean_error: standard error of it, by the jack-knife over the batches of probe images; None where the notes say.
         widened: models that can't keep the size limit, and the slack that each was given.
         cka: between all places of all models, in their order.
@@ -57,8 +56,14 @@ class ZooMap:
         return f"standard error {np.median(pairs):.3f} in the middle, {pairs.max():.3f} at most"
 
 
-def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> ZooMap:
+def similarity_map(
+    store: Store, index: ProbeIndex, k: int | None = None, *, skip: float | None = None
+) -> ZooMap:
     """The dissection of an index and the CKA between all its places.
+
+    Args:
+        k: blocks of each model; None: up to four.
+        skip: lets models have no block in a set; see `Parting`.
 
     Raises:
         RequestError: fewer than two models are left.
@@ -66,16 +71,7 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
     """
     found = usable(store, index)
     zoo, learnwares = found.zoo, found.learnwares
-    most = {
-        held.name: len(entry.anatomy.places) - 1 for entry, held in zip(zoo.entries, learnwares, strict=True)
-    }
-    short = [f"{name} at most {n}" for name, n in most.items() if k is not None and n < k]
-    if short:
-        raise InfeasibleError(
-            f"{k} blocks are too many: by their cut points {', '.join(short)}; take {min(most.values())}",
-            floor={"k": min(most.values())},
-        )
-    parting, notes = found.parted(k)
+    parting, notes = found.parted(k, skip=skip)
     rows = np.concatenate([entry.rows for entry in zoo.entries])
     chosen = np.asarray(zoo.vectors[rows])
     about, mean_error, errors = index.about, None, None
@@ -90,6 +86,7 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
     else:
         mean_error = similarity_error(zoo.cuts(), parting, size=about.batch * (about.batch - 1) // 2)
         errors = cka_errors(chosen, batch=about.batch)
+    n_skipped = int((parting.labels < 0).sum())
     models = tuple(
         MappedModel(
             learnware.name,
@@ -103,7 +100,7 @@ def similarity_map(store: Store, index: ProbeIndex, k: int | None = None) -> Zoo
     return ZooMap(
         index.name,
         parting.k,
-        parting.value / (len(models) * parting.k),
+        (parting.value - 2.0 * (skip or 0.0) * n_skipped) / (parting.labels.size - n_skipped),
         tuple((learnwares[i].name, slack) for i, slack in parting.fixed),
         models,
         tuple(tuple(row) for row in np.round(chosen @ chosen.T, 4).tolist()),

@@ -54,7 +54,16 @@ from sarto.types.report import (
     Row,
     licences_of,
 )
-from sarto.types.request import ClassOffer, DonorRules, RepairChanges, Request, Requirement, Task, Training
+from sarto.types.request import (
+    ClassOffer,
+    DonorRules,
+    Parting,
+    RepairChanges,
+    Request,
+    Requirement,
+    Task,
+    Training,
+)
 from sarto.types.space import TaskSpace
 from sarto.types.value import Value
 
@@ -91,6 +100,7 @@ __all__ = [
     "Objective",
     "PaperSettings",
     "Part",
+    "Parting",
     "Plan",
     "PlanNode",
     "Precision",

@@ -317,6 +317,7 @@ class Report(Value):
         not_tried: what was left out of the comparison, and why.
         certificate: of a model that is a subnet of a supernet.
         device_file: what the order's device runs, where that is neither the graph nor the ONNX file.
+        latency_raw_ms: milliseconds as they were, where the measured cost has them at the speed of the profile.
     """
 
     report: Version = 1
@@ -343,6 +344,7 @@ class Report(Value):
     not_tried: Several[Text] = ()
     certificate: Certificate | None = None
     device_file: DeviceFile | None = None
+    latency_raw_ms: AtLeastZero | None = None
 
     @model_validator(mode="after")
     def _check_rows(self) -> Report:

@@ -142,13 +142,27 @@ class DonorRules(Value):
         return said not in {name.casefold() for name in self.deny_licences}
 
 
+class Parting(Value):
+    """How the models of an indexed zoo are parted into blocks, for chains of them.
+
+    Attributes:
+        blocks: of each model; "steady": as many, 2 to 6, as change least with the probe images. None: 4, or fewer where
+            a model has too few cut points.
+        skip: a model may have no block in a set, which counts as one whose input and output are on average so similar
+            (CKA) to the set's: at -1 hardly anybody skips, at 1 whoever can. None: each model has a block in every set.
+    """
+
+    blocks: Annotated[int, Field(ge=2, le=64)] | Literal["steady"] | None = None
+    skip: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+
+
 class Training(Value):
     """How the best chain of blocks of an order is trained; kept where samples that were left out say that it helps.
 
     Attributes:
         epochs: times that the images are seen.
         towards: the features of the chain's last donor, labels unread; or labels. None: labels where the order gives
-            samples of its own, else features.
+            labelled samples of its own, else features.
         scope: what changes: the stitches; these, the first layer and the classifier; everything.
         batch: images a step.
         rate: largest step size of AdamW; None: a small one, by scope.
@@ -192,6 +206,7 @@ class Request(Value):
         repair: what changes of the closed form's repair, for ablations or to polish; fragments are then made anew.
         recalibrate: of a subnet: take the statistics of batch norms anew from the order's samples, labels unread.
         donors: which models parts may come from, and how many.
+        parting: into what blocks the models of an indexed zoo are parted, for its chains.
         train: to train the best chain of blocks a little; None: nothing is trained.
     """
 
@@ -210,6 +225,7 @@ class Request(Value):
     repair: RepairChanges = RepairChanges()
     recalibrate: Flag = False
     donors: DonorRules = DonorRules()
+    parting: Parting = Parting()
     train: Training | None = None
 
     @model_validator(mode="after")
@@ -239,6 +255,10 @@ class Request(Value):
             )
         if self.train is not None and "reassembly" not in self.engines:
             problems.append(".train: only chains of blocks are trained; name reassembly under .engines")
+        if self.parting != Parting() and "reassembly" not in self.engines:
+            problems.append(".parting: only chains have blocks; name reassembly under .engines")
+        if self.parting != Parting() and self.task.properties:
+            problems.append(".parting: a task by its properties has no chains of blocks; leave it out")
         if self.train is not None and self.task.properties:
             problems.append(
                 ".train: a task by its properties has a supernet, no chains of blocks; leave it out"
@@ -279,6 +299,8 @@ class Requirement(Value):
         apart: those that read the samples too, but not together with `donors`.
         n_samples: samples of each class that the order may use.
         samples_digest: content hash of these samples; None where none were needed.
+        labelled_by: whose word their labels are: the order's (or the learnwares' own), or what the donors decide for
+            images that came without.
         notes: what of the samples that were given is not used, and what was asked for and is not there.
     """
 
@@ -290,6 +312,7 @@ class Requirement(Value):
     apart: Several[Sha] = ()
     n_samples: Frozen[Name, Whole] = Field(default_factory=dict, validate_default=True)
     samples_digest: Sha | None = None
+    labelled_by: Literal["order", "donors"] = "order"
     notes: Several[Text] = ()
 
     @model_validator(mode="after")

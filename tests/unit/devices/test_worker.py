@@ -159,6 +159,7 @@ def test_a_runtime_is_looked_for_here_and_in_its_own_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sarto.devices.runtimes import place
+    from sarto.devices.runtimes.place import works_in
 
     assert interpreter("onnxruntime") == interpreter("torch") == Path(sys.executable)
     monkeypatch.setenv("SARTO_HOME", str(tmp_path))
@@ -169,6 +170,9 @@ def test_a_runtime_is_looked_for_here_and_in_its_own_environment(
     own = python_of(environment("litert"))
     own.parent.mkdir(parents=True)
     own.symlink_to(sys.executable)
+    with pytest.raises(RequestError, match="sarto device setup litert"):
+        interpreter("litert")  # it was begun, and never started
+    works_in(environment("litert")).touch()
     assert interpreter("litert") == own
     monkeypatch.delenv("SARTO_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from sarto.devices.agent.limits import NEVER, Limits
 from sarto.devices.agent.messages import MemoryRequest, TimeRequest, Where
-from sarto.devices.agent.shelf import Kept, Shelf
+from sarto.devices.agent.shelf import BusyError, Kept, Shelf
 from sarto.devices.runtimes import Loaded, MemoryUse, Refusal, Worker
 from sarto.errors import RequestError
 from sarto.types import PRECISIONS, RuntimeName
@@ -32,18 +32,6 @@ LOADS: dict[str, tuple[str, ...]] = {
 CLOSE_S = 5.0
 
 Result = TypeVar("Result")
-
-
-class BusyError(RequestError):
-    """The agent has too much to do.
-
-    Attributes:
-        waited: whether the request waited for its turn in vain; else it was not let into the queue.
-    """
-
-    def __init__(self, detail: str, *, waited: bool) -> None:
-        super().__init__(detail)
-        self.waited = waited
 
 
 class Bench:

@@ -33,6 +33,7 @@ class Limits:
         request_bytes: of any other request, arrays included.
         stored_bytes: of all models that are kept.
         models: that are kept.
+        uploads: that come in or are checked at once; further ones are refused.
         memory_bytes: resident in the process that runs models; it is ended where it takes more.
         threads: that a request may ask for.
         deadline_s: of one request's work, without waiting for its turn or for a process to start.
@@ -50,6 +51,7 @@ class Limits:
     request_bytes: int = 64 << 20
     stored_bytes: int = 2 << 30
     models: int = 64
+    uploads: int = 4
     memory_bytes: int = field(default_factory=half_of_memory)
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     deadline_s: float = 300.0

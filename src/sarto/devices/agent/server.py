@@ -23,11 +23,11 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sarto.devices.agent import messages as m
-from sarto.devices.agent.bench import Bench, BusyError
+from sarto.devices.agent.bench import Bench
 from sarto.devices.agent.guard import Guard
 from sarto.devices.agent.limits import Limits
 from sarto.devices.agent.machine import this_machine
-from sarto.devices.agent.shelf import FullError, Shelf
+from sarto.devices.agent.shelf import BusyError, FullError, Shelf
 from sarto.devices.agent.wire import from_wire, to_wire
 from sarto.devices.runtimes import Worker, is_available
 from sarto.errors import RequestError, SartoError, StoreError
@@ -134,14 +134,11 @@ def make_app(
     @app.post("/v1/models", status_code=201, openapi_extra={"requestBody": _BYTES})
     async def upload(request: Request, kind: m.Kind) -> m.Uploaded:
         """Keep a model, after it was found to hold known operators alone."""
-        incoming = shelf.incoming()
-        try:
+        with shelf.incoming() as incoming:
             with incoming.open("xb") as file:
                 async for part in request.stream():
                     file.write(part)
             kept = await run_in_threadpool(shelf.add, kind, incoming)
-        finally:
-            incoming.unlink(missing_ok=True)
         return m.Uploaded(id=kept.id, kind=kind, size_bytes=kept.size_bytes)
 
     @app.delete("/v1/models/{model}")
@@ -278,6 +275,12 @@ def _tell_errors(app: FastAPI) -> None:
             status = 404
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "sarto.errors")
         return told(status, kind, error.to_json()["detail"], error.problems, wait)
+
+    @app.exception_handler(OSError)
+    def unwritten(_: Request, error: OSError) -> JSONResponse:
+        return told(
+            507, "StoreError", f"the agent could not keep what was sent: {error.strerror or 'no room'}"
+        )
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

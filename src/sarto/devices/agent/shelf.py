@@ -6,6 +6,8 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,18 @@ IMPORTS_S = 60.0
 
 class FullError(StoreError):
     """There is no room for a further model."""
+
+
+class BusyError(RequestError):
+    """The agent has too much to do.
+
+    Attributes:
+        waited: whether the request waited for its turn in vain; else it was not let into the queue.
+    """
+
+    def __init__(self, detail: str, *, waited: bool) -> None:
+        super().__init__(detail)
+        self.waited = waited
 
 
 @dataclass
@@ -46,10 +60,29 @@ class Shelf:
         self._kept: dict[str, Kept] = {}
         self._lock, self._checking = threading.Lock(), threading.Lock()
         self._checker: Worker | None = None
+        self._coming = 0
 
-    def incoming(self) -> Path:
-        """A file that does not exist, for bytes that come in."""
-        return self.folder / f"incoming-{uuid.uuid4().hex}"
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A file that does not exist, for bytes that come in; it is gone afterwards.
+
+        Raises:
+            BusyError: as many files as may are coming in, or being checked.
+        """
+        with self._lock:
+            if self._coming >= self.limits.uploads:
+                raise BusyError(
+                    f"{self._coming} models are coming in or being checked here, and more may not at once; try again",
+                    waited=False,
+                )
+            self._coming += 1
+        file = self.folder / f"incoming-{uuid.uuid4().hex}"
+        try:
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+            with self._lock:
+                self._coming -= 1
 
     def add(self, kind: str, file: Path) -> Kept:
         """Let a file in, which moves or goes.

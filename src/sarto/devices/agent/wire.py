@@ -41,6 +41,12 @@ def from_wire(sent: Array) -> np.ndarray:
     if len(data) != size:
         shown = " x ".join(map(str, sent.shape)) or "one number"
         raise RequestError(f"an array of {sent.dtype}, {shown}, has {size:,} bytes; {len(data):,} were sent")
-    if sent.dtype == "bool":
-        return np.frombuffer(data, np.uint8).reshape(sent.shape) != 0
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(sent.shape)
+    flat = np.frombuffer(data, np.uint8) != 0
+    if sent.dtype != "bool":
+        flat = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+    try:
+        return flat.reshape(sent.shape)
+    except ValueError as error:
+        # A size of 0 beside sizes that no array may have.
+        shown = " x ".join(map(str, sent.shape))
+        raise RequestError(f"an array of {sent.dtype}, {shown}, can't be made: {error}") from error

@@ -56,7 +56,7 @@ def interpreter(runtime: RuntimeName, *, converting: bool = False) -> Path:
     if all(_is_here(name) for name in wanted):
         return Path(sys.executable)
     own = environment(runtime) if need.extra is not None else None
-    if own is not None and python_of(own).is_file():
+    if own is not None and python_of(own).is_file() and works_in(own).is_file():
         return python_of(own)
     cure = (
         f"pip install 'sarto[{need.extra}]', or sarto device setup {runtime}, which gives it an environment of its own"
@@ -97,6 +97,11 @@ def home() -> Path:
 def python_of(folder: Path) -> Path:
     """The interpreter of an environment's folder."""
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def works_in(folder: Path) -> Path:
+    """The mark in an environment's folder that its runtime was started there once."""
+    return folder / "works"
 
 
 def _is_here(name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sarto.devices.runtimes.client import Worker
-from sarto.devices.runtimes.place import NEEDS, environment, python_of
+from sarto.devices.runtimes.place import NEEDS, environment, python_of, works_in
 from sarto.errors import RequestError, suggest
 from sarto.types import RuntimeName
 
@@ -72,6 +72,7 @@ def set_up(
             "anew",
             where=runtime,
         )
+    works_in(folder).touch()
     return folder, version
 
 

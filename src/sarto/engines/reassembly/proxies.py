@@ -57,12 +57,18 @@ def naswot(graph: ModelGraph, inputs: Tensor) -> float:
 
 
 def swap(graph: ModelGraph, inputs: Tensor) -> float:
-    """Number of different sign patterns that units show over the images."""
+    """Number of different sign patterns that units show over the images.
+
+    Differs: counted layer by layer and summed; the paper counts a pattern that two layers show once.
+    """
     return float(sum(len(torch.unique(codes.T, dim=0)) for codes in _codes(graph, inputs)))
 
 
 def near(graph: ModelGraph, inputs: Tensor) -> float:
-    """Sum over activations of the effective rank: the exponential of the entropy of the singular values."""
+    """Sum over activations of the effective rank: the exponential of the entropy of the singular values.
+
+    Differs: of what layers give after their activation function; the paper adds the rank of what it reads.
+    """
     total = 0.0
     for values in _activations(graph, inputs):
         singular = torch.linalg.svdvals(values.to(torch.float64))

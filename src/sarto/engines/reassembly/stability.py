@@ -94,7 +94,9 @@ def choose_k(
     n_batches = cuts.vectors.shape[1] // size
     if n_batches < 2:
         raise RequestError(
-            "the number of blocks is chosen by comparing halves of the probe images: give at least two batches of them"
+            "the number of blocks is chosen by comparing halves of the probe images, at least two batches of them: "
+            f"{n_batches} {'is' if n_batches == 1 else 'are'} there; index more images under another name (--n-probes, "
+            "--batch), or say a number (--blocks)"
         )
     generator = np.random.default_rng(seed)
     halves = []
@@ -148,7 +150,7 @@ def similarity_error(cuts: Cuts, found: Partition, *, size: int) -> float | None
         empty = np.zeros((found.k, 2 * part.vectors.shape[1]), np.float32)
         means = set_means(part, found.bounds, found.labels, found.k, empty)
         value = value_of(part, found.bounds, found.labels, means, Limits(found.k))
-        left.append(value / (cuts.n_models * found.k))
+        left.append(value / int((found.labels >= 0).sum()))
     return float(np.sqrt((n_batches - 1) * np.var(left)))
 
 

@@ -53,29 +53,81 @@ def propose(
     outgrow their donor give way to the whole donor. Where other donors offer a class too, packs with the next best one
     in place of the best, and with both, follow: samples decide.
 
-    The whole donors side by side are an ensemble, which is not proposed here. Nothing is proposed where an order has
-    classes that no donor knows: there is nothing to slice by.
+    The whole donors side by side are an ensemble, which is not proposed here. Where an order has classes that no donor
+    knows, there is nothing to slice by: see `pruned`.
 
     Args:
         learnwares: manifests by id; donors without stocked widths are passed over.
         samples: learnware id -> digest of the samples that its slices are fitted on; donors without are passed over.
     """
     if requirement.new:
-        return []
-    budget = requirement.request.budget
-    # Milliseconds follow FLOPs more than parameters.
-    quick = budget.flops is not None or budget.latency_ms is not None
+        return pruned(requirement, learnwares)
+    objectives = _objectives(requirement)
     plans: dict[str, Plan] = {}
     usable = {id_: learnware for id_, learnware in learnwares.items() if learnware.widths and id_ in samples}
     for offers, told in offered(requirement, usable):
         used = {offer.learnware: learnwares[offer.learnware] for offer in offers}
-        for objective in ("params", "flops") if quick else ("params",):
+        for objective in objectives:
             solved = {id_: _solved_for(donor, objective) for id_, donor in used.items()}
             for proposed in _proposed(requirement, offers, solved, samples):
                 plan = _changed(proposed, requirement.request.repair)
                 said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
                 plans.setdefault(plan.key(), plan.replace(note=said + told))
     return list(plans.values())
+
+
+def pruned(requirement: Requirement, learnwares: Mapping[str, Learnware]) -> list[Plan]:
+    """Donors pruned to every stocked size for classes that none of them knows, largest first, under a new head.
+
+    Units are chosen and repaired on the order's samples, all classes alike. Each donor that reads them is pruned alone;
+    where several stand in one model, all of these to the same share too. Nothing is proposed by the paper's method,
+    whose fragments are of classes that the donor knows.
+    """
+    digest = requirement.samples_digest
+    if digest is None or requirement.request.method == "paper":
+        return []
+    ids = (*requirement.donors, *requirement.apart)
+    together = [requirement.donors] if len(requirement.donors) > 1 else []
+    plans: dict[str, Plan] = {}
+    for objective in _objectives(requirement):
+        for members in ([(id_,) for id_ in ids], together):
+            for group in members:
+                donors = [_solved_for(learnwares[id_], objective) for id_ in group]
+                found = [
+                    _pruned(requirement, donors, share, digest)
+                    for share in common_shares(donors)
+                    if share < 1.0
+                ]
+                for plan in found:
+                    changed = _changed(plan, requirement.request.repair)
+                    said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
+                    plans.setdefault(changed.key(), changed.replace(note=said))
+    return list(plans.values())
+
+
+def _pruned(requirement: Requirement, donors: Sequence[Learnware], share: float, samples: str) -> Plan:
+    wanted, nodes, members = requirement.classes, dict[str, PlanNode](), list[str]()
+    widths = [_width(donor, share) for donor in donors]
+    for place, (donor, width) in enumerate(zip(donors, widths, strict=True)):
+        nodes[f"donor_{place}"], below = SourceNode(of=donor.id), f"donor_{place}"
+        if width.ratio < 1.0:
+            nodes[f"slice_{place}"] = slice_node(width.keep, samples).replace(of=below)
+            below = f"slice_{place}"
+        members.append(f"features_{place}")
+        nodes[members[-1]] = BlockNode(of=below)
+    nodes["pack"] = BranchNode(of=tuple(members))
+    nodes["head"] = HeadNode(of="pack", kind="ridge", classes=wanted, samples=samples)
+    of = f"{donors[0].name} pruned" if len(donors) == 1 else "all donors side by side, each pruned"
+    note = f"{of} to {share:.0%} of its extractor, new head"
+    predicted = pack_cost(widths, len(wanted))
+    return Plan(nodes=nodes, out="head", predicted=predicted, engine="slicepack", note=note)
+
+
+def _objectives(requirement: Requirement) -> tuple[str, ...]:
+    """What widths are solved for: milliseconds follow FLOPs more than parameters."""
+    budget = requirement.request.budget
+    quick = budget.flops is not None or budget.latency_ms is not None
+    return ("params", "flops") if quick else ("params",)
 
 
 def offered(

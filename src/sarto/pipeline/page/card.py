@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from sarto.pipeline.page.wording import (
     CALLS,
     ONNX_READS,
+    OWN,
     ROLES,
     amount,
     compact,
@@ -57,9 +58,10 @@ def _lines(report: Report) -> Iterator[str]:
             for c in report.cost_lines()
         ],
     )
+    own = OWN[report.requirement.labelled_by]
     yield from ("", "## Comparison", "")
     yield from _table(
-        ("model", "role", "own samples", "held out", "parameters"),
+        ("model", "role", own, "held out", "parameters"),
         [
             (
                 row.name,
@@ -74,7 +76,7 @@ def _lines(report: Report) -> Iterator[str]:
     if report.per_class:
         yield from ("", "## Class by class", "")
         yield from _table(
-            ("class", "donor", "own samples", "held out"),
+            ("class", "donor", own, "held out"),
             [
                 (s.cls, s.donor or "", percent(s.recall_loto), percent(s.recall_heldout))
                 for s in report.per_class

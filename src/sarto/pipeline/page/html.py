@@ -62,6 +62,9 @@ def render_page(report: Report) -> str:
     return template.render(
         report=report,
         title=wording.headline(report),
+        own=wording.OWN[report.requirement.labelled_by],
+        on_own=wording.ON_OWN[report.requirement.labelled_by],
+        agreed=report.requirement.labelled_by == "donors",
         call=wording.CALLS[report.reads],
         onnx_reads=wording.ONNX_READS[report.reads],
         costs=list(_costs(report)),

@@ -24,6 +24,9 @@ ROLES = {
     "trivial": "trivial",
 }
 BASES = {"loto": "own samples, one of each class left out", "heldout": "held-out samples"}
+#: What accuracy on the order's own samples is called in a column and after a number, by whose word their labels are.
+OWN = {"order": "own samples", "donors": "own images, donors' labels"}
+ON_OWN = {"order": "on your samples", "donors": "agreement with the donors on your images"}
 #: Lines of Python that call a model, and what its ONNX file reads, by what a sample is.
 CALLS = {"image": 'model("photo.png")', "text": 'model("some words")'}
 ONNX_READS = {
@@ -129,5 +132,6 @@ def headline(report: Report) -> str:
     if pick.accuracy_heldout is not None:
         return f"{percent(pick.accuracy_heldout)} of held-out {report.reads}s named right: {classes} in {size}{ending}"
     if pick.accuracy_loto is not None:
-        return f"About {percent(pick.accuracy_loto)} right on {report.reads}s like yours: {classes} in {size}{ending}"
+        right = "right" if report.requirement.labelled_by == "order" else "agreement with the donors"
+        return f"About {percent(pick.accuracy_loto)} {right} on {report.reads}s like yours: {classes} in {size}{ending}"
     return f"A model for {classes} in {size}{ending}"
