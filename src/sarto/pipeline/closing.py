@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sarto.pipeline.choose import refilled, reopened
 from sarto.pipeline.filling import MARGIN
 from sarto.pipeline.order import Order
-from sarto.types import Cost, Plan
+from sarto.types import Budget, Cost, Plan
+
+T = TypeVar("T")
 
 #: Plans that are measured at most for one kind of pack: the one that was predicted, and those solved again.
 ROUNDS = 4
 #: Share of the budget that may be left unused.
 UNUSED = 0.05
+#: Share of it that a measured plan should leave, where it can: another measurement is off by about so much.
+GUARD = 0.02
 #: Two measured plans say how latency follows the prediction where their predictions lie this share apart.
 APART = 0.02
 #: At most so many times more or less than measured over predicted latency does it follow it then.
@@ -79,15 +84,27 @@ def _of_a_kind(order: Order, plan: Plan, measured: Callable[[Plan], Cost]) -> tu
         rounds.append(Round(following, cost, cost.over(order.request.budget)))
         if limit is None or cost.latency_ms is None or set(rounds[-1].broken) - {"latency_ms"}:
             break
-        if cost.latency_ms <= limit and (
-            cost.latency_ms >= (1 - UNUSED) * limit or not _meant(rounds, limit)
-        ):
+        if fills(cost.latency_ms, limit) or (cost.latency_ms <= limit and not _meant(rounds, limit)):
             break
         ratio = _ratio(rounds, (1 - MARGIN) * limit)
         following = None if ratio is None else refilled(order, following, ratio)
         known = {one.plan.key() for one in rounds}
         following = following if following is not None and following.key() not in known else None
     return tuple(rounds)
+
+
+def fills(taken_ms: float, limit_ms: float) -> bool:
+    """Whether a measured latency uses a budget up, but for what another measurement may be off by."""
+    return (1 - UNUSED) * limit_ms <= taken_ms <= (1 - GUARD) * limit_ms
+
+
+def roomy(found: Sequence[T], cost: Callable[[T], Cost], budget: Budget) -> list[T]:
+    """Of what keeps a budget as measured that which leaves `GUARD` of its latency; all of it where nothing does."""
+    limit = budget.latency_ms
+    kept = [one for one in found if not cost(one).over(budget)]
+    if limit is None:
+        return kept
+    return [one for one in kept if (cost(one).latency_ms or 0.0) <= (1 - GUARD) * limit] or kept
 
 
 def _ratio(rounds: Sequence[Round], target_ms: float) -> float | None:

@@ -18,7 +18,7 @@ HALVINGS = 12
 #: Share of the budget from which a bound is close enough to it.
 FULL = 0.995
 #: Share of the budget that is left for noise where a measured latency says how far to go.
-MARGIN = 0.03
+MARGIN = 0.04
 #: The widths of a learnware by donor and group.
 Keeps = Mapping[str, Mapping[str, int]]
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from sarto.engines.factory.search import Found, fewer
 from sarto.errors import InfeasibleError
-from sarto.pipeline.closing import ROUNDS, UNUSED
+from sarto.pipeline.closing import ROUNDS, UNUSED, fills
 from sarto.pipeline.filling import MARGIN
 from sarto.pipeline.subnets import ReadySupernet, Tasks
 from sarto.types import Budget, Cost, Plan, SubnetNode
@@ -62,7 +62,7 @@ def filled_by_measuring(
         if limit is None or taken is None or set(rounds[-1].over) - {"latency_ms"}:
             break
         meant = plan.predicted is not None and (plan.predicted.latency_high_ms or 0.0) >= (1 - UNUSED) * limit
-        if taken <= limit and (taken >= (1 - UNUSED) * limit or not meant):
+        if fills(taken, limit) or (taken <= limit and not meant):
             break
         following = _next(one, following[0], tasks, budget, taken, classes, samples)
         known = {other.plan.key() for other in rounds}

@@ -26,6 +26,7 @@ from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, delivered_hashes, write_manifest, write_text
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
+from sarto.pipeline.closing import roomy
 from sarto.pipeline.covering import covering, covering_classes
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.environment import environment
@@ -179,7 +180,7 @@ def make_task(
                 costs.append(broken.cost)
                 told = ", ".join(f"{n} {getattr(broken.cost, n):.6g}" for n in broken.over)
                 tried.append(f"{broken.plan.note}: {told}")
-            kept = [turn for turn in rounds if not turn.over]
+            kept = roomy(rounds, lambda turn: turn.cost, request.budget)
             if not kept:
                 continue
             best = max(kept, key=lambda turn: turn.cost.latency_ms or 0.0)

@@ -14,7 +14,7 @@ from sarto.errors import GraphError, InfeasibleError, RequestError, SartoError, 
 from sarto.export import Known, OnnxExport, export_onnx
 from sarto.pipeline.builder import Assembly, Builder
 from sarto.pipeline.choose import Plans, ranked, show, titled
-from sarto.pipeline.closing import closed
+from sarto.pipeline.closing import closed, roomy
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.exporting import texts_inside
@@ -145,7 +145,7 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
                 raise
             failed.append((f"{score.row.name}: {error}", error))
             continue
-        kept = [one for one in found if not one.cost.over(budget)]
+        kept = roomy(found, lambda one: one.cost, budget)
         tried += [(one.score, one.cost) for one in found if one.cost.over(budget)]
         if kept:
             first = _in_rank([one.score for one in kept])[0]

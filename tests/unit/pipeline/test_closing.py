@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarto.pipeline import closing
-from sarto.pipeline.closing import UNUSED, closed
+from sarto.pipeline.closing import GUARD, UNUSED, closed, roomy
 from sarto.pipeline.filling import MARGIN
 from sarto.types import Budget, Cost, Plan, SourceNode
 
@@ -61,9 +61,19 @@ def times(slope: float, fixed_ms: float) -> list[float]:
 def test_two_measured_plans_say_how_wide_the_third_may_be(slope: float, share: float) -> None:
     found = times(slope, share * LIMIT)
     assert len(found) <= 3
-    assert (1 - UNUSED) * LIMIT <= found[-1] <= LIMIT
+    assert (1 - UNUSED) * LIMIT <= found[-1] <= (1 - GUARD) * LIMIT
     if len(found) == 3:
         assert found[-1] == pytest.approx((1 - MARGIN) * LIMIT)
+
+
+def test_what_leaves_room_for_another_measurement_goes_before_what_only_just_keeps_the_budget() -> None:
+    tight, near, over = (plan(share * LIMIT).predicted for share in (1 - GUARD / 2, 1 - GUARD, 1.01))
+    assert tight is not None and near is not None and over is not None
+    budget, same = Budget(latency_ms=LIMIT), (lambda cost: cost)
+    assert roomy([tight, near, over], same, budget) == [near]
+    assert roomy([tight, over], same, budget) == [tight], "better than nothing"
+    assert roomy([over], same, budget) == []
+    assert roomy([tight, over], same, Budget(params=1)) == [tight, over]
 
 
 def test_a_device_that_follows_no_prediction_is_left_after_a_few_plans() -> None:
