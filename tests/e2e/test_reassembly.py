@@ -511,3 +511,15 @@ def test_blocks_are_asked_of_chains_alone(indexed: Shop) -> None:
     )
     assert mapped.exit_code == 0, mapped.output
     assert any([-1, -1] in model["bounds"] for model in json.loads(mapped.stdout)["models"])
+
+
+def test_what_of_the_probe_images_is_other_than_asked_is_told(shop: Shop) -> None:
+    store = shop.market.store
+    there = sum(len(store.samples(item.id)) for item in store.learnwares())
+    done = index_zoo(store, "zoo", n_probes=10**4, batch=8)
+    short, left = done.notes if there % 8 else (*done.notes, "")
+    assert short == f"{there} probe images, not 10000: learnwares came with no more of one size"
+    assert left == "" or left.startswith(f"{there % 8} of {there} probe images fill no batch of 8")
+    again = index_zoo(store, "zoo", n_probes=32, batch=8)
+    assert f"n_probes {there}, not 32" in again.notes[0] and "batch" not in again.notes[0].partition("(")[2]
+    assert not index_zoo(store, "other", probes=store.samples("discs").take(4), batch=4).notes

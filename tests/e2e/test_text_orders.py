@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from sarto.cli.app import app
 from sarto.graph.file import write_graph
 from sarto.market import Intake, TextSamples, Vocabulary
 from sarto.pipeline import Artifact, verify_artifact
+from sarto.pipeline.exporting import export_artifact
 from sarto.pipeline.market import described_by
 from sarto.pipeline.order import check_order
 from sarto.zoo import recurrent, text_cnn
@@ -180,6 +182,13 @@ def test_a_market_of_texts_is_sound_and_gives_back_what_went_in(library: Library
         and min((library.market.get("gru").skill or {}).values()) > 0.6
     )
     assert library.market.get("cnn").input_shape == (12,)
+
+
+def test_the_vocabulary_travels_inside_an_exported_file(made: Artifact, tmp_path: Path) -> None:
+    kept = (made.folder / "vocabulary.json").read_text(encoding="utf-8")
+    for path in (export_artifact(made, tmp_path / "m.onnx", to="onnx").path, made.folder / "model.onnx"):
+        told = ort.InferenceSession(path).get_modelmeta().custom_metadata_map
+        assert told["vocabulary"] == kept and json.loads(told["classes"]) == list(made.classes)
 
 
 def test_every_check_of_a_text_model_holds(made: Artifact) -> None:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from sarto import RequestError, Samples
 from sarto.cli.app import app
 from sarto.pipeline import verify_artifact
+from sarto.pipeline.exporting import export_artifact
+from sarto.pipeline.kept_samples import own_samples
 from sarto.pipeline.order import check_order
 from tests.e2e.conftest import Shop, batch_of, draw
 
@@ -86,6 +88,10 @@ def test_a_model_is_made_from_images_without_labels_and_its_report_speaks_of_agr
     report = made.report
     assert report is not None and report.requirement.labelled_by == "donors"
     assert all(check.ok for check in verify_artifact(made.folder))
+    kept = own_samples(made)
+    assert kept is not None and len(kept) == 30, "what verify and export compare on"
+    found = export_artifact(made, tmp_path / "m.onnx", to="onnx")
+    assert (found.n_samples, found.accuracy) == (30, None)
     told = " ".join(report.sentences)
     assert "agreement with the donors on images like your" in report.sentences[0]
     assert "give labelled held-out images to see that" in told
@@ -111,6 +117,14 @@ def test_what_images_without_labels_can_t_be_used_for_is_said(shop: Shop, tmp_pa
         check_order(shop.order("red disc", "blue disc", samples=reds), store)
     with pytest.raises(RequestError, match=r"red rings.* need labelled samples"):
         check_order(shop.order("red disc", "red rings", samples=reds), store)
+    # A donor that knows a wanted class decides for it, whoever the class is taken from.
+    own = flat(draw(DISCS, 4, 12), tmp_path / "own")
+    shop.add("more", ("red disc", "x", "y"), samples=draw(("red disc",), 4, 3))
+    order = check_order(shop.order("more:red disc", "discs:green disc", samples=str(own)), store)
+    images, same = pictures(own), softmax_of(shop, "discs", pictures(own))
+    # Both are one network: what it calls red or green stays, whichever of the two is asked.
+    kept = sum(1 for share in same if share.argmax() in (0, 1))
+    assert len(order.samples) == kept and len(images) == 12
     mixed = flat(draw(DISCS, 4, 10), tmp_path / "mixed")
     (mixed / "note.txt").write_text("no image")
     with pytest.raises(RequestError, match=r"note\.txt: not an image"):

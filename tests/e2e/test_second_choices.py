@@ -1,0 +1,55 @@
+"""What can't be delivered gives way to the next in rank, and the report says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sarto.errors import GraphError, VerifyError
+from sarto.pipeline import verify
+from tests.e2e.conftest import Shop
+
+RED = ("red disc", "green disc")
+QUICK = {"engines": ["slicepack", "baselines"], "baselines": []}
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int) -> list[int]:
+    """The export to ONNX fails so many times; the parameters of what was tried, in order."""
+    real, tried = verify.export_onnx, list[int]()
+
+    def export(graph: Any, *given: Any, **more: Any) -> Any:
+        tried.append(sum(graph.tensors[name].numel() for name in graph.parameters))
+        if len(tried) <= times:
+            raise error
+        return real(graph, *given, **more)
+
+    monkeypatch.setattr(verify, "export_onnx", export)
+    return tried
+
+
+def test_a_model_that_can_t_be_exported_gives_way_to_the_next(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shop.make(shop.order(*RED, **QUICK), "free")
+    tried = refusing(monkeypatch, GraphError("the operator strange_op can't be exported"), times=1)
+    made = shop.make(shop.order(*RED, **QUICK), "next")
+    assert tried[0] == first.report.measured.params, "the same comes first"
+    assert made.report.measured.params == tried[1] and made.plan.key() != first.plan.key()
+    (told,) = [text for text in made.report.sentences if text.startswith("Ranked before, and not delivered")]
+    assert "strange_op can't be exported" in told and first.report.pick.name in told
+
+
+def test_where_none_can_be_exported_or_one_was_ordered_the_order_ends(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = VerifyError("ONNX Runtime differs from eager")
+    tried = refusing(monkeypatch, error, times=10**6)
+    with pytest.raises(VerifyError, match="differs from eager"):
+        shop.make(shop.order(*RED, **QUICK), "none")
+    assert len(tried) == verify.TRIES
+    tried.clear()
+    plan = shop.market.plan(shop.order(*RED, **QUICK)).feasible[0]
+    with pytest.raises(VerifyError, match="differs from eager"):
+        shop.make(shop.order(*RED, **QUICK), "given", plan=plan)
+    assert len(tried) == 1
