@@ -1,4 +1,4 @@
-"""Writes the tables of docs/export.md from the result of `exports`: python -m benchmarks.export_page"""
+"""Writes the tables of docs/export.md from `exports` and `exports-int8`: python -m benchmarks.export_page"""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from benchmarks.schema import Result
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULT = ROOT / "docs" / "export.md", ROOT / "benchmarks" / "results" / "exports.json"
+PAGE, RESULTS = ROOT / "docs" / "export.md", ROOT / "benchmarks" / "results"
+#: Later ones take the place of earlier ones, precision by precision.
+CASES = ("exports", "exports-int8")
 BEGIN, END = "<!-- tables: written by `python -m benchmarks.export_page` -->", "<!-- end of tables -->"
 TITLES = {
     "float32": "Single precision: time beside eager PyTorch's, and megabytes",
@@ -19,21 +21,33 @@ TITLES = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-def page(result: Result) -> str:
-    """The page with the tables of a result in place of those that it has."""
+def results() -> list[Result]:
+    """The results that there are."""
+    return [Result.read(path) for case in CASES if (path := RESULTS / f"{case}.json").exists()]
+
+
+def page(found: Sequence[Result]) -> str:
+    """The page with the tables of results in place of those that it has."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    body = "\n".join(tables(result))
+    body = "\n".join(tables(found))
     return f"{before}{BEGIN}\n{body}\n{END}{after}"
 
 
-def tables(result: Result) -> Iterator[str]:
+def told_by(found: Sequence[Result]) -> dict[str, Result]:
+    """Precision -> the last result that has rows of it."""
+    return {str(row["precision"]): result for result in found for row in result.rows}
+
+
+def tables(found: Sequence[Result]) -> Iterator[str]:
     """Lines of all tables: a model a row, a format a column."""
-    formats = list(dict.fromkeys(str(row["format"]) for row in result.rows))
+    by = told_by(found)
     for precision, title in TITLES.items():
-        rows = [row for row in result.rows if row["precision"] == precision]
-        if not rows:
+        if precision not in by:
             continue
+        result = by[precision]
+        rows = [row for row in result.rows if row["precision"] == precision]
+        formats = list(dict.fromkeys(str(row["format"]) for row in result.rows))
         there = [name for name in formats if any(row["format"] == name for row in rows)]
         yield f"**{title}**"
         yield ""
@@ -43,6 +57,7 @@ def tables(result: Result) -> Iterator[str]:
             cells = {row["format"]: _cell(row) for row in rows if row["model"] == model}
             yield f"| {model} | {' | '.join(cells.get(name, '') for name in there)} |"
         yield ""
+        yield f"([{result.name}](../benchmarks/results/{result.name}.json), {result.machine.processor}.)"
         yield from _told(precision, rows)
 
 
@@ -77,7 +92,7 @@ def _told(precision: str, rows: Rows) -> Iterator[str]:
 
 
 def main() -> None:
-    PAGE.write_text(page(Result.read(RESULT)), encoding="utf-8")
+    PAGE.write_text(page(results()), encoding="utf-8")
 
 
 if __name__ == "__main__":

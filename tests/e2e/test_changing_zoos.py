@@ -142,9 +142,7 @@ def test_a_donor_without_samples_has_the_median_skill_of_its_zoo_and_is_told(sho
     index_zoo(store, "zoo")
     alone = usable(store, indices(store).get("zoo"))
     assert [entry.skill for entry in alone.zoo.entries] == [0.5, 0.5]
-    gone = {
-        f"{name} is left out: as it was indexed, it is not in the market any more" for name in alone.absent
-    }
+    gone = {f"{name} is left out: it was removed from the market" for name in alone.absent}
     assert set(alone.absent) == {"discs", "bars", "crosses", "poor"} and gone < set(alone.notes)
     assert len(alone.notes) == len(gone) + 2
 

@@ -25,9 +25,10 @@ from sarto.pipeline.indexing import index_zoo
 from sarto.pipeline.locking import Lock, read_lock
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.rebuilding import rebuild
+from sarto.pipeline.reference import reference_of
 from sarto.types import ChainNode, HeadNode, Learnware, Plan, Requirement, SliceNode, WidthCost
 from tests.e2e.conftest import COLOURS, SIDE, Shop
-from tests.e2e.test_profiled_orders import profile
+from tests.e2e.test_profiled_orders import measured_discs, profile
 
 #: Shapes that no donor was trained on.
 NEW = ("red ring", "blue ring", "green ring")
@@ -296,6 +297,13 @@ def test_pruned_donors_keep_a_budget_of_milliseconds_on_a_profiled_device(
     )
     plans = [plan for plan in propose(order).feasible if "pruned" in plan.note]
     assert plans and all(plan.predicted and plan.predicted.latency_high_ms for plan in plans)
+    # What was measured of a donor says how fast the machine is, though no donor knows a class.
+    every = ordered(shop, own(rings(NEW, 3, 14), "rings"), device={"profile": "paper"})
+    shop.market.store.profiles.put(measured_discs(shop, level_ms=5.0))
+    known = check_order(every.request, shop.market.store)
+    assert known.requirement.offers == ()
+    with reference_of(known) as reference:
+        assert reference is not None and reference.level_ms == pytest.approx(5.0)
     # They have their stocked sizes alone: what one takes says nothing of others.
     assert refilled(order, plans[0], 1.2) is None and reopened(order, plans[0], 1.2) is None
     said = plans[0].predicted

@@ -47,7 +47,7 @@ def test_where_none_can_be_exported_or_one_was_ordered_the_order_ends(
     tried = refusing(monkeypatch, error, times=10**6)
     with pytest.raises(VerifyError, match="differs from eager"):
         shop.make(shop.order(*RED, **QUICK), "none")
-    assert len(tried) == verify.TRIES
+    assert 1 < len(tried) <= verify.FAILURES
     tried.clear()
     plan = shop.market.plan(shop.order(*RED, **QUICK)).feasible[0]
     with pytest.raises(VerifyError, match="differs from eager"):

@@ -10,16 +10,20 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from sarto import RequestError, Samples
+from sarto import RequestError, Samples, StoreError
 from sarto.cli.app import app
 from sarto.pipeline import verify_artifact
 from sarto.pipeline.exporting import export_artifact
+from sarto.pipeline.indexing import index_zoo
 from sarto.pipeline.kept_samples import own_samples
+from sarto.pipeline.locking import read_lock
 from sarto.pipeline.order import check_order
+from sarto.pipeline.rebuilding import rebuild
 from tests.e2e.conftest import Shop, batch_of, draw
 
 DISCS = ("red disc", "green disc", "blue disc")
 CROSSES = ("red cross", "green cross", "blue cross")
+CHAINS = {"engines": ["reassembly", "baselines"], "baselines": []}
 
 
 def flat(samples: Samples, folder: Path, seed: int = 0) -> Path:
@@ -145,3 +149,26 @@ def test_the_command_takes_a_folder_of_images_without_labels(shop: Shop, tmp_pat
     assert done.exit_code == 0, done.output
     assert "agreement with the donors on your images" in done.output
     assert "carry no labels" in done.output
+
+
+def test_chains_from_images_without_labels_learn_features_and_are_made_again(
+    shop: Shop, tmp_path: Path
+) -> None:
+    index_zoo(shop.market.store, "zoo", n_probes=32, batch=8)
+    folder = flat(draw(("red disc", "green disc"), 10, 13), tmp_path / "own")
+    asked = shop.order(
+        "red disc", "green disc", samples=str(folder), train={"epochs": 1}, donors={"least": 2}, **CHAINS
+    )
+    made = shop.make(asked.replace(heldout=None), "chain")
+    report = made.report
+    assert report is not None and report.requirement.labelled_by == "donors"
+    (after,) = [row for row in report.rows if row.name.endswith(", trained")]
+    assert "towards the features of" in after.note, "nobody's labels are at hand"
+    best = [text for text in report.sentences if text.startswith("The best single donor within the budget")]
+    assert "agreement with the donors on your samples" in best[0]
+    assert any("agrees most with the donors" in text for text in report.sentences)
+    again = rebuild(shop.market.store, read_lock(made.folder), shop.folder / "again")
+    assert again.plan.key() == made.plan.key()
+    (folder / "000.png").unlink()
+    with pytest.raises(StoreError, match=r"not those of the lock.*another processor may decide otherwise"):
+        rebuild(shop.market.store, read_lock(made.folder), shop.folder / "other")

@@ -25,7 +25,10 @@ def export(
     ] = "onnx",
     precision: Annotated[str, typer.Option(help="float32, float16, bfloat16 or int8.")] = "float32",
     samples: Annotated[
-        str | None, typer.Option(help="Labelled samples to compare with eager on, beside random inputs.")
+        str | None,
+        typer.Option(
+            help="Labelled samples to compare with eager on, beside random inputs; else the order's own."
+        ),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Samples that int8 is calibrated on; else those of --samples.")
@@ -103,8 +106,8 @@ def lines(found: Exported) -> list[str]:
         )
     if found.n_calibrated:
         told.append(
-            f"calibrated on {found.n_calibrated:,} of these samples; give others with --calibration to judge it "
-            "on unseen ones"
+            f"calibrated on {found.n_calibrated:,} of these samples; give others (--samples, --calibration) to judge "
+            "it on unseen ones"
         )
     return [*told, f"classes and preprocessing: {found.sidecar}"]
 

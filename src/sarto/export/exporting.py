@@ -126,7 +126,7 @@ def export(
             dynamic_batch=free,
             max_batch=limit,
             batch=None if free else batch,
-            n_calibrated=len(arrays[0]) if arrays and not _tensors(calibration) else 0,
+            n_calibrated=len(arrays[0]) if arrays and not (real and _tensors(calibration)) else 0,
             **found.__dict__,
         )
         write_sidecar(draft, made, exported.to_plain(), graph, kind, metadata or {}, files)

@@ -14,7 +14,7 @@ from sarto.graph.model import Shape
 from sarto.types.text import write_atomically
 
 #: Texts of the metadata that are JSON themselves.
-_PARSED = ("classes", "preprocessing")
+_PARSED = ("classes", "preprocessing", "vocabulary")
 
 
 def sidecar_of(path: Path) -> Path:

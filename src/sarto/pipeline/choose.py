@@ -24,7 +24,6 @@ from sarto.types import (
     BranchNode,
     Budget,
     Cost,
-    DonorRules,
     Parting,
     Plan,
     Preprocessing,
@@ -130,7 +129,7 @@ def _chains(order: Order) -> Offered:
     if CHAINS not in request.engines or order.chains is None:
         return Offered()
     if order.intake.kind != "image":
-        return Offered(why_not=("chains are of models that read images",), asked=False)
+        return Offered(why_not=("chains are of models that read images",), has_index=False)
     shape = order.donors[0].input_shape
     return order.chains.offered(
         order.classes,
@@ -169,14 +168,23 @@ def _sorted_out(
     left_out = [f"{ENGINE}: {reason}" for reason in subnets.why_not]
     chains = [f"{CHAINS}: {reason}" for reason in offered.why_not]
     # Who asks something of chains is told why there are none; a market without an index says nothing to others.
-    told_chains = chains if offered.asked or _asks_of_chains(order.request) else ()
-    told = noted(order, (*left_out, *told_chains, *offered.notes))
+    told_chains = chains if offered.has_index or _asks_of_chains(order.request) else ()
+    told = noted(order, (*left_out, *told_chains, *offered.notes, *_pruned_few(order)))
     without = (*_without_new(order), *left_out, *chains)
     return Plans(told, tuple(feasible), tuple(refused), offered.drawn, without)
 
 
 def _asks_of_chains(request: Request) -> bool:
-    return request.train is not None or request.parting != Parting() or request.donors != DonorRules()
+    return request.train is not None or request.parting != Parting() or request.donors.differ > 1
+
+
+def _pruned_few(order: Order) -> Iterator[str]:
+    """That not all donors are pruned for new classes, in words."""
+    readers = len(order.requirement.donors) + len(order.requirement.apart)
+    if "slicepack" in order.request.engines and readers > slicepack.PRUNED:
+        yield (
+            f"of {readers} donors that read the samples {slicepack.PRUNED} are pruned; name others under donors.must"
+        )
 
 
 def _without_new(order: Order) -> Iterator[str]:

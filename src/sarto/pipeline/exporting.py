@@ -19,6 +19,8 @@ from sarto.types import Precision
 
 #: Ending of the file of a network that was compiled to code.
 COMPILED = ".aoti.pt2"
+#: Of the order's own samples so many are compared on, where none are named.
+OWN = 256
 
 
 def export_artifact(
@@ -35,7 +37,7 @@ def export_artifact(
 
     Args:
         samples: labelled samples to compare on: a folder, a table or an .npz file; of the model's classes the accuracy
-            is told too. None takes the order's own where they still are in their place, else random inputs.
+            is told too. None takes `OWN` of the order's where they still are in their place, else random inputs.
         calibration: samples that int8 is calibrated on; None takes the samples.
 
     Raises:
@@ -44,7 +46,10 @@ def export_artifact(
         GraphError: an operator can't be exported or run; it is named.
         VerifyError: the file computes something else.
     """
-    inputs, labels = read_for(artifact, samples) if samples is not None else (own_samples(artifact), None)
+    inputs, labels = read_for(artifact, samples) if samples is not None else (None, None)
+    if samples is None and (precision != "int8" or calibration is not None):
+        own = own_samples(artifact)
+        inputs = None if own is None else own[:OWN]
     fitted, _ = read_for(artifact, calibration) if calibration is not None else (None, None)
     return export(
         artifact.graph,

@@ -43,7 +43,7 @@ def filled_by_measuring(
     classes: Sequence[str],
     samples: str | None = None,
 ) -> tuple[Round[T], ...]:
-    """Subnets, each with as many units as the one before says, until one keeps the latency budget and fills it.
+    """Subnets, each with as many units as the one before says, until one keeps the latency budget and `fills` it.
 
     The first is the plan itself; it is the only one where the budget limits no latency, another limit is broken, or the
     plan keeps the budget and was not meant to fill it. Where nothing was predicted, a plan that takes too long is

@@ -64,7 +64,9 @@ class Usable:
             ),
         )
 
-    def asked(self, wanted: Parting, index: ProbeIndex, seed: int = 0) -> tuple[Partition, tuple[str, ...]]:
+    def parted_as(
+        self, wanted: Parting, index: ProbeIndex, seed: int = 0
+    ) -> tuple[Partition, tuple[str, ...]]:
         """The joint dissection that an order asks for, and all notes; see `parted`.
 
         Raises:
@@ -145,7 +147,9 @@ def usable(
         RequestError: fewer than two models are left; says which were left out, and why.
     """
     copies, others = dict[tuple[str, str], list[Learnware]](), dict[tuple[str, str], Learnware]()
+    names = set[str]()
     for item in store.learnwares():
+        names.add(item.name)
         if only is None or item.id in only:
             copies.setdefault((item.graph_hash, item.weights_hash), []).append(item)
         else:
@@ -165,8 +169,12 @@ def usable(
             there.append((model, held))
         elif (other := others.get((model.graph_hash, model.weights_hash))) is not None:
             absent[other.name] = "it reads other images than the order's"
+        elif model.name in names:
+            absent[model.name] = (
+                "the market has another model of that name now; index it with sarto zoo index"
+            )
         else:
-            absent[model.name] = "as it was indexed, it is not in the market any more"
+            absent[model.name] = "it was removed from the market"
     if len(there) < 2:
         gone = len(models) - len(there) - len(left_out)
         raise RequestError(

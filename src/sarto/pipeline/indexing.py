@@ -143,12 +143,12 @@ def _unlike(
     about = index.about
     if is_new and n_probes is not None and about.n_probes < n_probes:
         yield f"{about.n_probes} probe images, not {n_probes}: learnwares came with no more of one size"
-    # Settings that are nobody's default were asked for.
-    said = {"n_probes": (n_probes, N_PROBES), "batch": (batch, BATCH), "cells": (cells, 1)}
+    # What differs from the default was asked for; whether a default was, too, can't be told.
+    said = {"batch": (batch, BATCH), "cells": (cells, 1)}
     stays = [
         f"{name} {getattr(about, name)}, not {wanted}"
         for name, (wanted, usual) in said.items()
-        if not is_new and wanted not in (None, usual, getattr(about, name))
+        if not is_new and wanted not in (usual, getattr(about, name))
     ]
     if stays:
         yield f"the index was there and stays as it was made ({', '.join(stays)}): give another name for a new one"

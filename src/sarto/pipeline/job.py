@@ -41,7 +41,7 @@ class Job:
         self.folder = out / FOLDER
         identity = json.dumps({"request": json.loads(request.to_json()), "extra": extra}, sort_keys=True)
         known = self.folder / "order.json"
-        if known.is_file() and known.read_text(encoding="utf-8") != identity:
+        if known.is_file() and not _is_of(known.read_text(encoding="utf-8"), request, extra):
             raise RequestError(
                 f"{out} holds another order; choose another folder, or remove it", where=str(out)
             )
@@ -122,3 +122,12 @@ class Job:
         """Note the wall time of a hop since `started` (of time.perf_counter)."""
         self._seconds[name] = round(time.perf_counter() - started, 4)
         write_text(self.folder / "seconds.json", json.dumps(self._seconds))
+
+
+def _is_of(text: str, request: Request, extra: str) -> bool:
+    """Whether a job was begun for this order; fields that the order got since then have their defaults."""
+    try:
+        found = json.loads(text)
+        return bool(found["extra"] == extra) and Request.parse(found["request"]) == request
+    except (ValueError, KeyError, TypeError, RequestError):
+        return False

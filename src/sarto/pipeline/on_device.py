@@ -237,8 +237,7 @@ def device_sentences(file: DeviceFile | None, device: Device, noun: str = "sampl
         return
     yield (
         f"For {device.runtime} in {file.precision}: {file.name}, {file.size_bytes:,} bytes, which is what was timed. "
-        "Accuracies in the tables are those of the model in single precision."
-        + ("" if file.precision == "float32" else " A limit of size holds for this file.")
+        "Accuracies in the tables are those of the model in single precision. A limit of size holds for this file."
     )
     if file.accuracy is not None and file.accuracy_eager is not None:
         yield (

@@ -217,6 +217,11 @@ class PlanPredictor:
         return replace(below, counts=counts)
 
 
+def is_itself(model: BackboneModel, graph: ModelGraph) -> bool:
+    """Whether a network is the one that was measured; of an older version's profile that is taken for granted."""
+    return model.graph_hash in (None, graph_hash(graph, weights=False))
+
+
 class _Donor:
     """A donor's terms, and what the profile knows of its backbone."""
 
@@ -234,7 +239,7 @@ class _Donor:
         self.model = known if known is not None and len(known.base_ms) == len(measured.terms) else None
         self.named = "" if self.model is None else self.model.backbone
         #: Whether the profile measured this very network, not one of the same operators in other sizes.
-        self.itself = self.model is not None and self.model.graph_hash == graph_hash(raw, weights=False)
+        self.itself = self.model is not None and is_itself(self.model, raw)
         end = features(whole).value
         self._end: AxisExpr = whole.analysis.value_axes[end][0][-1]
         own = {node.name for node in raw.nodes}

@@ -110,14 +110,14 @@ class Offered:
         why_not: for each index that offers no whole chain, in words, with its notes.
         notes: what was taken for granted of the models of the other indices, which were left out, and whether models
             were parted into fewer blocks for want of cut points.
-        asked: whether there was an index to ask.
+        has_index: whether there was an index to look in.
     """
 
     plans: tuple[Plan, ...] = ()
     drawn: tuple[Plan, ...] = ()
     why_not: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    asked: bool = True
+    has_index: bool = True
 
 
 def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
@@ -134,7 +134,7 @@ def propose_chains(store: Store, wanted: Wanted, n: int = PROPOSED) -> Offered:
             found = usable(store, index, wanted.classes, wanted.ids)
             zoo, learnwares, notes = found.zoo, found.learnwares, found.notes
             told = replace(wanted, wish=replace(wanted.wish, sides=_sides(found, wanted, store)))
-            parting, notes = found.asked(wanted.parting, index, wanted.seed)
+            parting, notes = found.parted_as(wanted.parting, index, wanted.seed)
             if len(zoo.entries) <= DIRECTED_UP_TO:
                 zoo = with_r2(zoo, parting, features_of(index))
             if wanted.timing is not None and wanted.wish.budget.latency_ms is not None:
@@ -188,7 +188,9 @@ class Chains:
                 take.
         """
         if not indices(self.store).names():
-            return Offered(why_not=("the market has no index; make one with sarto zoo index",), asked=False)
+            return Offered(
+                why_not=("the market has no index; make one with sarto zoo index",), has_index=False
+            )
         ids = tuple(
             item.id
             for item in self.store.learnwares()

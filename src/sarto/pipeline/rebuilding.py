@@ -44,14 +44,19 @@ def check_lock(store: Store, lock: Lock) -> None:
         if probes_of(store, probes.digest) is None
     ]
     if not problems:
-        found = check_order(lock.request, store, lock.taken).requirement.samples_digest
-        if found != lock.samples_digest:
+        found = check_order(lock.request, store, lock.taken).requirement
+        if found.samples_digest != lock.samples_digest:
             there = {item.id for item in store.learnwares()}
             gone = [
                 f"; {cls!r} was taken from the learnware {id_[7:19]}, which was removed from the market"
                 for cls, id_ in lock.taken.items()
                 if id_ is not None and id_ not in there
             ]
+            if found.labelled_by == "donors":
+                gone.append(
+                    "; labels of images without any are what the donors decide, and another processor may decide "
+                    "otherwise where they are unsure"
+                )
             problems.append(
                 "the order's samples are not those of the lock: give the same, or stock the donors with the same"
                 + "".join(gone)

@@ -15,8 +15,9 @@ from sarto.devices.measuring import latency_of, processor_of
 from sarto.devices.profiling import Backbone, open_in, skeleton
 from sarto.devices.profiling.run import ROUNDS, turns
 from sarto.devices.timing import SECONDS, summary
-from sarto.graph import ModelGraph, graph_hash
+from sarto.graph import ModelGraph
 from sarto.pipeline.order import Order
+from sarto.pipeline.predicting import is_itself
 from sarto.pipeline.profiles import writing_of
 from sarto.pipeline.subnets import ReadySupernet
 from sarto.types import Device
@@ -63,11 +64,13 @@ def _measured_donor(order: Order) -> tuple[ModelGraph, float, str] | None:
     predictor = order.predictor
     if predictor is None:
         return None
-    for offer in order.requirement.offers:
-        donor = predictor.donor(offer.learnware)
+    required = order.requirement
+    offered = (offer.learnware for offer in required.offers)
+    for id_ in dict.fromkeys((*offered, *required.donors, *required.apart)):
+        donor = predictor.donor(id_)
         level = _level(predictor.profile, order.request.device, donor.named) if donor.itself else None
         if level is not None:
-            return predictor.store.graph(offer.learnware), level, predictor.profile.device.processor
+            return predictor.store.graph(id_), level, predictor.profile.device.processor
     return None
 
 
@@ -76,7 +79,7 @@ def reference_of_supernet(held: ReadySupernet, device: Device) -> Iterator[Refer
     """The reference of a supernet, as `reference_of`; None where its backbone was not measured."""
     graph, profile = held.supernet.graph, held.profile
     known = None if profile is None else profile.backbone(skeleton(graph))
-    itself = known is not None and known.graph_hash == graph_hash(graph, weights=False)
+    itself = known is not None and is_itself(known, graph)
     level = (
         None if profile is None or known is None or not itself else _level(profile, device, known.backbone)
     )

@@ -77,9 +77,14 @@ def sentences(
             f"Delivered: the plan that {_best_on_own(order)} and keeps the budget; of equals, the smallest."
         )
     for found in comparisons:
-        gap = f"{100 * found.gap:+.1f} points"
+        agreed = order.requirement.labelled_by == "donors" and found.basis == "loto"
+        gap = f"{100 * found.gap:+.1f} points{' of agreement with the donors' if agreed else ''}"
         if found.verdict == "cannot be told apart":
-            more = f" (about {found.samples_needed:,} labelled samples would)" if found.samples_needed else ""
+            more = (
+                f" (about {found.samples_needed:,} {'images' if agreed else 'labelled samples'} would)"
+                if found.samples_needed
+                else ""
+            )
             yield f"Against {found.row}: {gap}; your samples cannot tell them apart{more}."
         else:
             yield f"Against {found.row}: {gap}, {found.verdict}."

@@ -127,7 +127,7 @@ def made_of(held: Subnets, plan: Plan, samples: Labelled | None) -> Made:
 def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
     """A subnet's files, whose names begin alike, and its cost as measured."""
     path, place = name.with_suffix(".onnx"), name.with_suffix(".device")
-    inputs = inputs_for(made.graph, made.reads, request)
+    inputs = inputs_for(made.graph, made.reads, request, real=True)
     # The graph normalises by itself: what it reads are images in [0, 1].
     metadata = texts_inside(made.classes, made.reads, made.plan.key())
     exported = export_onnx(made.graph, path, metadata=metadata, samples=inputs)
@@ -141,9 +141,13 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
     return built, found.cost(made.graph)
 
 
-def inputs_for(graph: ModelGraph, reads: Intake, request: Request) -> Tensor:
-    """What files are compared on: the order's samples, which int8 is calibrated on too, else random images."""
-    if request.samples:
+def inputs_for(graph: ModelGraph, reads: Intake, request: Request, *, real: bool = False) -> Tensor:
+    """What files are compared on: random images, or the order's samples, which int8 is always made for.
+
+    Args:
+        real: to take the order's samples in any precision, where it has some.
+    """
+    if request.samples and (real or request.device.precision == "int8"):
         return reads.tensor(read_unlabelled(Path(request.samples)))[:CALIBRATED]
     shape = size_at(graph.inputs[0].shape, max(COMPARED, request.device.batch))
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from sarto.types import Budget, Cost, DeviceFile, Plan
 
 #: Plans that are verified at most; a measured overrun takes the next one.
 TRIES = 4
+#: Plans that can't be exported, or compute something else, at most.
+FAILURES = 8
 #: Names of the delivered model's file, and of the folder of what the order's device runs, in the folder of a job.
 FILE, ON_DEVICE = "model.onnx", "device"
 
@@ -100,7 +102,7 @@ def verify(
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it. After an
     overrun those come first whose FLOPs say that they should fit; where no built pack does, the largest that should is
-    built and ranked with them. At most `TRIES` plans are measured, besides those solved again. One that can't be
+    built and ranked with them. At most `TRIES` plans break a limit, besides those solved again. One that can't be
     exported, or computes something else on the device, gives way to the next too, which the report tells; a given plan
     does not.
 
@@ -134,17 +136,18 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
         counted = [score.row.cost for score in built if score.row.cost is not None]
         nearest = min(counted, key=lambda cost: _excess(cost, plans.order), default=None)
         queue = _smaller(builder, plans.order, spare, nearest) if nearest is not None else []
-    for turn in range(TRIES):
-        if not queue:
-            break
+    while queue and len(tried) < TRIES and len(failed) < FAILURES:
         score = queue.pop(0)
         try:
-            found = bench.closed(score) if given is None and turn == 0 else [bench.measured(score)]
+            # The first one that can be measured says how wide others may be.
+            found = bench.closed(score) if given is None and not tried else [bench.measured(score)]
         except (GraphError, VerifyError) as error:
             if given is not None:
                 raise
             failed.append((f"{score.row.name}: {error}", error))
             continue
+        failed += bench.failed
+        bench.failed = []
         kept = roomy(found, lambda one: one.cost, budget)
         tried += [(one.score, one.cost) for one in found if one.cost.over(budget)]
         if kept:
@@ -167,7 +170,7 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
             queue = after_overrun(queue, builder, plans.order, spare, found[0].cost)
     if failed and not tried:
         raise failed[0][1]
-    raise _overrun(plans.order, tried)
+    raise _overrun(plans.order, tried, [told for told, _ in failed])
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +196,7 @@ class _Bench:
     reference: Reference | None
     n: int = 0
     known: Known | None = None
+    failed: list[tuple[str, SartoError]] = field(default_factory=list)
 
     def measured(self, score: Score) -> _Measured:
         """The model of a score's plan, exported and measured."""
@@ -204,7 +208,8 @@ class _Bench:
         assembly, samples = self.assembly(score), self.order.samples
         exported = self.exported(assembly, self.known)
         self.known = Known(assembly.graph, exported.path.read_bytes())
-        own = assembly.classes == samples.classes
+        # What donors decided says nothing of what is right.
+        own = assembly.classes == samples.classes and self.order.requirement.labelled_by == "order"
         found = measured_on(
             assembly.graph,
             self.order.request.device,
@@ -242,10 +247,11 @@ class _Bench:
 
         try:
             closed(self.order, score.plan, cost)
-        except (GraphError, VerifyError):
+        except (GraphError, VerifyError) as error:
             # What was solved again and failed gives way to what it was solved from.
             if not found:
                 raise
+            self.failed.append((f"{score.row.name}, solved again: {error}", error))
         return found
 
     def scored(self, plan: Plan) -> Score:
@@ -336,7 +342,9 @@ def _told(score: Score, cost: Cost, budget: Budget) -> str:
     return f"{score.row.name}: {numbers}"
 
 
-def _overrun(order: Order, tried: Sequence[tuple[Score, Cost]]) -> InfeasibleError:
+def _overrun(
+    order: Order, tried: Sequence[tuple[Score, Cost]], failed: Sequence[str] = ()
+) -> InfeasibleError:
     limits, device = order.request.budget.limits(), order.request.device
     asked = ", ".join(f"{name} <= {show(name, value)}" for name, value in limits.items())
     if not tried:
@@ -351,7 +359,8 @@ def _overrun(order: Order, tried: Sequence[tuple[Score, Cost]]) -> InfeasibleErr
     )
     return InfeasibleError(
         f"no plan keeps {asked} as measured with {device.runtime}, {device.threads} threads, batch {device.batch}. "
-        f"Measured: {'; '.join(_told(*item, order.request.budget) for item in tried)}. Raise {raised}.",
+        f"Measured: {'; '.join(_told(*item, order.request.budget) for item in tried)}. Raise {raised}."
+        + (f" Not measured, for it could not be exported: {'; '.join(failed)}." if failed else ""),
         floor=least,
         nearest=needs,
         where="budget",

@@ -13,6 +13,7 @@ import pytest
 
 from sarto.devices.runtimes import NEEDS, environment, python_of
 from sarto.devices.runtimes import setup as room
+from sarto.devices.runtimes.place import works_in
 from sarto.devices.runtimes.setup import REQUIREMENTS, requirements_of, set_up
 from sarto.errors import RequestError
 
@@ -41,6 +42,12 @@ def test_an_environment_is_made_once_and_kept(monkeypatch: pytest.MonkeyPatch) -
     assert called[0][1:3] == ["-m", "venv"]
     assert called[1][1:4] == ["-m", "pip", "install"] and any("litert-torch" in text for text in called[1])
     assert set_up("litert", call=call) == (environment("litert"), "1.2") and len(called) == 2
+    assert works_in(environment("litert")).is_file()
+    # What is repaired and fails half-way is no environment that works.
+    monkeypatch.setattr(room, "_version", lambda runtime, python: None)
+    with pytest.raises(RequestError, match="does not start"):
+        set_up("litert", call=lambda command: None)
+    assert not works_in(environment("litert")).exists()
 
 
 def test_an_environment_gets_what_the_extra_of_its_name_installs(repository: Path) -> None:

@@ -13,6 +13,7 @@ from sarto.devices import Latency, Worker, count
 from sarto.devices.probe import probe, probe_onnx
 from sarto.devices.runtimes import Loaded, is_available
 from sarto.errors import VerifyError
+from sarto.export import TARGETS
 from sarto.pipeline import on_device
 from sarto.pipeline.exporting import place_for
 from sarto.pipeline.on_device import OnDevice, device_checks, latency_on, measured_on
@@ -52,6 +53,10 @@ def test_latency_is_that_of_the_orders_runtime(
 def test_files_of_different_precisions_have_different_names() -> None:
     assert place_for(Path("out/small"), "onnx") == Path("out/small.onnx")
     assert place_for(Path("out/small"), "onnx", "int8") == Path("out/small.int8.onnx")
+    names = {place_for(Path("out/small"), to).name for to in TARGETS}
+    assert len(names) == len(TARGETS) and {"small.pt2", "small.aoti.pt2"} < names, (
+        "none is written over another"
+    )
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 import tempfile
@@ -46,7 +47,7 @@ _WORDS = {
     408: "The body did not come in time.",
     413: "The body is too large.",
     422: "The request is refused, or the model failed or was ended.",
-    429: "Too many requests wait.",
+    429: "Too many requests wait, or too many models come in.",
     503: "The agent is busy.",
     507: "There is no room for a further model.",
 }
@@ -135,10 +136,15 @@ def make_app(
     async def upload(request: Request, kind: m.Kind) -> m.Uploaded:
         """Keep a model, after it was found to hold known operators alone."""
         with shelf.incoming() as incoming:
-            with incoming.open("xb") as file:
-                async for part in request.stream():
-                    file.write(part)
-            kept = await run_in_threadpool(shelf.add, kind, incoming)
+            try:
+                with incoming.open("xb") as file:
+                    async for part in request.stream():
+                        file.write(part)
+                kept = await run_in_threadpool(shelf.add, kind, incoming)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise FullError(f"the model could not be kept: {error.strerror}") from error
         return m.Uploaded(id=kept.id, kind=kind, size_bytes=kept.size_bytes)
 
     @app.delete("/v1/models/{model}")
@@ -275,12 +281,6 @@ def _tell_errors(app: FastAPI) -> None:
             status = 404
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "sarto.errors")
         return told(status, kind, error.to_json()["detail"], error.problems, wait)
-
-    @app.exception_handler(OSError)
-    def unwritten(_: Request, error: OSError) -> JSONResponse:
-        return told(
-            507, "StoreError", f"the agent could not keep what was sent: {error.strerror or 'no room'}"
-        )
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

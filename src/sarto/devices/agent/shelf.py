@@ -80,9 +80,9 @@ class Shelf:
         try:
             yield file
         finally:
-            file.unlink(missing_ok=True)
             with self._lock:
                 self._coming -= 1
+            file.unlink(missing_ok=True)
 
     def add(self, kind: str, file: Path) -> Kept:
         """Let a file in, which moves or goes.

@@ -63,6 +63,8 @@ def interpreter(runtime: RuntimeName, *, converting: bool = False) -> Path:
         if need.extra is not None
         else f"install {', '.join(wanted)}"
     )
+    if own is not None and python_of(own).is_file():
+        cure = f"its environment {own} was begun, and never seen to work; sarto device setup {runtime} goes on with it"
     raise RequestError(f"runtime {runtime!r} is not installed here: {cure}", where=runtime)
 
 

@@ -56,6 +56,7 @@ def set_up(
     if not python.is_file() or (version := _version(runtime, python)) is None:
         wanted = list(requirements) if requirements is not None else requirements_of(runtime)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        works_in(folder).unlink(missing_ok=True)
         try:
             run([sys.executable, "-m", "venv", str(folder)])
             run([str(python), "-m", "pip", "install", *wanted])

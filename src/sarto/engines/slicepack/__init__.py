@@ -7,7 +7,7 @@ from sarto.engines.slicepack.polish import Evidence
 from sarto.engines.slicepack.propose import pack_plan, propose, slice_node
 from sarto.engines.slicepack.readings import Readings, read_donor
 from sarto.engines.slicepack.repair import GRAIL, RepairSettings
-from sarto.engines.slicepack.settings import HALF, LAM, SHARES, WPOS
+from sarto.engines.slicepack.settings import HALF, LAM, PRUNED, SHARES, WPOS
 from sarto.engines.slicepack.trunk import trunk_costs
 from sarto.engines.slicepack.units import choose_units
 from sarto.engines.slicepack.widths import allocate, allocate_within, rate_widths
@@ -16,6 +16,7 @@ __all__ = [
     "GRAIL",
     "HALF",
     "LAM",
+    "PRUNED",
     "SHARES",
     "WPOS",
     "Evidence",

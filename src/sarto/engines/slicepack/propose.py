@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sarto.engines.slicepack.paper import as_paper
-from sarto.engines.slicepack.settings import ALTERNATIVES, LAM, WPOS
+from sarto.engines.slicepack.settings import ALTERNATIVES, LAM, PRUNED, WPOS
 from sarto.types import (
     BlockNode,
     BranchNode,
@@ -79,15 +79,15 @@ def propose(
 def pruned(requirement: Requirement, learnwares: Mapping[str, Learnware]) -> list[Plan]:
     """Donors pruned to every stocked size for classes that none of them knows, largest first, under a new head.
 
-    Units are chosen and repaired on the order's samples, all classes alike. Each donor that reads them is pruned alone;
-    where several stand in one model, all of these to the same share too. Nothing is proposed by the paper's method,
-    whose fragments are of classes that the donor knows.
+    Units are chosen and repaired on the order's samples, all classes alike. `PRUNED` donors that read them are pruned,
+    each alone; where as many at most stand in one model, all of these to the same share too. Nothing is proposed by the
+    paper's method, whose fragments are of classes that the donor knows.
     """
     digest = requirement.samples_digest
     if digest is None or requirement.request.method == "paper":
         return []
-    ids = (*requirement.donors, *requirement.apart)
-    together = [requirement.donors] if len(requirement.donors) > 1 else []
+    ids = first_readers(requirement, learnwares)
+    together = [requirement.donors] if 1 < len(requirement.donors) <= PRUNED else []
     plans: dict[str, Plan] = {}
     for objective in _objectives(requirement):
         for members in ([(id_,) for id_ in ids], together):
@@ -103,6 +103,12 @@ def pruned(requirement: Requirement, learnwares: Mapping[str, Learnware]) -> lis
                     said = f"{plan.note}, widths for FLOPs" if objective == "flops" else plan.note
                     plans.setdefault(changed.key(), changed.replace(note=said))
     return list(plans.values())
+
+
+def first_readers(requirement: Requirement, learnwares: Mapping[str, Learnware]) -> tuple[str, ...]:
+    """Ids of the donors that are pruned for new classes: `PRUNED` of those that read, first those that must be used."""
+    must, ids = set(requirement.request.donors.must), (*requirement.donors, *requirement.apart)
+    return tuple(sorted(ids, key=lambda id_: not must & {id_, learnwares[id_].name})[:PRUNED])
 
 
 def _pruned(requirement: Requirement, donors: Sequence[Learnware], share: float, samples: str) -> Plan:

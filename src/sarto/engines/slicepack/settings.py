@@ -37,3 +37,5 @@ POLISH_BATCH = 32
 POLISH_FOLDS = 2
 #: Classes for which another donor than the best is tried alone, where several offer them.
 ALTERNATIVES = 3
+#: Donors that are pruned for classes that nobody knows: each of them is sliced and repaired anew.
+PRUNED = 12

@@ -65,6 +65,7 @@ def render_page(report: Report) -> str:
         own=wording.OWN[report.requirement.labelled_by],
         on_own=wording.ON_OWN[report.requirement.labelled_by],
         agreed=report.requirement.labelled_by == "donors",
+        bases=wording.BASES[report.requirement.labelled_by],
         call=wording.CALLS[report.reads],
         onnx_reads=wording.ONNX_READS[report.reads],
         costs=list(_costs(report)),
@@ -91,7 +92,7 @@ def _environment() -> Environment:
     )
     names = ("percent", "span", "points", "count", "compact", "number", "short", "listed")
     environment.filters.update({name: getattr(wording, name) for name in names})
-    environment.globals.update(amount=wording.amount, roles=wording.ROLES, bases=wording.BASES)
+    environment.globals.update(amount=wording.amount, roles=wording.ROLES)
     return environment
 
 

@@ -23,10 +23,14 @@ ROLES = {
     "control": "control",
     "trivial": "trivial",
 }
-BASES = {"loto": "own samples, one of each class left out", "heldout": "held-out samples"}
 #: What accuracy on the order's own samples is called in a column and after a number, by whose word their labels are.
 OWN = {"order": "own samples", "donors": "own images, donors' labels"}
 ON_OWN = {"order": "on your samples", "donors": "agreement with the donors on your images"}
+#: What was compared, by whose word the labels of own samples are.
+BASES = {
+    name: {"loto": f"{own}, one of each class left out", "heldout": "held-out samples"}
+    for name, own in OWN.items()
+}
 #: Lines of Python that call a model, and what its ONNX file reads, by what a sample is.
 CALLS = {"image": 'model("photo.png")', "text": 'model("some words")'}
 ONNX_READS = {
