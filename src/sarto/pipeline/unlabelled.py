@@ -36,10 +36,8 @@ class Decided:
         """What the order is told of its labels."""
         n, left = len(self.samples) + self.n_left_out, ""
         if self.n_left_out:
-            left = (
-                f"; {self.n_left_out:,} that {'is' if self.n_left_out == 1 else 'are'} taken for none of the wanted "
-                "classes are left out"
-            )
+            verb = "is" if self.n_left_out == 1 else "are"
+            left = f"; {self.n_left_out:,} that {verb} taken for none of the wanted classes {verb} left out"
         return (
             f"the {n:,} images in {path} carry no labels: each has the class that its donors decide{left}. Accuracy on "
             "them is agreement with the donors; that they are right is not shown"
