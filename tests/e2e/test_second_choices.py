@@ -8,7 +8,10 @@ import pytest
 
 from sarto.errors import GraphError, VerifyError
 from sarto.pipeline import verify
+from sarto.pipeline.choose import propose
+from sarto.pipeline.order import check_order
 from tests.e2e.conftest import Shop
+from tests.e2e.test_profiled_orders import profile
 
 RED = ("red disc", "green disc")
 QUICK = {"engines": ["slicepack", "baselines"], "baselines": []}
@@ -53,3 +56,29 @@ def test_where_none_can_be_exported_or_one_was_ordered_the_order_ends(
     with pytest.raises(VerifyError, match="differs from eager"):
         shop.make(shop.order(*RED, **QUICK), "given", plan=plan)
     assert len(tried) == 1
+
+
+def test_what_is_predicted_to_be_too_slow_is_not_measured_first(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole donors stand beside packs to be compared with; one that is best on the samples is no candidate for that."""
+
+    class MeasuredError(Exception):
+        pass
+
+    def stop(bench: object, score: Any) -> None:
+        raise MeasuredError(score.plan.key())
+
+    shop.market.store.profiles.put(profile(unit_step=1))
+    asked = {**QUICK, "device": {"profile": "paper"}}
+    free = propose(check_order(shop.order(*RED, **asked), shop.market.store))
+    whole = next(plan.predicted for plan in free.all if plan.note == "probe on discs")
+    assert whole is not None and whole.latency_low_ms is not None
+    request = shop.order(*RED, budget={"latency_ms": 0.8 * whole.latency_low_ms}, **asked)
+    plans = propose(check_order(request, shop.market.store))
+    refused = {plan.key() for plan, _ in plans.refused}
+    assert any(plan.note == "probe on discs" and plan.key() in refused for plan in plans.all)
+    monkeypatch.setattr(verify._Bench, "measured", stop)
+    with pytest.raises(MeasuredError) as caught:
+        shop.make(request, "first")
+    assert caught.value.args[0] in {plan.key() for plan in plans.feasible}

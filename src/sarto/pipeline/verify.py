@@ -126,6 +126,9 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
             s for s in built if s.plan and not broken_rules(s.plan, order.request.donors, order.sources)
         ]
         queue = _in_rank([s for s in allowed if s.row.cost is not None and not s.row.cost.over(budget)])
+        # What was built to be compared with may be known to be too slow.
+        refused = {plan.key() for plan, _ in plans.refused}
+        queue = [s for s in queue if s.plan is not None and s.plan.key() not in refused] or queue
     known = {score.plan.key() for score in built if score.plan is not None}
     spare = [plan for plan in plans.feasible if plan.engine == "slicepack" and plan.key() not in known]
     spare.sort(key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
@@ -136,16 +139,18 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
         counted = [score.row.cost for score in built if score.row.cost is not None]
         nearest = min(counted, key=lambda cost: _excess(cost, plans.order), default=None)
         queue = _smaller(builder, plans.order, spare, nearest) if nearest is not None else []
+    closing = given is None
     while queue and len(tried) < TRIES and len(failed) < FAILURES:
         score = queue.pop(0)
         try:
-            # The first one that can be measured says how wide others may be.
-            found = bench.closed(score) if given is None and not tried else [bench.measured(score)]
+            # The first pack that can be measured says how wide others may be.
+            found = bench.closed(score) if closing else [bench.measured(score)]
         except (GraphError, VerifyError) as error:
             if given is not None:
                 raise
             failed.append((f"{score.row.name}: {error}", error))
             continue
+        closing = closing and (score.plan is None or score.plan.engine != "slicepack")
         failed += bench.failed
         bench.failed = []
         kept = roomy(found, lambda one: one.cost, budget)
