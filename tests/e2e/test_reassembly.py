@@ -23,7 +23,7 @@ from sarto.graph import read_graph
 from sarto.pipeline.artifact import GRAPH
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, infeasible, propose
-from sarto.pipeline.indexed_zoo import steadiest_blocks, zoo_of
+from sarto.pipeline.indexed_zoo import steadiest, zoo_of
 from sarto.pipeline.indexing import index_zoo, indices
 from sarto.pipeline.order import check_order
 from sarto.pipeline.zoo_front import draw_front, zoo_front
@@ -452,7 +452,8 @@ def propose_all(shop: Shop, **more: Any) -> Plans:
 
 def test_the_steadiest_number_of_blocks_reaches_an_order(indexed: Shop) -> None:
     store = indexed.market.store
-    steady = steadiest_blocks(store, indices(store).get("zoo"))
+    index = indices(store).get("zoo")
+    steady = steadiest(zoo_of(store, index)[0], index)
     plans = propose_all(indexed, parting={"blocks": "steady"})
     assert any(f"parted into {steady} blocks: of 2 to 6" in note for note in plans.order.requirement.notes)
     same = propose_all(indexed, parting={"blocks": steady})

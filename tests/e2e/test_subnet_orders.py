@@ -337,11 +337,10 @@ def test_a_latency_budget_is_filled_by_what_was_measured(
         whole = order("has", "odd", budget={"latency_ms": 100 * limit}, device={"profile": "desk"})
         roomy = market.make(whole, tmp_path / "whole").report
     assert report.measured.latency_ms == pytest.approx(measured[again - 1]) and again > 1
-    # A unit of so small a network is more than 2 % of the budget.
-    unit = factor * 1e-3
-    assert 0.95 * limit - unit < report.measured.latency_ms <= 0.98 * limit
+    # A unit of so small a network is more than 2 % of the budget, and still it is filled.
+    assert 0.95 * limit <= report.measured.latency_ms <= 0.98 * limit
     assert report.certificate is not None
-    assert 0.02 <= report.certificate.slack["latency_ms"] < 0.05 + unit / limit
+    assert 0.02 <= report.certificate.slack["latency_ms"] <= 0.05
     broken = [text for text in report.sentences if text.startswith("Verified before and over the budget")]
     assert bool(broken) == (measured[0] > limit) == (factor > 1.2)
     # With room for everything one measurement is enough.

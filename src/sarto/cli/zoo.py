@@ -142,13 +142,13 @@ def show_map(
             lambda: _one_number(blocks, steady),
         )
         from sarto.pipeline import Market
-        from sarto.pipeline.indexed_zoo import steadiest_blocks
+        from sarto.pipeline.indexed_zoo import steadiest, zoo_of
         from sarto.pipeline.indexing import indices
         from sarto.pipeline.zoo_map import similarity_map
 
         with Market.open(market) as opened:
             held = indices(opened.store).get(name)
-            chosen = steadiest_blocks(opened.store, held, skip=skip) if steady else blocks
+            chosen = steadiest(zoo_of(opened.store, held)[0], held, skip=skip) if steady else blocks
             found = similarity_map(opened.store, held, chosen, skip=skip)
         if out is not None:
             from sarto.pipeline.zoo_picture import draw_map

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from sarto.engines.factory.search import Found, fewer
 from sarto.errors import InfeasibleError
-from sarto.pipeline.closing import ROUNDS, UNUSED, fills
+from sarto.pipeline.closing import GUARD, ROUNDS, UNUSED, fills
 from sarto.pipeline.filling import MARGIN
 from sarto.pipeline.subnets import ReadySupernet, Tasks
 from sarto.types import Budget, Cost, Plan, SubnetNode
@@ -64,9 +64,8 @@ def filled_by_measuring(
         meant = plan.predicted is not None and (plan.predicted.latency_high_ms or 0.0) >= (1 - UNUSED) * limit
         if fills(taken, limit) or (taken <= limit and not meant):
             break
-        following = _next(one, following[0], tasks, budget, taken, classes, samples)
         known = {other.plan.key() for other in rounds}
-        following = following if following is not None and following[0].key() not in known else None
+        following = _next(one, following[0], tasks, budget, taken, classes, samples, known)
     return tuple(rounds)
 
 
@@ -78,22 +77,43 @@ def _next(
     measured_ms: float,
     classes: Sequence[str],
     samples: str | None,
+    known: Set[str],
 ) -> tuple[Plan, Found] | None:
-    """The subnet that fills the budget if every subnet is as far below its bound as the measured one was."""
+    """The subnet that fills the budget if every subnet is as far below its bound as the measured one was.
+
+    Of a small network a unit may be more than the margin: where that leaves what was measured, and it kept the budget,
+    as little as `GUARD` is left. None where nothing else comes of it.
+
+    Args:
+        known: keys of the plans that were measured.
+    """
     limit = budget.latency_ms
-    bound = plan.predicted.latency_high_ms if plan.predicted is not None else None
     if limit is None:
         return None
+    # What is over the budget may have to do with less room, where the smallest subnet is nearly as slow.
+    margins = (MARGIN, GUARD) if measured_ms <= limit else (MARGIN, 0.0)
+    for margin in margins:
+        found = _at_margin(one, plan, tasks, budget, measured_ms, margin)
+        following = None if found is None else one.plan(tasks, found, classes, samples)
+        if found is not None and following is not None and following.key() not in known:
+            return following, found
+        if found is not None and measured_ms > limit:
+            return None
+    return None
+
+
+def _at_margin(
+    one: ReadySupernet, plan: Plan, tasks: Tasks, budget: Budget, measured_ms: float, margin: float
+) -> Found | None:
+    """The subnet that should take the budget less a margin, by what a plan took; None where none is so quick."""
+    limit = budget.latency_ms or 0.0
+    bound = plan.predicted.latency_high_ms if plan.predicted is not None else None
     if bound is None:
         open_units = sum(float(one.gates(n).sum()) for n in plan.nodes.values() if isinstance(n, SubnetNode))
-        n_units = int((1 - MARGIN) * limit / measured_ms * open_units)
-        found = fewer(one.supernet, tasks, n_units, orders=one.orders)
-        return one.plan(tasks, found, classes, samples), found
-    for margin in (MARGIN, 0.0):
-        asked = max((1 - margin) * limit * bound / measured_ms, 1e-9)
-        try:
-            found = one.find(tasks, budget.replace(latency_ms=asked))
-        except InfeasibleError:
-            continue
-        return one.plan(tasks, found, classes, samples), found
-    return None
+        n_units = int((1 - margin) * limit / measured_ms * open_units)
+        return fewer(one.supernet, tasks, n_units, orders=one.orders)
+    asked = max((1 - margin) * limit * bound / measured_ms, 1e-9)
+    try:
+        return one.find(tasks, budget.replace(latency_ms=asked))
+    except InfeasibleError:
+        return None

@@ -245,23 +245,6 @@ def parting_of(
     raise InfeasibleError("this zoo has models that can't be parted into two blocks: leave them out of it")
 
 
-def steadiest_blocks(
-    store: Store,
-    index: ProbeIndex,
-    ks: Sequence[int] = (2, 3, 4, 5, 6),
-    *,
-    skip: float | None = None,
-    seed: int = 0,
-) -> int:
-    """The number of blocks whose dissection changes least with the probe images.
-
-    Raises:
-        RequestError: the index has fewer than two batches of probe images, or fewer than two models are left.
-    """
-    zoo, _ = zoo_of(store, index)
-    return steadiest(zoo, index, ks, skip=skip, seed=seed)
-
-
 def steadiest(
     zoo: Zoo,
     index: ProbeIndex,

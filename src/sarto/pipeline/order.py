@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sarto.engines.baselines import NAMES
 from sarto.errors import RequestError, ShapeError, suggest
-from sarto.market import Intake, Labelled, Samples, Store, TextSamples, has_no_labels, read_samples
+from sarto.market import Intake, Labelled, Samples, Store, TextSamples, read_samples
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.indexing import indices
 from sarto.pipeline.intakes import conform, intake_of, joint_intake, joint_problems
@@ -17,7 +17,7 @@ from sarto.pipeline.predicting import PlanPredictor, measured_elsewhere, profile
 from sarto.pipeline.reassembling import ENGINE as CHAINS
 from sarto.pipeline.reassembling import STUDENT, Chains
 from sarto.pipeline.subnets import ENGINE, Subnets
-from sarto.pipeline.unlabelled import decide
+from sarto.pipeline.unlabelled import decide, without_labels
 from sarto.types import ClassOffer, DonorRules, Learnware, Request, Requirement, StockedSupernet
 from sarto.types.profile import DeviceProfile
 
@@ -154,7 +154,7 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str | None] 
         apart=tuple(donor.id for donor in new.apart) if new is not None else (),
         n_samples=samples.counts,
         samples_digest=samples.digest,
-        labelled_by="donors" if _by_donors(request) else "order",
+        labelled_by="donors" if without_labels(request) else "order",
         notes=tuple(notes),
     )
     rivals, left_out = _rivals(donors, others, learnwares, store, intake) if new is None else ([], [])
@@ -309,7 +309,7 @@ def _samples(
         problems, notes: what is found is added to them.
     """
     found: Labelled | None
-    if request.samples is not None and _by_donors(request):
+    if request.samples is not None and without_labels(request):
         if intake.kind != "image":
             problems.append(f"samples: {request.samples} holds images, the donors read {intake.kind}s")
             return None
@@ -356,11 +356,6 @@ def _samples(
     if found is not None:
         check_reads_samples("samples", request.samples or "those of the learnwares", found, intake)
     return found
-
-
-def _by_donors(request: Request) -> bool:
-    """Whether the order's samples are images without labels, which the donors label."""
-    return request.samples is not None and has_no_labels(Path(request.samples))
 
 
 def check_reads_samples(field: str, path: str, samples: Labelled, intake: Intake) -> None:

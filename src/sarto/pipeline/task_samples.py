@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from sarto.market import Labelled, Store, has_no_labels, read_unlabelled
+from sarto.market import Labelled, Store, read_unlabelled
 from sarto.pipeline.builder import run
 from sarto.pipeline.contest import LEVEL, interval_of
 from sarto.pipeline.intakes import intake_of
 from sarto.pipeline.order import check_reads_samples
 from sarto.pipeline.task_models import Made
+from sarto.pipeline.unlabelled import without_labels
 from sarto.training import jeffreys, per_class_recall
 from sarto.types import ClassScore, Interval, Plan, Request
 
@@ -49,7 +50,7 @@ def read_own(request: Request) -> Labelled | None:
     if request.samples is None:
         return None
     found = read_unlabelled(Path(request.samples))
-    if request.samples_per_class is None or has_no_labels(Path(request.samples)):
+    if request.samples_per_class is None or without_labels(request):
         return found
     return found.take(request.samples_per_class)
 
@@ -69,7 +70,7 @@ def scored(made: Made, samples: Labelled | None, request: Request) -> TaskScore:
     """How the built model does on those of the samples whose class is one of its answers."""
     if samples is None:
         return TaskScore()
-    if request.samples is not None and has_no_labels(Path(request.samples)):
+    if without_labels(request):
         return TaskScore(notes=(f"the images in {request.samples} carry no labels: none of them is scored",))
     unlabelled = request.recalibrate or request.device.precision == "int8"
     if made.held.supernet.space.kind != "classification":

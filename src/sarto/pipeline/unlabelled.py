@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sarto.errors import RequestError, ShapeError
-from sarto.market import Samples, Store, read_unlabelled
+from sarto.market import Samples, Store, has_no_labels, read_unlabelled
 from sarto.pipeline.builder import run
 from sarto.pipeline.indexing import ready_graph
 from sarto.pipeline.intakes import intake_of
-from sarto.types import ClassOffer, Learnware
+from sarto.types import ClassOffer, Learnware, Request
 
 #: Names of left-out classes that are told.
 _MOST = 5
@@ -42,6 +42,11 @@ class Decided:
             f"the {n:,} images in {path} carry no labels: each has the class that its donors decide{left}. Accuracy on "
             "them is agreement with the donors; that they are right is not shown"
         )
+
+
+def without_labels(request: Request) -> bool:
+    """Whether an order's samples are images without labels."""
+    return request.samples is not None and has_no_labels(Path(request.samples))
 
 
 def decide(
