@@ -11,29 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.export_models import MEAN, STD
-from benchmarks.predictor import graph_of
-from benchmarks.profiled import journal_of, level, measured_in_turns, small_profile
-from benchmarks.slicepack.donors import EXAMPLES
-from benchmarks.slicepack.tasks import CIFAR10
-from sarto import Market
+from benchmarks.desk import Desk, open_desk
 from sarto.devices import count
 from sarto.export import Known, to_onnx
 from sarto.export.resizing import resized_onnx
 from sarto.graph import ModelGraph
-from sarto.market import Samples, read_samples
 from sarto.pipeline.builder import Builder
 from sarto.pipeline.choose import Plans, kind_of, propose
 from sarto.pipeline.closing import ROUNDS, UNUSED, Round, closed, roomy
 from sarto.pipeline.on_device import latency_on
 from sarto.pipeline.order import Order, check_order
 from sarto.pipeline.reference import reference_of
-from sarto.types import BranchNode, Budget, Cost, Device, Plan, Request, SliceNode
+from sarto.types import BranchNode, Budget, Cost, Plan, SliceNode
 from sarto.types.profile import DeviceProfile
-
-NAME = "desk"
-#: Processes that measure all models at the end, one after the other: what one loads unluckily another does not.
-AGAIN = 3
 
 
 def budgets(
@@ -72,46 +62,29 @@ def budgets(
         journal: file that keeps what the profile measured, to go on from there; None takes one in the folder of
             `SARTO_JOURNALS`, where it is set.
     """
-    device = Device.parse({"runtime": runtime, "threads": threads, "profile": NAME})
     rng = np.random.default_rng(seed)
     with (
         tempfile.TemporaryDirectory(prefix="sarto-") as folder,
-        Market.create(Path(folder, "market")) as market,
-    ):
-        scale = {"size": [32, 32], "channels": 3, "mean": list(MEAN), "std": list(STD)}
-        market.add(
-            graph_of(backbone), name="donor", classes=CIFAR10, preprocessing=scale, samples=_images(n_images)
-        )
-        graph = market.store.graph("donor")
-        profile = small_profile(
-            device,
-            backbone,
-            graph,
+        open_desk(
+            Path(folder),
+            backbone=backbone,
+            runtime=runtime,
+            threads=threads,
             n_subnets=n_subnets,
             n_blocks=n_blocks,
-            journal=Path(journal)
-            if journal is not None
-            else journal_of(f"budgets-{backbone}-{runtime}-{threads}"),
+            n_images=n_images,
             seconds=seconds,
+            journal=journal,
             seed=seed,
-        )
-        market.store.profiles.put(profile)
-        builder, files = Builder(market.store, {}), Path(folder, "models")
+        ) as desk,
+    ):
+        builder, files = Builder(desk.market.store, {}), Path(folder, "models")
         files.mkdir()
-        made = [_ordered(builder, device, rng, files) for _ in range(n_budgets)]
+        made = [_ordered(builder, desk, rng, files) for _ in range(n_budgets)]
         models = {key: model for order in made for key, model in order.models.items()}
-        runs = [
-            measured_in_turns(list(models.values()), graph, device, measured_seconds / AGAIN)
-            for _ in range(AGAIN)
-        ]
-        now = statistics.fmean(found[1] for found in runs)
-        times = {
-            key: now * statistics.median(found[place] / beside for found, beside in runs)
-            for place, key in enumerate(models)
-        }
-    drift = now / level(profile.rows)
+        times, drift = desk.measured(models, measured_seconds)
     rows = [_row(order, times, drift) for order in made]
-    return {**_numbers(rows, profile), "drift_ratio": drift, "rows": rows}
+    return {**_numbers(rows, desk.profile), "drift_ratio": drift, "rows": rows}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,24 +103,10 @@ class _Ordered:
     models: dict[str, ModelGraph | Path]
 
 
-def _images(n: int) -> Samples:
-    found = read_samples(EXAMPLES / "images" / "samples")
-    if not isinstance(found, Samples):
-        raise TypeError("examples/images/samples holds no images")
-    return found.take(n)
-
-
-def _ordered(builder: Builder, device: Device, rng: np.random.Generator, files: Path) -> _Ordered:
+def _ordered(builder: Builder, desk: Desk, rng: np.random.Generator, files: Path) -> _Ordered:
     """A random order: its first plan measured, and its widths solved again from that as in an order."""
-    store = builder.store
-    classes = [CIFAR10[place] for place in rng.permutation(10)[: rng.integers(2, 5)]]
-    asked = {"task": {"classes": classes}, "engines": ["slicepack"], "baselines": []}
-    request = Request.parse({**asked, "device": device.model_dump(mode="json")})
-    free = propose(check_order(request, store)).all
-    bounds = [cost.latency_high_ms for plan in free if (cost := plan.predicted) and cost.latency_high_ms]
-    # Bounds of counts that the device is slow at are far above what any pack takes.
-    most = max(cost.latency_ms for plan in free if (cost := plan.predicted) and cost.latency_ms)
-    limit = float(rng.uniform(1.02 * min(bounds), max(0.98 * most, 1.05 * min(bounds))))
+    store, device = builder.store, desk.device
+    request, limit = desk.drawn(rng, engines=["slicepack"], baselines=[])
     order = check_order(request.replace(budget=request.budget.replace(latency_ms=limit)), store)
     plans = propose(order)
     first = max(plans.feasible, key=lambda plan: (plan.predicted and plan.predicted.latency_ms) or 0.0)

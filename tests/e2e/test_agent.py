@@ -26,7 +26,7 @@ from sarto.devices.agent import RemoteWorker
 from sarto.devices.agent.client import Line
 from sarto.devices.profiling import open_in
 from sarto.devices.profiling.run import turns
-from sarto.errors import RequestError
+from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import capture
 from sarto.pipeline import Artifact
 from sarto.types import Device
@@ -328,3 +328,26 @@ def test_an_order_is_measured_on_the_machine_of_its_agent(
     assert report.request.device.agent == agents[1] and report.measured.latency_ms is not None
     # First the agent is asked what it is; later models are timed there.
     assert asked[0] == "/v1/device" and "/v1/time" in asked
+
+
+def test_an_order_keeps_milliseconds_by_a_profile_that_its_agent_measured(
+    agents: tuple[str, str], shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SARTO_AGENT_TOKEN", TOKEN)
+    market, (_, address) = str(shop.folder / "market"), agents
+    few = ["--subnets", "5", "--few-blocks", "--seconds", "0.01", "--no-memory"]
+    call = ["device", "measure", "there", "discs", "--agent", address, "-m", market, *few]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    profile = shop.market.store.profiles.get("there")
+    assert [model.backbone for model in profile.backbones] == ["discs"]
+    # The order names the device and its profile; plans are predicted, what is delivered was measured there.
+    device = {"agent": address, "profile": "there"}
+    asked = {"device": device, "engines": ["slicepack"], "baselines": []}
+    free = shop.market.plan(shop.order("red disc", "green disc", **asked)).feasible
+    limit = 3 * max(plan.predicted.latency_high_ms for plan in free if plan.predicted is not None)
+    made = shop.make(shop.order("red disc", "green disc", budget={"latency_ms": limit}, **asked))
+    assert made.report.predicted.latency_high_ms is not None
+    assert made.report.measured.latency_ms is not None and made.report.measured.latency_ms <= limit
+    with pytest.raises(InfeasibleError, match="Raise latency_ms to"):
+        shop.make(shop.order("red disc", "green disc", budget={"latency_ms": 1e-6}, **asked))

@@ -110,6 +110,25 @@ def test_every_plan_has_an_interval_that_is_near_what_its_built_graph_is_predict
         assert cost.process_low_bytes <= cost.process_bytes < cost.process_high_bytes
 
 
+def test_plans_whose_process_may_take_more_than_is_allowed_are_refused(shop: Any) -> None:
+    def most(plan: Plan) -> float:
+        cost = plan.predicted
+        assert cost is not None
+        return 1.5 * (1e6 + 2 * cost.size_bytes + 3 * cost.memory_bytes)
+
+    bounds = [most(plan) for plan in propose(order(shop)).all]
+    limit = round(halfway(bounds))
+    plans = propose(order(shop, budget={"process_bytes": limit}))
+    assert plans.feasible and plans.refused
+    assert all(most(plan) <= limit + 1 for plan in plans.feasible)
+    assert all(most(plan) >= limit - 1 and broken == ("process_bytes",) for plan, broken in plans.refused)
+    with pytest.raises(InfeasibleError, match="Raise process_bytes to") as caught:
+        shop.make(order(shop, budget={"process_bytes": 1000}).request)
+    # Where every bound is over, what should just about fit is tried: the floor is that of the middle.
+    assert caught.value.floor is not None
+    assert caught.value.floor["process_bytes"] == pytest.approx(min(bounds) / 1.5, abs=1)
+
+
 def test_a_profile_of_another_processor_is_told(shop: Any) -> None:
     (note,) = [text for text in order(shop).requirement.notes if "profile" in text]
     assert "'paper' was measured on 'paper'" in note and repr(processor()) in note and "agent" in note

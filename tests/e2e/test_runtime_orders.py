@@ -122,6 +122,21 @@ def test_a_file_that_is_larger_than_the_limit_of_size_is_not_delivered(shop: Any
         shop.make(request)
 
 
+def test_what_a_process_takes_is_measured_and_held_against_its_limit(shop: Any) -> None:
+    given = {"device": {"runtime": "onnxruntime"}, "baselines": [], "engines": ["slicepack"]}
+    made = shop.make(shop.order(*CLASSES, budget={"process_bytes": 10**9}, **given))
+    grown = made.report.measured.process_bytes
+    (check,) = [check for check in made.report.checks if check.name == "budget: process_bytes"]
+    assert check.ok and check.value == grown and "measured" in check.detail
+    assert "memory of a process" in (made.folder / "report.html").read_text()
+    assert "memory of a process" in (made.folder / "README.md").read_text()
+    with pytest.raises(
+        InfeasibleError, match=r"as measured.*process_bytes.*Raise process_bytes to"
+    ) as caught:
+        shop.make(shop.order(*CLASSES, budget={"process_bytes": 1000}, **given))
+    assert caught.value.floor is not None and caught.value.floor["process_bytes"] > 100_000
+
+
 @pytest.mark.slow  # a minute where a processor has no half precision
 def test_half_precision_in_torch_is_a_file_too(shop: Any) -> None:
     device = {"runtime": "torch", "precision": "float16"}

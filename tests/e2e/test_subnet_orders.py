@@ -150,6 +150,19 @@ def test_latency_without_a_profile_is_measured_in_the_loop(stocked: Path, tmp_pa
     assert artifact.report.certificate.ratio > 0.9 and "latency_ms" in artifact.report.certificate.slack
 
 
+def test_the_memory_of_a_process_is_measured_where_no_profile_foretells_it(
+    stocked: Path, tmp_path: Path
+) -> None:
+    with Market.open(stocked) as market:
+        made = market.make(order("has", "odd", budget={"process_bytes": 10**10}), tmp_path / "out")
+        with pytest.raises(InfeasibleError, match=r"as measured: .*process_bytes") as caught:
+            market.make(order("has", "odd", budget={"process_bytes": 10}), tmp_path / "none")
+    found = made.report.certificate
+    assert found is not None and found.floor == {} and "process_bytes" in found.slack
+    assert made.report.measured.process_bytes is not None and found.measured is not None
+    assert caught.value.nearest is not None and caught.value.nearest["process_bytes"] > 1000
+
+
 def test_batch_norms_take_statistics_from_samples(stocked: Path, tmp_path: Path) -> None:
     write_unknown(tmp_path / "some.npz", 12)
     request = order("has", "odd", samples=str(tmp_path / "some.npz"), recalibrate=True)

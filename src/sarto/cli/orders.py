@@ -34,6 +34,12 @@ MaxMemory = Annotated[
 ]
 MaxSize = Annotated[int | None, typer.Option("--max-size-bytes", help="Most bytes of stored tensors.")]
 MaxLatency = Annotated[float | None, typer.Option("--max-latency-ms", help="Most milliseconds a batch.")]
+MaxProcess = Annotated[
+    int | None,
+    typer.Option(
+        "--max-process-bytes", help="Most memory that a process grows by when it loads and runs the model."
+    ),
+]
 Runtime = Annotated[
     str | None,
     typer.Option(
@@ -135,6 +141,7 @@ def plan(
     max_memory: MaxMemory = None,
     max_size: MaxSize = None,
     max_latency: MaxLatency = None,
+    max_process: MaxProcess = None,
     runtime: Runtime = None,
     precision: Precision = None,
     profile: Profile = None,
@@ -235,6 +242,7 @@ def make(
     max_memory: MaxMemory = None,
     max_size: MaxSize = None,
     max_latency: MaxLatency = None,
+    max_process: MaxProcess = None,
     runtime: Runtime = None,
     precision: Precision = None,
     profile: Profile = None,
@@ -397,6 +405,7 @@ def limits(flags: dict[str, Any]) -> dict[str, float]:
         "memory_bytes": flags["max_memory"],
         "size_bytes": flags["max_size"],
         "latency_ms": flags["max_latency"],
+        "process_bytes": flags["max_process"],
     }
     return {key: value for key, value in said.items() if value is not None}
 
@@ -448,7 +457,7 @@ def delivered(artifact: Artifact, as_json: bool) -> None:
         elif (
             line.predicted is not None and line.predicted_low is not None and line.predicted_high is not None
         ):
-            predicted += f" ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
+            predicted += f" ({_shown(line.predicted_low)} to {_shown(line.predicted_high)})"
         table.add_row(line.name, _shown(line.budget), predicted, _shown(line.measured), kept)
     console().print(table)
     for sentence in report.sentences:

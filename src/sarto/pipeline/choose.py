@@ -279,27 +279,32 @@ def _with_latency_floor(order: Order, plans: list[Plan]) -> list[Plan]:
 
 
 def over(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
-    """Limits that a predicted cost breaks for certain: of a latency interval, the low end counts."""
+    """Limits that a predicted cost breaks for certain: of an interval, the low end counts."""
     if cost is None:
         return ()
-    certain = cost
-    if cost.basis == "predicted" and cost.latency_low_ms is not None:
-        certain = cost.replace(latency_ms=cost.latency_low_ms)
-    return certain.over(budget)
+    if cost.basis == "predicted":
+        cost = _at(cost, cost.latency_low_ms, cost.process_low_bytes)
+    return cost.over(budget)
 
 
 def over_bound(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
-    """Limits that a predicted cost may break: of a latency interval, the high end counts."""
+    """Limits that a predicted cost may break: of an interval, the high end counts."""
     if cost is None:
         return ()
-    if cost.latency_high_ms is None:
-        return over(cost, budget)
-    return cost.replace(latency_ms=cost.latency_high_ms).over(budget)
+    # Without a profile nothing bounds latency from above.
+    latency = cost.latency_low_ms if cost.latency_high_ms is None else cost.latency_high_ms
+    return _at(cost, latency, cost.process_high_bytes).over(budget)
 
 
 def over_middle(cost: Cost | None, budget: Budget) -> tuple[str, ...]:
-    """Limits that a predicted cost should break: of a latency interval, the middle counts."""
+    """Limits that a predicted cost should break: of an interval, the middle counts."""
     return () if cost is None else cost.over(budget)
+
+
+def _at(cost: Cost, latency_ms: float | None, process_bytes: int | None) -> Cost:
+    """A cost at one end of its intervals, where these are known."""
+    ends = {"latency_ms": latency_ms, "process_bytes": process_bytes}
+    return cost.replace(**{name: value for name, value in ends.items() if value is not None})
 
 
 def infeasible(plans: Plans) -> InfeasibleError:
@@ -325,6 +330,7 @@ def infeasible(plans: Plans) -> InfeasibleError:
             f"no plan for {', '.join(plans.order.classes)}: no engine proposes any"
             + (f".{without}" if without else "; stock samples")
         )
+    limits = {name: limit for name, limit in limits.items() if any(least(cost, name) for _, cost in known)}
     floor = {name: min(least(cost, name) for _, cost in known) for name in limits}
 
     def excess(cost: Cost) -> float:
@@ -362,10 +368,10 @@ def _broken(plans: Plans) -> str:
 
 def least(cost: Cost, name: str) -> float:
     """The smallest limit that keeps a plan of this predicted cost: what it should be, or the least that it can be."""
-    if name == "latency_ms":
-        value = cost.latency_ms if cost.latency_ms is not None else cost.latency_low_ms
-        return 0.0 if value is None else float(value)
-    return float(getattr(cost, name))
+    value: float | None = getattr(cost, name)
+    if value is None and name == "latency_ms":
+        value = cost.latency_low_ms
+    return 0.0 if value is None else float(value)
 
 
 def to_build(plans: Plans) -> tuple[Plan, ...]:

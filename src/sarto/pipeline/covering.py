@@ -88,8 +88,8 @@ def class_plans(
 ) -> OfferedSubnets:
     """Plans of stocked supernets for an order by classes: the largest subnet that fits, and a half and a quarter of it.
 
-    Where none fits, the smallest one, so that an order that can't be kept knows its floor. Where latency is limited and
-    there is no profile, it does not count here; what is built is measured.
+    Where none fits, the smallest one, so that an order that can't be kept knows its floor. Latency and a process's
+    memory do not count here where no profile foretells them; what is built is measured.
 
     Args:
         reads: what the order's samples are.

@@ -164,7 +164,8 @@ def weighed(
 ) -> Cost:
     """The cost with what a fresh process grew by when it loaded and ran the model on the device.
 
-    Measured where the order limits memory or its profile foretells it, which takes a few seconds; else as it is.
+    Measured where the order limits memory or its profile foretells it, which takes a few seconds; else as it is, and
+    where that was measured already.
 
     Args:
         file: what the device runs, where that is neither the ONNX file nor the graph.
@@ -172,7 +173,10 @@ def weighed(
     Raises:
         RequestError: as `measure_memory` does.
     """
-    if budget.memory_bytes is None and (profile is None or profile.memory is None):
+    limited = budget.memory_bytes is not None or budget.process_bytes is not None
+    if cost.process_bytes is not None or not (
+        limited or (profile is not None and profile.memory is not None)
+    ):
         return cost
     model = file or (onnx if device.runtime == "onnxruntime" else graph)
     return cost.replace(process_bytes=measure_memory(model, device).model_bytes)

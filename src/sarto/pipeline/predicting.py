@@ -124,15 +124,7 @@ class PlanPredictor:
         found = counted.replace(
             latency_low_ms=latency.low, latency_ms=latency.middle, latency_high_ms=latency.high
         )
-        if self.profile.memory is None:
-            return found
-        activations = counted.memory_bytes * self.profile.device.batch
-        low, middle, high = Predictor(self.profile).memory_of(np.array([[counted.size_bytes], [activations]]))
-        return found.replace(
-            process_low_bytes=round(float(low[0])),
-            process_bytes=round(float(middle[0])),
-            process_high_bytes=round(float(high[0])),
-        )
+        return Predictor(self.profile).weighed(found)
 
     def parts(self, plan: Plan) -> tuple[Part, ...]:
         """The extractors that a plan runs side by side; none where it is made of something else."""

@@ -205,12 +205,13 @@ def budget_checks(
 ) -> Iterator[Check]:
     """That a built model keeps each limit.
 
-    Latency is measured, and the size of the device's file where that is another one; the others are counted.
+    Latency and the memory of a process are measured, and the size of the device's file where that is another one; the
+    others are counted.
 
     Args:
         raw_ms: milliseconds as they were, where the cost has them at the speed of the device's profile.
     """
-    told = {"latency_ms": "measured"}
+    told = {"latency_ms": "measured", "process_bytes": "measured: what a fresh process grew by"}
     if raw_ms is not None:
         told["latency_ms"] = f"measured, at the profile's speed; {raw_ms:.3g} ms as it was"
     if file is not None:

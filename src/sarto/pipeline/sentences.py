@@ -159,8 +159,8 @@ def memory_sentences(cost: Cost) -> Iterator[str]:
     """What was measured of a model's memory, where it was."""
     if cost.process_bytes is not None and cost.basis == "measured":
         yield (
-            f"A fresh process grew by {cost.process_bytes / 1e6:.3g} MB when it loaded and ran it; a limit of memory "
-            f"counts activations alone, {cost.memory_bytes / 1e6:.3g} MB a sample."
+            f"A fresh process grew by {cost.process_bytes / 1e6:.3g} MB when it loaded and ran it, which "
+            f"`process_bytes` limits; `memory_bytes` limits activations, {cost.memory_bytes / 1e6:.3g} MB a sample."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sarto.devices import count
+from sarto.devices.profiling import Predictor
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.openings import TaskOrders, counted
@@ -112,6 +113,12 @@ class ReadySupernet:
         except RequestError:
             return False
 
+    def known(self, budget: Budget) -> Budget:
+        """A budget without the memory of a process, where no profile foretells it: what is built is measured."""
+        if self.is_timed and self.profile is not None and self.profile.memory is not None:
+            return budget
+        return budget.replace(process_bytes=None)
+
     def find(
         self, tasks: Tasks, budget: Budget, measure: Callable[[ModelGraph], float] | None = None
     ) -> Found:
@@ -124,6 +131,7 @@ class ReadySupernet:
             InfeasibleError: the smallest subnet is over the budget; names the floor and the nearest budget.
             RequestError: a task is none of the space's, or latency is limited and can't be known.
         """
+        budget = self.known(budget)
         if budget.latency_ms is None or self.profile is not None or measure is None:
             timed = budget.latency_ms is not None or self.is_timed
             return search(self.supernet, tasks, budget, self.costs(tasks, timed=timed), orders=self.orders)
@@ -147,7 +155,9 @@ class ReadySupernet:
                 found = self._at(tasks, share * best.ratio)
                 if self.is_timed:
                     table = self.costs(tasks)
-                    found = widened(self.supernet, tasks, found, budget, table, orders=self.orders)
+                    found = widened(
+                        self.supernet, tasks, found, self.known(budget), table, orders=self.orders
+                    )
                 yield found
 
     @property
@@ -228,11 +238,12 @@ class ReadySupernet:
         )
 
     def cost(self, tasks: Tasks, found: Found, classes: Sequence[str]) -> Cost:
-        """What a subnet costs: all but latency is counted, latency is the profile's prediction."""
+        """What a subnet costs: counted, but for latency and a process's memory, which its profile foretells."""
         graph = self.ready(self.cut(found.gates, tasks, self.rows(classes)))
         cost = count(graph).replace(basis="predicted")
-        if not self.is_timed:
+        if not self.is_timed or self.profile is None:
             return cost
+        cost = Predictor(self.profile).weighed(cost)
         low, middle, high = self.table.latency_ms(counted(found.gates[None], self.supernet.layout))[:, 0]
         return cost.replace(latency_ms=float(middle), latency_low_ms=float(low), latency_high_ms=float(high))
 
@@ -284,7 +295,7 @@ class ReadySupernet:
             for name, limit in limits.items()
             if measured is not None and (value := getattr(measured, name)) is not None
         }
-        known = [name for name in limits if name != "latency_ms" or self.is_timed]
+        known = [name for name in self.known(budget).limits() if name != "latency_ms" or self.is_timed]
         table = self.costs(tasks, timed=self.is_timed)
         return Certificate(
             supernet=manifest.id,

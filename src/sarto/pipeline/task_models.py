@@ -19,7 +19,7 @@ from sarto.market import Intake, Labelled, read_unlabelled
 from sarto.pipeline.exporting import texts_inside
 from sarto.pipeline.filling_subnets import Round, filled_by_measuring
 from sarto.pipeline.intakes import intake_of
-from sarto.pipeline.on_device import measured_on
+from sarto.pipeline.on_device import measured_on, weighed
 from sarto.pipeline.reference import reference_of_supernet
 from sarto.pipeline.subnets import ReadySupernet, Subnets
 from sarto.types import Cost, DeviceFile, Plan, Request, SubnetNode
@@ -138,7 +138,13 @@ def measured(made: Made, request: Request, name: Path) -> tuple[Built, Cost]:
     built = Built(
         made, path, exported.max_relative_difference, exported.agreement, place, found.file, found.raw_ms
     )
-    return built, found.cost(made.graph)
+    cost = found.cost(made.graph)
+    if request.budget.process_bytes is not None:
+        file = None if found.file is None else place / found.file.name
+        cost = weighed(
+            cost, made.graph, request.device, path, file, budget=request.budget, profile=made.held.profile
+        )
+    return built, cost
 
 
 def inputs_for(graph: ModelGraph, reads: Intake, request: Request, *, real: bool = False) -> Tensor:

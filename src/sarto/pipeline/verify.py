@@ -162,7 +162,7 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
             told = tuple(_told(*item, budget) for item in tried)
             return Verified(
                 best.score,
-                bench.weighed(best),
+                bench.weighed_where_left(best),
                 exported.max_relative_difference,
                 exported.agreement,
                 told,
@@ -225,7 +225,10 @@ class _Bench:
             metadata=_metadata(assembly),
             reference=self.reference,
         )
-        return _Measured(score, found.cost(assembly.graph), found, exported, self.known.data, place)
+        cost, file = found.cost(assembly.graph), found.file
+        if self.order.request.budget.process_bytes is not None:
+            cost = self.weighed(cost, assembly, exported.path, None if file is None else place / file.name)
+        return _Measured(score, cost, found, exported, self.known.data, place)
 
     def assembly(self, score: Score) -> Assembly:
         """The model of a score's plan."""
@@ -263,18 +266,25 @@ class _Bench:
         """The score of a pack that was solved again."""
         return score_plan(self.builder, plan, self.order.samples, "plan", titled(self.order, plan))
 
-    def weighed(self, found: _Measured) -> Cost:
-        """The cost of the model whose files were left, with its memory where that matters."""
-        order, file = self.order, found.on_device.file
+    def weighed(self, cost: Cost, assembly: Assembly, onnx: Path, file: Path | None) -> Cost:
+        """A measured cost with the memory of a process, where that matters."""
+        order = self.order
+        profile = None if order.predictor is None else order.predictor.profile
         return weighed(
-            found.cost,
-            self.assembly(found.score).graph,
+            cost,
+            assembly.graph,
             order.request.device,
-            self.folder / FILE,
-            None if file is None else self.folder / ON_DEVICE / file.name,
+            onnx,
+            file,
             budget=order.request.budget,
-            profile=None if order.predictor is None else order.predictor.profile,
+            profile=profile,
         )
+
+    def weighed_where_left(self, found: _Measured) -> Cost:
+        """The cost of the model whose files were left, with its memory where that matters."""
+        file = found.on_device.file
+        path = None if file is None else self.folder / ON_DEVICE / file.name
+        return self.weighed(found.cost, self.assembly(found.score), self.folder / FILE, path)
 
     def leave(self, found: _Measured) -> OnnxExport:
         """Leave the files of a model in the folder, and those of no other; its ONNX file as the exporter writes it."""

@@ -13,10 +13,10 @@ from sarto.types.value import Value
 
 #: What widths are solved for; bytes follow parameters.
 Objective = Literal["params", "flops", "latency_ms"]
-Limit = Literal["params", "flops", "memory_bytes", "size_bytes", "latency_ms"]
+Limit = Literal["params", "flops", "memory_bytes", "size_bytes", "latency_ms", "process_bytes"]
 
 #: The names of the limits, in the order in which tables show them.
-LIMITS: tuple[Limit, ...] = ("params", "flops", "memory_bytes", "size_bytes", "latency_ms")
+LIMITS: tuple[Limit, ...] = ("params", "flops", "memory_bytes", "size_bytes", "latency_ms", "process_bytes")
 
 
 class Budget(Value):
@@ -29,6 +29,7 @@ class Budget(Value):
         size_bytes: all stored tensors; where the device computes in another precision than single, also the file that
             it runs.
         latency_ms: median time of one batch on the order's device.
+        process_bytes: what a fresh process grows by when it loads and runs the model on the order's device.
     """
 
     params: Positive | None = None
@@ -36,6 +37,7 @@ class Budget(Value):
     memory_bytes: Positive | None = None
     size_bytes: Positive | None = None
     latency_ms: AboveZero | None = None
+    process_bytes: Positive | None = None
 
     def limits(self) -> dict[str, int | float]:
         """The limits that are set."""
@@ -80,7 +82,7 @@ class Cost(Value):
         return self
 
     def over(self, budget: Budget) -> tuple[str, ...]:
-        """Names of the limits that this cost breaks; latency counts only where it is known."""
+        """Names of the limits that this cost breaks; latency and a process's memory count only where they are known."""
         return tuple(
             name
             for name, limit in budget.limits().items()

@@ -369,20 +369,26 @@ class Report(Value):
 
     def cost_lines(self) -> Iterator[CostLine]:
         """Predicted beside measured, with the budget, for each cost number."""
+        said, bounds = self.predicted, dict[Limit, tuple[float | None, float | None]]()
+        bounds["latency_ms"] = (said.latency_low_ms, said.latency_high_ms)
+        bounds["process_bytes"] = (said.process_low_bytes, said.process_high_bytes)
         for name in LIMITS:
-            timed = name == "latency_ms"
+            numbers = [getattr(one, name) for one in (said, self.measured, self.request.budget)]
+            if name == "process_bytes" and numbers == [None] * 3:
+                continue
+            low, high = bounds.get(name, (None, None))
             yield CostLine(
                 name=name,
                 basis=self._basis(name),
-                predicted=getattr(self.predicted, name),
-                predicted_low=self.predicted.latency_low_ms if timed else None,
-                predicted_high=self.predicted.latency_high_ms if timed else None,
-                measured=getattr(self.measured, name),
-                budget=getattr(self.request.budget, name),
+                predicted=numbers[0],
+                predicted_low=low,
+                predicted_high=high,
+                measured=numbers[1],
+                budget=numbers[2],
             )
 
     def _basis(self, name: Limit) -> Basis:
-        if name == "latency_ms":
+        if name in ("latency_ms", "process_bytes"):
             return "predicted"
         if name == "size_bytes" and self.device_file is not None and self.device_file.precision != "float32":
             return "counted in single precision"

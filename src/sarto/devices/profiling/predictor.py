@@ -16,6 +16,7 @@ from sarto.devices.profiling.generic import FIXED, places_of
 from sarto.devices.profiling.sizes import Counts, Floats, Size, monomials
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph
+from sarto.types import Cost
 from sarto.types.profile import BackboneModel, DeviceProfile, KindModel, Residuals
 
 
@@ -213,6 +214,18 @@ class Predictor:
         size, activations = counted
         middle = model.fixed_bytes + model.per_size_byte * size + model.per_activation_byte * activations
         return np.stack([middle * model.least_factor, middle, middle * model.most_factor])
+
+    def weighed(self, counted: Cost) -> Cost:
+        """A counted cost with what a process should grow by that loads and runs the model; as it is without memory."""
+        if self.profile.memory is None:
+            return counted
+        activations = counted.memory_bytes * self.profile.device.batch
+        low, middle, high = self.memory_of(np.array([[counted.size_bytes], [activations]]))[:, 0]
+        return counted.replace(
+            process_low_bytes=round(float(low)),
+            process_bytes=round(float(middle)),
+            process_high_bytes=round(float(high)),
+        )
 
     def _of_backbone(self, terms: Terms) -> BackboneModel | None:
         found = self.profile.backbone(terms.skeleton)

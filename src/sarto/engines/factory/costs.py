@@ -22,14 +22,14 @@ Counts = npt.NDArray[np.int64]
 class CostTable:
     """Costs of a backbone's subnets by the units of each gated group; make it once and ask it often.
 
-    Latency is the upper bound of a profile's predictor, so that a subnet within a budget stays there when it is
-    measured; memory and size are counted exactly.
+    Latency and the memory of a process are upper bounds of a profile's predictor, so that a subnet within a budget
+    stays there when it is measured; activations and size are counted exactly.
 
     Args:
         graph: the backbone.
         groups: the gated groups, the columns of the counts.
-        predictor: of the device; without one nothing is known of latency.
-        level: of the upper bound.
+        predictor: of the device; without one nothing is known of latency and of a process's memory.
+        level: of latency's upper bound.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class CostTable:
     ) -> None:
         self._groups = tuple(groups)
         self._backbone = self._counted = _Counted(graph, self._groups)
+        self._predictor = predictor
         self._latency = predictor.compiled(graph) if predictor is not None else None
         self._level = level
 
@@ -66,14 +67,16 @@ class CostTable:
             limits: names of costs; see `Budget`.
 
         Raises:
-            RequestError: latency is asked for without a profile, or an unknown name.
+            RequestError: latency or a process's memory is asked for and no profile knows it, or an unknown name.
         """
         counted = self._counted
         rows = counted.rows(counts)
         found: dict[str, Floats] = {}
-        if {"memory_bytes", "size_bytes"} & set(limits):
+        if {"memory_bytes", "size_bytes", "process_bytes"} & set(limits):
             size, activations = counted.bytes.bytes_at(rows)
             found |= {"size_bytes": size, "memory_bytes": activations}
+        if "process_bytes" in limits:
+            found["process_bytes"] = self._process_bytes(size, activations)
         if "latency_ms" in limits:
             found["latency_ms"] = self.latency_ms(counts)[2]
         for name in ("params", "flops"):
@@ -100,6 +103,17 @@ class CostTable:
                 "of parameters, FLOPs or bytes"
             )
         return self._latency.latency_ms(self._backbone.rows(counts), level=self._level)
+
+    def _process_bytes(self, size: Floats, activations: Floats) -> Floats:
+        """What a process grows by at most, from bytes of tensors and of one sample's activations."""
+        if self._predictor is None:
+            raise RequestError(
+                "nothing is known of a process's memory on this device: measure it (`sarto device measure`), or give a "
+                "budget of memory_bytes or size_bytes"
+            )
+        return self._predictor.memory_of(
+            np.stack([size, activations * self._predictor.profile.device.batch])
+        )[2]
 
     def fits(self, counts: Counts, budget: Budget) -> npt.NDArray[np.bool_]:
         """Which subnets (n,) keep every limit of a budget."""

@@ -11,6 +11,7 @@ COSTS = {
     "memory_bytes": "peak memory of activations",
     "size_bytes": "size of the stored tensors",
     "latency_ms": "latency of a batch",
+    "process_bytes": "memory of a process",
 }
 ROLES = {
     "pick": "delivered",
@@ -86,7 +87,7 @@ def amount(name: str, value: float | None) -> str:
         return MISSING
     if name == "latency_ms":
         return f"{value:.3g} ms"
-    if name in ("memory_bytes", "size_bytes"):
+    if name.endswith("_bytes"):
         return f"{compact(value)}B" if value >= 1000 else f"{value:g} B"
     return compact(value) if name == "flops" else count(value)
 
@@ -98,7 +99,9 @@ def predicted(line: CostLine) -> str:
         return f"{text} ({line.basis})"
     if line.predicted is None or line.predicted_low is None or line.predicted_high is None:
         return text
-    return f"{text} ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
+    if line.name == "latency_ms":
+        return f"{text} ({line.predicted_low:.3g} to {line.predicted_high:.3g})"
+    return f"{text} ({amount(line.name, line.predicted_low)} to {amount(line.name, line.predicted_high)})"
 
 
 def number(value: float | None) -> str:

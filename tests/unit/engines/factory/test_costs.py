@@ -18,7 +18,7 @@ from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.openings import counted
 from sarto.engines.factory.search import floor_costs, search
 from sarto.engines.factory.supernet import Supernet, as_placed, placed
-from sarto.errors import InfeasibleError
+from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import ModelGraph, capture, gate_layout, normalise, restrict
 from sarto.types import AssemblerSettings, Budget, TaskSpace
 from tests.unit.factory_assets import SPACE as FEW
@@ -52,7 +52,15 @@ def table_of(supernet: Supernet) -> CostTable:
     def taken(rows: np.ndarray, *, level: float) -> np.ndarray:
         return np.array([0.9, 1.0, 1.1])[:, None] * (0.1 + rows.sum(1) / 7)
 
-    predictor = SimpleNamespace(compiled=lambda graph: SimpleNamespace(latency_ms=taken))
+    # A device that runs three at a time; a process takes a thousand bytes, and at most a tenth more than said.
+    profile = SimpleNamespace(device=SimpleNamespace(batch=3))
+
+    def grown(counted: np.ndarray) -> np.ndarray:
+        return np.outer([0.9, 1.0, 1.1], 1000 + 2 * counted[0] + counted[1]).reshape(3, -1)
+
+    predictor = SimpleNamespace(
+        profile=profile, memory_of=grown, compiled=lambda graph: SimpleNamespace(latency_ms=taken)
+    )
     return CostTable(supernet.graph, supernet.groups, cast(Predictor, predictor)).delivered(ready)
 
 
@@ -69,9 +77,15 @@ def test_counted_costs_are_those_of_the_delivered_model(supernet: Supernet) -> N
     assert before["size_bytes"][0] != exact.size_bytes, "what is made of it makes a difference"
     with pytest.raises(Exception, match="nothing is known of the latency"):
         plain.delivered(ready).latency_ms(counts)
+    most = 1.1 * (1000 + 2 * exact.size_bytes + 3 * exact.memory_bytes)
+    assert table.costs(counts, ["process_bytes"])["process_bytes"][0] == pytest.approx(most)
+    with pytest.raises(RequestError, match="nothing is known of a process's memory"):
+        plain.costs(counts, ["process_bytes"])
 
 
-@pytest.mark.parametrize("limit", ["params", "flops", "size_bytes", "memory_bytes", "latency_ms"])
+@pytest.mark.parametrize(
+    "limit", ["params", "flops", "size_bytes", "memory_bytes", "latency_ms", "process_bytes"]
+)
 def test_an_order_at_the_floor_is_kept(supernet: Supernet, limit: str) -> None:
     table, tiny = table_of(supernet), 1e-9 if limit == "latency_ms" else 1
     with pytest.raises(InfeasibleError, match=f"Raise {limit} to") as caught:
@@ -83,6 +97,10 @@ def test_an_order_at_the_floor_is_kept(supernet: Supernet, limit: str) -> None:
     assert limit == "latency_ms" or advised[1] == str(floor) == str(int(floor))
     for value in (floor, type(tiny)(advised[1])):
         found = search(supernet, [TASK], Budget.parse({limit: value}), table)
+        built = count(ready(supernet.subnet(found.gates)))
+        built = built.replace(
+            process_bytes=round(1.1 * (1000 + 2 * built.size_bytes + 3 * built.memory_bytes))
+        )
         if limit != "latency_ms":
-            assert getattr(count(ready(supernet.subnet(found.gates))), limit) <= value
+            assert getattr(built, limit) <= value
     assert floor_costs(supernet, [TASK], table, [limit])[limit] == pytest.approx(floor)
