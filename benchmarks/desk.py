@@ -42,10 +42,15 @@ class Desk:
     graph: ModelGraph
     profile: DeviceProfile
 
-    def drawn(self, rng: np.random.Generator, **asked: Any) -> tuple[Request, float]:
+    def drawn(
+        self, rng: np.random.Generator, *, up_to: str | None = None, **asked: Any
+    ) -> tuple[Request, float]:
         """An order for two to four classes, and milliseconds for it.
 
         These are uniform between the quickest and the slowest plan that there is without a limit.
+
+        Args:
+            up_to: the engine whose slowest plan it is; None: any.
         """
         classes = [CIFAR10[place] for place in rng.permutation(10)[: rng.integers(2, 5)]]
         device = self.device.model_dump(mode="json")
@@ -53,7 +58,8 @@ class Desk:
         free = propose(check_order(request, self.market.store)).all
         bounds = [cost.latency_high_ms for plan in free if (cost := plan.predicted) and cost.latency_high_ms]
         # Bounds of counts that the device is slow at are far above what any pack takes.
-        most = max(cost.latency_ms for plan in free if (cost := plan.predicted) and cost.latency_ms)
+        slow = [plan for plan in free if up_to in (None, plan.engine)]
+        most = max(cost.latency_ms for plan in slow if (cost := plan.predicted) and cost.latency_ms)
         return request, float(rng.uniform(1.02 * min(bounds), max(0.98 * most, 1.05 * min(bounds))))
 
     def measured(

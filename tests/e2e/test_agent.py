@@ -330,6 +330,7 @@ def test_an_order_is_measured_on_the_machine_of_its_agent(
     assert asked[0] == "/v1/device" and "/v1/time" in asked
 
 
+@pytest.mark.slow  # a minute, most of it measuring blocks and packs
 def test_an_order_keeps_milliseconds_by_a_profile_that_its_agent_measured(
     agents: tuple[str, str], shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

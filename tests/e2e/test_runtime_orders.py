@@ -133,7 +133,7 @@ def test_what_a_process_takes_is_measured_and_held_against_its_limit(shop: Any) 
     with pytest.raises(
         InfeasibleError, match=r"as measured.*process_bytes.*Raise process_bytes to"
     ) as caught:
-        shop.make(shop.order(*CLASSES, budget={"process_bytes": 1000}, **given))
+        shop.make(shop.order(*CLASSES, budget={"process_bytes": 1000}, **given), "none")
     assert caught.value.floor is not None and caught.value.floor["process_bytes"] > 100_000
 
 

@@ -153,10 +153,12 @@ def test_latency_without_a_profile_is_measured_in_the_loop(stocked: Path, tmp_pa
 def test_the_memory_of_a_process_is_measured_where_no_profile_foretells_it(
     stocked: Path, tmp_path: Path
 ) -> None:
+    given = {"device": {"runtime": "onnxruntime"}}
     with Market.open(stocked) as market:
-        made = market.make(order("has", "odd", budget={"process_bytes": 10**10}), tmp_path / "out")
+        enough = order("has", "odd", budget={"process_bytes": 10**10}, **given)
+        made = market.make(enough, tmp_path / "out")
         with pytest.raises(InfeasibleError, match=r"as measured: .*process_bytes") as caught:
-            market.make(order("has", "odd", budget={"process_bytes": 10}), tmp_path / "none")
+            market.make(order("has", "odd", budget={"process_bytes": 10}, **given), tmp_path / "none")
     found = made.report.certificate
     assert found is not None and found.floor == {} and "process_bytes" in found.slack
     assert made.report.measured.process_bytes is not None and found.measured is not None

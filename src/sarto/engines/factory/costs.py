@@ -111,9 +111,8 @@ class CostTable:
                 "nothing is known of a process's memory on this device: measure it (`sarto device measure`), or give a "
                 "budget of memory_bytes or size_bytes"
             )
-        return self._predictor.memory_of(
-            np.stack([size, activations * self._predictor.profile.device.batch])
-        )[2]
+        batch = self._predictor.profile.device.batch
+        return np.ceil(self._predictor.memory_of(np.stack([size, batch * activations]))[2])
 
     def fits(self, counts: Counts, budget: Budget) -> npt.NDArray[np.bool_]:
         """Which subnets (n,) keep every limit of a budget."""

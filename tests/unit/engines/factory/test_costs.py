@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from types import SimpleNamespace
 from typing import cast
@@ -77,7 +78,7 @@ def test_counted_costs_are_those_of_the_delivered_model(supernet: Supernet) -> N
     assert before["size_bytes"][0] != exact.size_bytes, "what is made of it makes a difference"
     with pytest.raises(Exception, match="nothing is known of the latency"):
         plain.delivered(ready).latency_ms(counts)
-    most = 1.1 * (1000 + 2 * exact.size_bytes + 3 * exact.memory_bytes)
+    most = math.ceil(1.1 * (1000 + 2 * exact.size_bytes + 3 * exact.memory_bytes))
     assert table.costs(counts, ["process_bytes"])["process_bytes"][0] == pytest.approx(most)
     with pytest.raises(RequestError, match="nothing is known of a process's memory"):
         plain.costs(counts, ["process_bytes"])
@@ -98,9 +99,8 @@ def test_an_order_at_the_floor_is_kept(supernet: Supernet, limit: str) -> None:
     for value in (floor, type(tiny)(advised[1])):
         found = search(supernet, [TASK], Budget.parse({limit: value}), table)
         built = count(ready(supernet.subnet(found.gates)))
-        built = built.replace(
-            process_bytes=round(1.1 * (1000 + 2 * built.size_bytes + 3 * built.memory_bytes))
-        )
+        grown = math.ceil(1.1 * (1000 + 2 * built.size_bytes + 3 * built.memory_bytes))
+        built = built.replace(process_bytes=grown)
         if limit != "latency_ms":
             assert getattr(built, limit) <= value
     assert floor_costs(supernet, [TASK], table, [limit])[limit] == pytest.approx(floor)
