@@ -19,7 +19,7 @@ from sarto.graph import (
 )
 from sarto.market import Intake, Labelled, Store
 from sarto.pipeline.adapting import adapt
-from sarto.pipeline.chaining import chain_graph, chain_parts, chain_spans, trained_chain
+from sarto.pipeline.chaining import Chains, chain_parts, chain_spans, trained_chain
 from sarto.pipeline.heading import fit_node, put_head, restrict_head
 from sarto.pipeline.indexing import probes_of
 from sarto.pipeline.intakes import Giver, intake_of, joint_intake, sources
@@ -84,6 +84,7 @@ class Builder:
     _features: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
     _intakes: dict[tuple[str, ...], Intake] = field(default_factory=dict)
     _heads: dict[str, FittedHead] = field(default_factory=dict)
+    _chains: Chains = field(default_factory=Chains)
     _slicer: Slicer = field(init=False)
     subnets: Subnets = field(init=False)
 
@@ -197,7 +198,8 @@ class Builder:
         donors = [
             (keys[of], adapt(self._graph(plan, of, keys), self.intake(plan, of), intake)) for of in node.of
         ]
-        return chain_graph(donors, node, intake.tensor(probes))
+        read = f"{node.samples} {intake.preprocessing.to_json()}"
+        return self._chains.graph(donors, node, intake.tensor(probes), read)
 
     def images(self, digest: str) -> Labelled:
         """Samples at hand, or the probe images of an index, by their hash.

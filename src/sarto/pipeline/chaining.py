@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -14,34 +15,49 @@ from sarto.graph import ModelGraph
 from sarto.pipeline.intakes import Giver
 from sarto.types import ChainNode, TuneNode
 
+#: Bytes of activations that are kept for other chains of an order that are stitched alike.
+KEPT_BYTES = 1 << 30
 
-def chain_graph(donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, inputs: Tensor) -> ModelGraph:
-    """The model of a chain node.
 
-    Args:
-        donors: key and graph of each model that the node reads, all on one input.
-        inputs: the probe images as all of them read them.
+@dataclass
+class Chains:
+    """Makes the models of chains; what those of one order share, their beginnings, is computed and fitted once."""
 
-    Raises:
-        GraphError: a joint names a value that is no cut point of its donor.
-    """
-    keys = list(dict.fromkeys(key for key, _ in donors))
-    graphs = dict(donors)
-    made = [Donor(key, graphs[key], anatomy(graphs[key]), inputs) for key in keys]
-    pieces, start = list[Piece](), None
-    for i, (key, _) in enumerate(donors):
-        place = keys.index(key)
-        end = _number(made[place], node.joints[i][0]) if i < len(node.joints) else None
-        pieces.append(Piece(place, start, end))
-        if i < len(node.joints):
-            start = _number(made[keys.index(donors[i + 1][0])], node.joints[i][1])
-    said = node.stitch
-    making = Making(
-        Fit(said.lam, said.rank, said.bias, said.kernel, said.match),
-        sequential=said.sequential,
-        random=said.random,
-    )
-    return Assembler(made, making).graph(pieces, keep_cuts=True)
+    _makers: dict[str, Assembler] = field(default_factory=dict)
+    _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def graph(
+        self, donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, inputs: Tensor, read: str
+    ) -> ModelGraph:
+        """The model of a chain node.
+
+        Args:
+            donors: key and graph of each model that the node reads, all on one input; equal keys are equal models.
+            inputs: the probe images as all of them read them.
+            read: which images these are and how they are read, in a text.
+
+        Raises:
+            GraphError: a joint names a value that is no cut point of its donor.
+        """
+        said = node.stitch
+        key = f"{said.to_json()} {read}"
+        if key not in self._makers:
+            fit = Fit(said.lam, said.rank, said.bias, said.kernel, said.match)
+            making = Making(fit, sequential=said.sequential, random=said.random)
+            self._makers[key] = Assembler((), making, kept_bytes=KEPT_BYTES)
+        maker, places = self._makers[key], list[int]()
+        for name, graph in donors:
+            if (key, name) not in self._numbers:
+                donor = Donor(name, graph, anatomy(graph), inputs)
+                self._numbers[key, name] = maker.add(donor)
+            places.append(self._numbers[key, name])
+        pieces, start = list[Piece](), None
+        for i, place in enumerate(places):
+            end = _number(maker.donors[place], node.joints[i][0]) if i < len(node.joints) else None
+            pieces.append(Piece(place, start, end))
+            if i < len(node.joints):
+                start = _number(maker.donors[places[i + 1]], node.joints[i][1])
+        return maker.graph(pieces, keep_cuts=True)
 
 
 def trained_chain(

@@ -100,15 +100,26 @@ class Assembler:
         Raises:
             RequestError: the donors were given different numbers of probe images.
         """
-        counts = {donor.key: len(donor.inputs) for donor in donors}
-        if len(set(counts.values())) > 1:
-            raise RequestError(f"all donors read the same probe images, got {counts}")
-        self.donors = tuple(donors)
+        self.donors: tuple[Donor, ...] = ()
+        for donor in donors:
+            self.add(donor)
         self.making = making or Making()
         self._kept: OrderedDict[object, Tensor] = OrderedDict()
         self._kept_bytes, self._limit = 0, kept_bytes
         self._stitches: dict[tuple[tuple[Piece, ...], bool], Stitch] = {}
         self._blocks: dict[Piece, ModelGraph] = {}
+
+    def add(self, donor: Donor) -> int:
+        """The number of a donor that chains may take blocks of from now on.
+
+        Raises:
+            RequestError: it was given another number of probe images than the others.
+        """
+        counts = {one.key: len(one.inputs) for one in (*self.donors, donor)}
+        if len(set(counts.values())) > 1:
+            raise RequestError(f"all donors read the same probe images, got {counts}")
+        self.donors = (*self.donors, donor)
+        return len(self.donors) - 1
 
     def place(self, piece: Piece, *, end: bool) -> Place:
         """The place where a piece begins or ends.
