@@ -230,7 +230,10 @@ class _Solver:
         """The widest counts between two sizes whose predicted bound keeps the budget."""
         parts = self.predictor.parts(start.plan)
         lower = start.keeps
-        upper = {id_: self.predictor.sizes(id_) for id_ in lower} if above is None else above.keeps
+        # What a size does not name is whole in it.
+        upper = {
+            id_: {**self.predictor.sizes(id_), **({} if above is None else above.keeps[id_])} for id_ in lower
+        }
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2

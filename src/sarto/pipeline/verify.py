@@ -13,8 +13,8 @@ import torch
 from sarto.errors import GraphError, InfeasibleError, RequestError, SartoError, VerifyError
 from sarto.export import Known, OnnxExport, export_onnx
 from sarto.pipeline.builder import Assembly, Builder
-from sarto.pipeline.choose import Plans, ranked, show, titled
-from sarto.pipeline.closing import closed, roomy
+from sarto.pipeline.choose import Plans, kind_of, ranked, show, titled
+from sarto.pipeline.closing import closed, fullest, roomy
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.exporting import texts_inside
@@ -100,7 +100,8 @@ def verify(
     reference, latency counts at the speed that the machine had for the profile.
 
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
-    widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it. After an
+    widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it; of these
+    the slowest goes that names at most one sample less right. After an
     overrun those come first whose FLOPs say that they should fit; where no built pack does, the largest that should is
     built and ranked with them. At most `TRIES` plans break a limit, besides those solved again. One that can't be
     exported, or computes something else on the device, gives way to the next too, which the report tells; a given plan
@@ -156,8 +157,7 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
         kept = roomy(found, lambda one: one.cost, budget)
         tried += [(one.score, one.cost) for one in found if one.cost.over(budget)]
         if kept:
-            first = _in_rank([one.score for one in kept])[0]
-            best = next(one for one in kept if one.score is first)
+            best = _best(kept, plans.order)
             exported = bench.leave(best)
             told = tuple(_told(*item, budget) for item in tried)
             return Verified(
@@ -299,6 +299,17 @@ class _Bench:
         for other in self.folder.glob(f"{ON_DEVICE}-*"):
             shutil.rmtree(other)
         return exported
+
+
+def _best(kept: Sequence[_Measured], order: Order) -> _Measured:
+    """The first in rank; where time is limited, of packs of its kind the one that uses most of it and is as good."""
+    ranked_scores = _in_rank([one.score for one in kept])
+    found = sorted(kept, key=lambda one: next(i for i, s in enumerate(ranked_scores) if s is one.score))
+    plan = found[0].score.plan
+    if order.request.budget.latency_ms is None or plan is None:
+        return found[0]
+    alike = [one for one in found if one.score.plan is not None and kind_of(one.score.plan) == kind_of(plan)]
+    return fullest(alike, lambda one: one.cost, lambda one: one.score.row.accuracy_loto, len(order.samples))
 
 
 def _excess(cost: Cost, order: Order) -> float:

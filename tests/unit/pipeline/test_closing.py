@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sarto.pipeline import closing
-from sarto.pipeline.closing import GUARD, UNUSED, closed, roomy
+from sarto.pipeline.closing import GUARD, UNUSED, closed, fullest, roomy
 from sarto.pipeline.filling import MARGIN
 from sarto.types import Budget, Cost, Plan, SourceNode
 
@@ -74,6 +74,29 @@ def test_what_leaves_room_for_another_measurement_goes_before_what_only_just_kee
     assert roomy([tight, over], same, budget) == [tight], "better than nothing"
     assert roomy([over], same, budget) == []
     assert roomy([tight, over], same, Budget(params=1)) == [tight, over]
+
+
+def test_of_packs_that_are_as_good_the_slowest_of_the_wider_ones_is_taken() -> None:
+    cost = plan(LIMIT).predicted
+    assert cost is not None
+    n, right = 40, {"first": 0.9, "wider": 0.875, "widest": 0.8, "narrow": 0.9}
+    costs = {
+        name: cost.replace(params=params, latency_low_ms=ms, latency_ms=ms, latency_high_ms=ms)
+        for name, params, ms in (
+            ("first", 100, 2.0),
+            ("wider", 120, 3.0),
+            ("widest", 140, 4.0),
+            ("narrow", 80, 5.0),
+        )
+    }
+
+    def best(names: list[str], known: bool = True) -> str:
+        return fullest(names, costs.__getitem__, lambda name: right[name] if known else None, n)
+
+    assert best(["first", "wider", "widest", "narrow"]) == "wider", "one sample of forty does not count"
+    assert best(["first", "widest", "narrow"]) == "first"
+    assert best(["narrow", "first"]) == "narrow", "it takes longer already"
+    assert best(["first", "wider", "widest"], known=False) == "widest"
 
 
 def test_a_device_that_follows_no_prediction_is_left_after_a_few_plans() -> None:
