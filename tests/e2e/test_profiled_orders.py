@@ -250,7 +250,7 @@ def test_a_latency_budget_is_filled_and_never_exceeded_by_the_bound(shop: Any, s
     least = min(cost.latency_high_ms for cost in free)
     most = max(cost.latency_high_ms for cost in free)
     unused = []
-    for share in (0.15, 0.3, 0.5, 0.7):
+    for share in (0.15, 0.25, 0.5, 0.6):
         budget = least + share * (most - least)
         plans = propose(order(shop, step=step, budget={"latency_ms": budget}))
         bounds = {p.note: p.predicted.latency_high_ms for p in plans.feasible if p.predicted is not None}
@@ -297,10 +297,14 @@ def test_counts_that_the_device_is_slow_at_are_kept_with_a_wider_bound_or_not_at
     assert max(p.predicted.latency_high_ms for p in sure if p.predicted is not None) > 0.9 * budget
 
 
-@pytest.mark.parametrize("speed", [0.88, 1.0, 1.12])
-def test_widths_are_solved_again_until_the_budget_is_kept_and_filled(shop: Any, speed: float) -> None:
+@pytest.mark.parametrize(("speed", "room"), [(0.88, 0.9), (1.0, 0.9), (1.12, 1.2)])
+def test_widths_are_solved_again_until_the_budget_is_kept_and_filled(
+    shop: Any, speed: float, room: float
+) -> None:
     # Small donors have few widths at whole steps.
-    budget = halfway([plan.predicted.latency_ms for plan in fragments(propose(order(shop, step=1)).all)])
+    budget = room * halfway(
+        [plan.predicted.latency_ms for plan in fragments(propose(order(shop, step=1)).all)]
+    )
     found = order(shop, step=1, budget={"latency_ms": budget})
     first = next(plan for plan in fragments(propose(found).feasible) if "solved for the time" in plan.note)
 

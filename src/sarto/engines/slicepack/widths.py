@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sarto.engines.slicepack.importance import importance
 from sarto.engines.slicepack.readings import Readings
 from sarto.engines.slicepack.settings import LEAST, STEP
 from sarto.engines.slicepack.units import group_moment
@@ -34,7 +35,8 @@ def allocate(
     """Units kept per channel group for each share of the extractor's cost.
 
     Greedy from the whole donor down: the next units to go are those whose group's unexplained energy (of the column
-    subset over all classes) grows least per cost saved. Smaller sizes are therefore nested in larger ones.
+    subset over all classes), as much as it counts (`importance`), grows least per cost saved. Smaller sizes are
+    therefore nested in larger ones.
 
     Args:
         shares: of the feature extractor's cost, each in (0, 1].
@@ -147,7 +149,11 @@ class _Search:
         self.groups = {
             name: g for name, g in groups_of(self.readings.graph, self.streams).items() if name in read
         }
-        self.curves = {name: left_unexplained(self.readings, name) for name in self.groups}
+        counts = importance(self.readings)
+        self.curves = {
+            name: [counts[name] * left for left in left_unexplained(self.readings, name)]
+            for name in self.groups
+        }
         self.touched = {
             name: {objective: work.touched(name) for objective, work in self.works.items()}
             for name in self.groups
