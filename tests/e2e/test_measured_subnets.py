@@ -38,6 +38,7 @@ def units_of(graph: ModelGraph) -> int:
     return sum(group.size for group in graph.analysis.sliceable)
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_a_plan_that_takes_longer_when_it_is_measured_again_is_followed_by_one_a_little_smaller(
     stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -364,6 +364,7 @@ def _check_nobody_is_said_to_know(artifact: Artifact) -> None:
     assert "classes that no stocked model knows" in page and "new head on the features" in card
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_a_chain_is_delivered_and_made_again_though_somebody_knows_the_classes_by_now(
     shop: Shop, own: Callable[..., str]
 ) -> None:

@@ -209,6 +209,7 @@ def test_a_plan_of_other_classes_is_refused(made: Artifact, shop: Any) -> None:
 # --- budgets ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_an_order_changes_the_repair_of_its_slices_and_nothing_else(shop: Any) -> None:
     changes = {"polish": True, "towards": "zero", "lam": 0.5}
     plain = shop.market.plan(shop.order("red disc", "red bar", **QUICK))

@@ -74,6 +74,7 @@ def test_the_file_that_was_timed_is_delivered(shop: Any) -> None:
     assert not list(made.folder.rglob("device-*")), "what was measured and not delivered is gone"
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_the_file_of_the_device_is_run_again_when_a_model_is_verified(
     shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def _missing(runtime: str) -> Path:
     raise RequestError("runtime 'x' is not installed here")
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_a_file_that_is_larger_than_the_limit_of_size_is_not_delivered(shop: Any) -> None:
     """An ONNX file of a few weights in eight bits is larger than these weights in single precision."""
     device = {"runtime": "onnxruntime", "precision": "int8"}
@@ -122,6 +124,7 @@ def test_a_file_that_is_larger_than_the_limit_of_size_is_not_delivered(shop: Any
         shop.make(request)
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_what_a_process_takes_is_measured_and_held_against_its_limit(shop: Any) -> None:
     given = {"device": {"runtime": "onnxruntime"}, "baselines": [], "engines": ["slicepack"]}
     made = shop.make(shop.order(*CLASSES, budget={"process_bytes": 10**9}, **given))

@@ -186,6 +186,7 @@ def test_a_supernet_that_a_profile_does_not_know_is_left_out(market: Market, tmp
     assert found is not None and set(found.floor) == {"params"}
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_of_two_supernets_for_a_task_the_one_that_is_known_does_it(
     market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

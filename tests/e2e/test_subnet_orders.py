@@ -267,6 +267,7 @@ outputs_of: {{oak: [oak], ray: [ray], shark: [shark]}}
     assert torch.allclose(delivered, whole[:, [2, 1]], atol=1e-5)
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_a_detector_is_made_for_objects_of_some_colours(tmp_path: Path) -> None:
     config = FactoryConfig.parse(
         {

@@ -69,6 +69,7 @@ def profile(share: float, **more: object) -> DeviceProfile:
     )
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_what_each_further_part_adds_is_found() -> None:
     found, plain = profile(SHARE).backbones[0].packs, profile(0.0).backbones[0].packs
     assert found is not None and plain is not None

@@ -137,6 +137,7 @@ def test_measurements_of_another_network_of_the_same_name_are_not_gone_on_with(t
     assert measured("sha256:one", tmp_path / "old") == pytest.approx([4, 2], rel=0.01)
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_a_profile_replaces_another_network_of_the_same_name_and_says_so() -> None:
     device = Device.parse({"runtime": "torch"})
     nets = [nn.Sequential(nn.Conv2d(3, n, 3), nn.ReLU(), nn.Conv2d(n, 4, 3)).eval() for n in (8, 12)]
@@ -250,6 +251,7 @@ def test_a_profile_is_measured_added_to_and_predicts(runtime: str, tmp_path: Pat
         make_profile("desk", device, "10", opener, onto=first)
 
 
+@pytest.mark.slow  # ten seconds and more
 def test_memory_that_is_known_is_not_measured_again() -> None:
     device = Device.parse({"runtime": "torch"})
     nets = [nn.Sequential(nn.Conv2d(3, n, 3), nn.ReLU(), nn.Conv2d(n, 4, 3)).eval() for n in (8, 12)]

@@ -30,6 +30,7 @@ def allocate(
     *,
     objective: str = "params",
     streams: bool = True,
+    alike: bool = False,
     work: Work | None = None,
 ) -> dict[float, dict[str, int]]:
     """Units kept per channel group for each share of the extractor's cost.
@@ -42,6 +43,7 @@ def allocate(
         shares: of the feature extractor's cost, each in (0, 1].
         objective: what is saved: `params` (bytes follow them), `flops`, or `latency_ms` (measured now, node by node).
         streams: also the channels of residual streams, one selection a stage; else only inner channels.
+        alike: every group counts alike, whatever it moves; for ablations.
         work: a cost of one's own (of another device, say) instead of the objective's.
 
     Returns:
@@ -50,7 +52,7 @@ def allocate(
     Raises:
         RequestError: an unknown objective.
     """
-    search = _Search(readings, {objective: work or work_of(readings, objective)}, streams)
+    search = _Search(readings, {objective: work or work_of(readings, objective)}, streams, alike)
     found = {}
     for share in sorted(shares, reverse=True):
         search.down_to({objective: share * search.full[objective]})
@@ -139,6 +141,7 @@ class _Search:
     readings: Readings
     works: Mapping[str, Work]
     streams: bool
+    alike: bool = False
     floor: float = LEAST
     counts: dict[str, int] = field(init=False)
     full: dict[str, float] = field(init=False)
@@ -149,9 +152,9 @@ class _Search:
         self.groups = {
             name: g for name, g in groups_of(self.readings.graph, self.streams).items() if name in read
         }
-        counts = importance(self.readings)
+        counts = {} if self.alike else importance(self.readings)
         self.curves = {
-            name: [counts[name] * left for left in left_unexplained(self.readings, name)]
+            name: [counts.get(name, 1.0) * left for left in left_unexplained(self.readings, name)]
             for name in self.groups
         }
         self.touched = {
