@@ -21,7 +21,7 @@ from sarto.graph import ModelGraph
 from sarto.market import Samples, read_samples
 from sarto.pipeline.choose import propose
 from sarto.pipeline.order import check_order
-from sarto.types import Device, Request
+from sarto.types import Device, Learnware, Request
 from sarto.types.profile import DeviceProfile
 
 NAME = "desk"
@@ -95,10 +95,7 @@ def open_desk(
     """A desk in a folder; its profile goes on from what a journal holds."""
     device = Device.parse({"runtime": runtime, "threads": threads, "profile": NAME})
     with Market.create(folder / "market") as market:
-        scale = {"size": [32, 32], "channels": 3, "mean": list(MEAN), "std": list(STD)}
-        market.add(
-            graph_of(backbone), name="donor", classes=CIFAR10, preprocessing=scale, samples=_images(n_images)
-        )
+        add_donor(market, backbone, n_images)
         graph = market.store.graph("donor")
         profile = small_profile(
             device,
@@ -116,7 +113,15 @@ def open_desk(
         yield Desk(market, device, graph, profile)
 
 
-def _images(n: int) -> Samples:
+def add_donor(market: Market, backbone: str, n_images: int) -> Learnware:
+    """A donor of ten classes with so many of the examples' images of each, stocked under the name `donor`."""
+    scale = {"size": [32, 32], "channels": 3, "mean": list(MEAN), "std": list(STD)}
+    images = images_of(n_images)
+    return market.add(graph_of(backbone), name="donor", classes=CIFAR10, preprocessing=scale, samples=images)
+
+
+def images_of(n: int) -> Samples:
+    """So many of the examples' images of each class."""
     found = read_samples(EXAMPLES / "images" / "samples")
     if not isinstance(found, Samples):
         raise TypeError("examples/images/samples holds no images")

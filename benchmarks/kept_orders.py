@@ -33,9 +33,9 @@ def kept_orders(
     journal: str | None = None,
     seed: int,
 ) -> dict[str, Any]:
-    """Orders as a user gives them, with every engine and without baselines beside, and their models measured again.
+    """Orders as a user gives them, without baselines beside, and their models measured again.
 
-    Unlike `budgets.budgets` this is all of an order: plans of every engine, fragments selected and repaired, ranked by
+    Unlike `budgets.budgets` this is all of an order: packs and whole donors, fragments selected and repaired, ranked by
     accuracy on the donor's images, exported, compared with eager, measured on the device. Budgets are uniform between
     what the quickest plan takes and what the whole donor takes: beyond that nothing more can be had for the time. A
     budget may be left unused because a quicker model is as accurate on the images.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,16 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.export_models import MEAN, STD
-from benchmarks.predictor import graph_of
-from benchmarks.slicepack.donors import EXAMPLES
+from benchmarks.desk import add_donor, images_of
 from benchmarks.slicepack.images import Images, read, to_unit
 from benchmarks.slicepack.tasks import CIFAR10
 from sarto import Market
 from sarto.devices import count
 from sarto.engines.slicepack import Readings, allocate, make_fragment, read_donor
 from sarto.graph import ModelGraph, restrict
-from sarto.market import Intake, Samples, read_samples
+from sarto.market import Intake
 from sarto.pipeline.builder import ready, run
 
 #: Name of a way -> whether streams are cut, and whether all groups count alike.
@@ -35,6 +32,7 @@ WAYS: Mapping[str, tuple[bool, bool]] = {
 def stream_widths(
     *,
     backbone: str,
+    data: str,
     shares: Mapping[str, list[float]],
     n_images: int,
     n_draws: int,
@@ -48,28 +46,26 @@ def stream_widths(
 
     Args:
         backbone: the donor, of `benchmarks.predictor`.
+        data: `cifar10` for its test split, or `shipped` for the images that slices are made from, to try it out.
         shares: objective -> shares of the extractor's cost.
         n_images: of each class, that slices are made from.
         n_draws: sets of classes.
-        n_tested: images of each class that slices are tested on; without SARTO_DATA those that they are made from.
+        n_tested: images of each class that slices are tested on.
     """
     with (
         tempfile.TemporaryDirectory(prefix="sarto-") as folder,
         Market.create(Path(folder, "market")) as market,
     ):
-        scale = {"size": [32, 32], "channels": 3, "mean": list(MEAN), "std": list(STD)}
-        learnware = market.add(
-            graph_of(backbone), name="donor", classes=CIFAR10, preprocessing=scale, samples=_images(n_images)
-        )
+        learnware = add_donor(market, backbone, n_images)
         graph = ready(market.store.graph("donor"), learnware.preprocessing)
-    samples = _images(n_images).only(CIFAR10)
+    samples = images_of(n_images).only(CIFAR10)
     readings = read_donor(
         graph,
         Intake(learnware.preprocessing, None).tensor(samples),
         torch.from_numpy(samples.labels.copy()),
         10,
     )
-    rows = list(_rows(readings, shares, n_draws, n_tested, np.random.default_rng(seed)))
+    rows = list(_rows(readings, shares, n_draws, _tested(data, n_tested), np.random.default_rng(seed)))
     numbers = {
         f"accuracy_{objective}_{round(100 * share)}_{way}": statistics.fmean(
             row["accuracy"]
@@ -87,7 +83,7 @@ def _rows(
     readings: Readings,
     shares: Mapping[str, list[float]],
     n_draws: int,
-    n_tested: int,
+    images: Images,
     rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
     widths = {
@@ -95,7 +91,6 @@ def _rows(
         for objective, found in shares.items()
         for way, (streams, alike) in WAYS.items()
     }
-    images = _tested(n_tested)
     for draw in range(n_draws):
         classes = [int(place) for place in rng.permutation(10)[: rng.integers(2, 5)]]
         for (objective, way), found in widths.items():
@@ -114,19 +109,12 @@ def _rows(
                 }
 
 
-def _images(n: int) -> Samples:
-    found = read_samples(EXAMPLES / "images" / "samples")
-    if not isinstance(found, Samples):
-        raise TypeError("examples/images/samples holds no images")
-    return found.take(n)
-
-
-def _tested(n: int) -> Images:
-    """So many images of each class of the test split; those of the examples where there is no data."""
-    if "SARTO_DATA" not in os.environ:
-        own = _images(n).only(CIFAR10)
+def _tested(data: str, n: int) -> Images:
+    """So many images of each class."""
+    if data == "shipped":
+        own = images_of(n).only(CIFAR10)
         return Images(own.images, own.labels, CIFAR10)
-    every = read("cifar10", "test")
+    every = read(data, "test")
     chosen = np.concatenate([np.flatnonzero(every.labels == label)[:n] for label in range(10)])
     return Images(every.pixels[chosen], every.labels[chosen], every.classes)
 

@@ -337,6 +337,7 @@ def test_an_order_keeps_milliseconds_by_a_profile_that_its_agent_measured(
     monkeypatch.setenv("SARTO_AGENT_TOKEN", TOKEN)
     market, (_, address) = str(shop.folder / "market"), agents
     few = ["--subnets", "5", "--few-blocks", "--seconds", "0.01", "--no-memory"]
+    few += ["-o", str(shop.folder / "there.json")]
     call = ["device", "measure", "there", "discs", "--agent", address, "-m", market, *few]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output

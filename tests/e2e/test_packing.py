@@ -338,6 +338,7 @@ def test_a_delivered_model_says_none_of_the_above(made: Artifact, shared: Any) -
     assert set(rejection.outsiders).isdisjoint(made.classes)
     assert any("none of the above" in sentence for sentence in made.report.sentences)
     model = load(made.folder)
+    # Of so small a pack grey noise lies near the threshold, black and white noise far beyond it.
     noise = 255 * np.random.default_rng(0).integers(0, 2, (8, 16, 16, 3), dtype=np.uint8)
     told = model(noise)
     assert not any(found.known for found in told), "noise is none of the classes"

@@ -15,16 +15,17 @@ from sarto.graph import ModelGraph
 from sarto.pipeline.intakes import Giver
 from sarto.types import ChainNode, TuneNode
 
-#: Bytes of activations that are kept for other chains of an order that are stitched alike.
-KEPT_BYTES = 1 << 30
-
 
 @dataclass
 class Chains:
-    """Makes the models of chains; what those of one order share, their beginnings, is computed and fitted once."""
+    """Makes the models of chains; what those share that are stitched alike one after the other is fitted once.
 
-    _makers: dict[str, Assembler] = field(default_factory=dict)
-    _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+    One assembler is kept: stitches of another kind, or on other images, take its place.
+    """
+
+    _key: str = ""
+    _maker: Assembler = field(default_factory=lambda: Assembler(()))
+    _numbers: dict[str, int] = field(default_factory=dict)
 
     def graph(
         self, donors: Sequence[tuple[str, ModelGraph]], node: ChainNode, inputs: Tensor, read: str
@@ -41,16 +42,16 @@ class Chains:
         """
         said = node.stitch
         key = f"{said.to_json()} {read}"
-        if key not in self._makers:
+        if key != self._key:
             fit = Fit(said.lam, said.rank, said.bias, said.kernel, said.match)
             making = Making(fit, sequential=said.sequential, random=said.random)
-            self._makers[key] = Assembler((), making, kept_bytes=KEPT_BYTES)
-        maker, places = self._makers[key], list[int]()
+            self._key, self._maker, self._numbers = key, Assembler((), making), {}
+        maker, places = self._maker, list[int]()
         for name, graph in donors:
-            if (key, name) not in self._numbers:
-                donor = Donor(name, graph, anatomy(graph), inputs)
-                self._numbers[key, name] = maker.add(donor)
-            places.append(self._numbers[key, name])
+            if name not in self._numbers:
+                first = maker.donors[0].inputs if maker.donors else inputs
+                self._numbers[name] = maker.add(Donor(name, graph, anatomy(graph), first))
+            places.append(self._numbers[name])
         pieces, start = list[Piece](), None
         for i, place in enumerate(places):
             end = _number(maker.donors[place], node.joints[i][0]) if i < len(node.joints) else None

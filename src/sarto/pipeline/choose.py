@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sarto.devices import peak_flops_per_ms
+from sarto.devices.profiling import Predictor
 from sarto.engines import baselines, slicepack
 from sarto.errors import InfeasibleError
 from sarto.pipeline.adapting import adapting_cost
@@ -256,7 +257,10 @@ def _with_intake(order: Order, plan: Plan) -> Plan:
     if not size and not held:
         return plan
     changed = {"flops": cost.flops + flops, "size_bytes": cost.size_bytes + size}
-    return plan.replace(predicted=cost.replace(**changed, memory_bytes=cost.memory_bytes + held))
+    cost = cost.replace(**changed, memory_bytes=cost.memory_bytes + held)
+    if cost.process_bytes is not None and order.predictor is not None:
+        cost = Predictor(order.predictor.profile).weighed(cost)
+    return plan.replace(predicted=cost)
 
 
 def _with_latency_floor(order: Order, plans: list[Plan]) -> list[Plan]:
@@ -331,7 +335,9 @@ def infeasible(plans: Plans) -> InfeasibleError:
             + (f".{without}" if without else "; stock samples")
         )
     limits = {name: limit for name, limit in limits.items() if any(least(cost, name) for _, cost in known)}
-    floor = {name: min(least(cost, name) for _, cost in known) for name in limits}
+    floor = {name: min(filter(None, (least(cost, name) for _, cost in known))) for name in limits}
+    # What nothing is known of may be over any limit.
+    known = [(plan, cost) for plan, cost in known if all(least(cost, name) for name in limits)] or known
 
     def excess(cost: Cost) -> float:
         return max(least(cost, name) / limit for name, limit in limits.items())

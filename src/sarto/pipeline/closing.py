@@ -107,20 +107,21 @@ def roomy(found: Sequence[T], cost: Callable[[T], Cost], budget: Budget) -> list
     return [one for one in kept if (cost(one).latency_ms or 0.0) <= (1 - GUARD) * limit] or kept
 
 
-def fullest(found: Sequence[T], cost: Callable[[T], Cost], right: Callable[[T], float | None], n: int) -> T:
+def fullest(found: Sequence[T], cost: Callable[[T], Cost], right: Callable[[T], float], limit_ms: float) -> T:
     """Of packs of one kind, which differ by their widths, the slowest of the wider ones that is as good as the first.
 
     More units are worth more than samples can tell: one of them less that is named right does not count.
 
     Args:
         found: the first choice first; all of them keep the budget.
-        right: share of the order's samples that are named right; None: not known.
-        n: how many samples there are.
+        right: how many of the order's samples are named right.
+        limit_ms: of latency; what does not leave `GUARD` of it does not go before the first.
     """
-    least = right(found[0])
-    wider = [one for one in found if cost(one).params >= cost(found[0]).params]
-    good = [one for one in wider if least is None or (right(one) or 0.0) >= least - (1 + 1e-9) / n]
-    return max(good, key=lambda one: cost(one).latency_ms or 0.0)
+    first = found[0]
+    wider = [one for one in found[1:] if cost(one).params >= cost(first).params]
+    good = [one for one in wider if right(one) >= right(first) - 1 - 1e-6]
+    sure = [one for one in good if (cost(one).latency_ms or 0.0) <= (1 - GUARD) * limit_ms]
+    return max([first, *sure], key=lambda one: cost(one).latency_ms or 0.0)
 
 
 def _ratio(rounds: Sequence[Round], target_ms: float) -> float | None:

@@ -114,7 +114,10 @@ class ReadySupernet:
             return False
 
     def known(self, budget: Budget) -> Budget:
-        """A budget without the memory of a process, where no profile foretells it: what is built is measured."""
+        """A budget without the memory of a process, unless a profile of this backbone foretells it.
+
+        What is built is measured.
+        """
         if self.is_timed and self.profile is not None and self.profile.memory is not None:
             return budget
         return budget.replace(process_bytes=None)

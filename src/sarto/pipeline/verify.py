@@ -101,7 +101,7 @@ def verify(
 
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it; of these
-    the slowest goes that names at most one sample less right. After an
+    the slowest of the wider ones goes that names at most one sample less right. After an
     overrun those come first whose FLOPs say that they should fit; where no built pack does, the largest that should is
     built and ranked with them. At most `TRIES` plans break a limit, besides those solved again. One that can't be
     exported, or computes something else on the device, gives way to the next too, which the report tells; a given plan
@@ -305,11 +305,13 @@ def _best(kept: Sequence[_Measured], order: Order) -> _Measured:
     """The first in rank; where time is limited, of packs of its kind the one that uses most of it and is as good."""
     ranked_scores = _in_rank([one.score for one in kept])
     found = sorted(kept, key=lambda one: next(i for i, s in enumerate(ranked_scores) if s is one.score))
-    plan = found[0].score.plan
-    if order.request.budget.latency_ms is None or plan is None:
+    plan, limit = found[0].score.plan, order.request.budget.latency_ms
+    if limit is None or plan is None:
         return found[0]
     alike = [one for one in found if one.score.plan is not None and kind_of(one.score.plan) == kind_of(plan)]
-    return fullest(alike, lambda one: one.cost, lambda one: one.score.row.accuracy_loto, len(order.samples))
+    return fullest(
+        alike, lambda one: one.cost, lambda one: float(one.score.correct.nan_to_num().sum()), limit
+    )
 
 
 def _excess(cost: Cost, order: Order) -> float:

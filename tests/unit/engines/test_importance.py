@@ -29,6 +29,23 @@ class _Residual(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class _Bottleneck(nn.Module):
+    """A branch of three layers; positions come before channels, and the sum takes 0.2 of the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.a, self.b, self.c = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 8)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x.flatten(2).transpose(1, 2)))
+        x = torch.add(x, self.branch(x), alpha=0.2)
+        return self.fc(x.mean(1))
+
+
 class _Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +78,19 @@ def test_a_branch_counts_as_much_as_it_varies_of_the_sum() -> None:
     # Two convolutions and the classifier read the stream.
     (stream,) = (group for group in found if group.startswith("stem."))
     assert found[stream] == 3
+
+
+def test_every_layer_of_a_branch_counts_as_the_branch_does() -> None:
+    torch.manual_seed(0)
+    model = _Bottleneck()
+    readings = readings_of(model)
+    found = importance(readings)
+    with torch.no_grad():
+        x = torch.relu(model.stem(readings.inputs.flatten(2).transpose(1, 2)))
+        branch = 0.2 * model.branch(x)
+        want = branch.var((0, 1), correction=0).mean() / (x + branch).var((0, 1), correction=0).mean()
+    inner = [share for group, share in found.items() if group[:2] in ("a.", "b.")]
+    assert inner == pytest.approx([float(want)] * 2, rel=1e-4) and float(want) < 1
 
 
 def test_where_nothing_is_added_every_layer_counts_alike() -> None:

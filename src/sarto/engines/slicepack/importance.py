@@ -2,85 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sarto.engines.slicepack.readings import Readings
 from sarto.engines.slicepack.settings import CHUNK
 from sarto.graph import ModelGraph, evaluate
+from sarto.graph.expressions import units_in
 from sarto.graph.model import Node, Ref, leaves
 
-#: Sums of two values.
-ADDS = ("aten.add.Tensor", "aten.add_.Tensor")
+#: The operator that adds two values.
+ADD = "aten.add.Tensor"
+#: Samples that run at once: whole values are looked at.
+BATCH = 8
 
 
 def importance(readings: Readings) -> dict[str, float]:
     """How much an unexplained share of each group's energy counts: the sum over its readers of what each counts.
 
-    A reader whose output is added to a stream counts as large a share as its output varies of what the sum does; any
-    other counts 1. So the channels of a stream count once for each layer that reads them, and the inner channels of a
-    residual branch as little as the branch moves the stream. Without branches that are added every group with one
-    reader counts 1.
+    A reader of inner channels whose branch is added to a stream counts as large a share as the branch varies of what
+    the sum does; any other counts 1. So the channels of a stream count once for each layer that reads them, and the
+    inner channels of a residual branch as little as the branch moves the stream. Without branches that are added every
+    group with one reader counts 1.
 
     Reference:
         Ours (decision 21).
     """
+    graph, groups = readings.graph, readings.graph.analysis.groups
     readers: dict[str, set[str]] = {}
     for name, _, group in readings.grams:
         readers.setdefault(group, set()).add(readings.reader[name].node)
-    weighted = {reader.node for reader in readings.readers if reader.weight is not None}
-    users = _users(readings.graph)
-    sums = {node: _sum_of(node, users, weighted) for nodes in readers.values() for node in nodes}
-    watched = {value for pair in sums.values() if pair is not None for value in pair}
-    spread = _spread(readings, watched)
-    shares = {
-        node: 1.0 if pair is None else min(1.0, spread[pair[0]] / max(spread[pair[1]], 1e-12))
-        for node, pair in sums.items()
+    inner = {node for group, nodes in readers.items() if groups[group].kind != "stream" for node in nodes}
+    sums = {node: _sum_of(graph, node) for node in inner}
+    found = _variances(readings, {value for one in sums.values() if one for value in (one.branch, one.total)})
+    shares = {node: 1.0 if one is None else one.share(found) for node, one in sums.items()}
+    return {
+        group: sum(shares[node] if groups[group].kind != "stream" else 1.0 for node in nodes)
+        for group, nodes in readers.items()
     }
-    return {group: sum(shares[node] for node in nodes) for group, nodes in readers.items()}
 
 
-def _users(graph: ModelGraph) -> Mapping[str, list[Node]]:
-    """Value -> the nodes that read it."""
-    found: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in dict.fromkeys(arg.name for arg in leaves(node.args) if isinstance(arg, Ref)):
-            found.setdefault(name, []).append(node)
-    return found
+@dataclass(frozen=True)
+class _Sum:
+    """A value that is added to another one.
 
-
-def _sum_of(reader: str, users: Mapping[str, list[Node]], weighted: set[str]) -> tuple[str, str] | None:
-    """What a reader's output has become where it is added to something, and the sum.
-
-    None where another layer with weights reads it first, or several nodes do.
+    Attributes:
+        factor: that it is multiplied by there.
     """
-    for before, node in _following(reader, users):
-        if node.op in ADDS and sum(isinstance(arg, Ref) for arg in leaves(node.args)) == 2:
-            return before, node.name
-        if node.name in weighted and reader in weighted:
-            return None
+
+    branch: str
+    total: str
+    factor: float
+
+    def share(self, variances: Mapping[str, float]) -> float:
+        """How much of the sum's variance the branch brings, at most 1."""
+        whole = variances[self.total]
+        return min(1.0, self.factor**2 * variances[self.branch] / whole) if whole > 0 else 1.0
+
+
+def _sum_of(graph: ModelGraph, reader: str) -> _Sum | None:
+    """Where what a reader gives is added to something, other layers of its branch between; None where it is read twice
+    before, or never added.
+    """
+    value, users = reader, graph.readers.get(reader, ())
+    while len(users) == 1:
+        node = graph.node(users[0])
+        if node.op == ADD and sum(isinstance(arg, Ref) for arg in leaves(node.args)) == 2:
+            return _Sum(value, node.name, _factor(node, value))
+        value, users = node.name, graph.readers.get(node.name, ())
     return None
 
 
-def _following(value: str, users: Mapping[str, list[Node]]) -> Iterator[tuple[str, Node]]:
-    """A value and its only reader, what that gives and its only reader, and so on."""
-    while len(read_by := users.get(value, [])) == 1:
-        yield value, read_by[0]
-        value = read_by[0].name
+def _factor(node: Node, value: str) -> float:
+    other, alpha = node.args.get("other"), node.args.get("alpha", 1)
+    scaled = isinstance(other, Ref) and other.name == value and isinstance(alpha, int | float)
+    return float(alpha) if scaled and isinstance(alpha, int | float) else 1.0
 
 
-def _spread(readings: Readings, values: set[str]) -> dict[str, float]:
+def _variances(readings: Readings, values: Iterable[str]) -> dict[str, float]:
     """Variance of values over some of the samples, and their positions, about the mean of each channel."""
-    if not values:
+    watched = set(values)
+    if not watched:
         return {}
     some = readings.inputs[:: -(-len(readings.inputs) // CHUNK)]
-    _, kept = evaluate(readings.graph, some, watch=values)
-    return {value: _variance(found) for value, found in kept.items()}
+    sums: dict[str, list[Tensor]] = {}
+    for start in range(0, len(some), BATCH):
+        _, kept = evaluate(readings.graph, some[start : start + BATCH], watch=watched)
+        for name, value in kept.items():
+            rows = value.movedim(_channels(readings.graph, name, value), -1).flatten(0, -2).double()
+            part = [torch.full((1,), float(len(rows))), rows.sum(0), rows.square().sum(0)]
+            sums[name] = [a + b for a, b in zip(sums[name], part, strict=True)] if name in sums else part
+    return {
+        name: float((squares / n - (total / n).square()).clamp_min(0).mean())
+        for name, (n, total, squares) in sums.items()
+    }
 
 
-def _variance(found: Tensor) -> float:
-    """Mean over channels of the variance about each channel's mean; of images the second axis holds the channels."""
-    channels = 1 if found.ndim == 4 else found.ndim - 1
-    others = [axis for axis in range(found.ndim) if axis != channels]
-    return float(found.var(dim=others, correction=0).mean())
+def _channels(graph: ModelGraph, name: str, value: Tensor) -> int:
+    """The axis of a value that units lie on; the last one where none does."""
+    axes = graph.analysis.value_axes[name][0]
+    found = [place for place, expr in enumerate(axes) if place > 0 and units_in(expr)]
+    return found[0] if found else value.ndim - 1
