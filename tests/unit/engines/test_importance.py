@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sarto.engines.slicepack import allocate, read_donor
+from sarto.engines.slicepack import Readings, allocate, read_donor
 from sarto.engines.slicepack.importance import importance
 from sarto.graph import capture
 
@@ -55,7 +55,7 @@ class _Chain(nn.Module):
         return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
 
 
-def readings_of(model: nn.Module):  # type: ignore[no-untyped-def]
+def readings_of(model: nn.Module) -> Readings:
     torch.manual_seed(1)
     inputs = torch.randn(40, 3, 10, 10)
     return read_donor(capture(model.eval(), inputs[:2], prove=False), inputs, torch.arange(40) % 4, 4)

@@ -77,9 +77,11 @@ def _sum_of(graph: ModelGraph, reader: str) -> _Sum | None:
 
 
 def _factor(node: Node, value: str) -> float:
+    """What an addition multiplies a value by."""
     other, alpha = node.args.get("other"), node.args.get("alpha", 1)
-    scaled = isinstance(other, Ref) and other.name == value and isinstance(alpha, int | float)
-    return float(alpha) if scaled and isinstance(alpha, int | float) else 1.0
+    if isinstance(other, Ref) and other.name == value and isinstance(alpha, int | float):
+        return float(alpha)
+    return 1.0
 
 
 def _variances(readings: Readings, values: Iterable[str]) -> dict[str, float]:
