@@ -20,6 +20,7 @@ from benchmarks.slicepack.page_details import (
     spread_over_draws,
     spread_over_orders,
     stocking,
+    stream_widths,
 )
 from benchmarks.slicepack.page_words import OWN_CLASSES, OWN_HEADS, WEIGHTED, named
 
@@ -79,6 +80,8 @@ def _body(result: Result) -> list[str]:
         return _weighted(result)
     if result.name == "slicepack-stocking":
         return stocking(result)
+    if result.name == "slicepack-stream-widths":
+        return stream_widths(result)
     if any("reading" in row for row in result.rows):
         return _readings(result)
     if any("head" in row for row in result.rows):

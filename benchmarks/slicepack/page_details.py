@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.schema import Result
-from benchmarks.slicepack.page_words import OWN_HEADS, named
+from benchmarks.slicepack.page_words import COST_WORDS, OWN_HEADS, WIDTHS, named
 
 Rows = Sequence[Mapping[str, Any]]
 #: Orders and draws of samples that a task asks for at least.
@@ -53,9 +53,13 @@ def spread_over_orders(rows: Rows) -> float | None:
     return 100 * statistics.mean(found) if found else None
 
 
-def spread_over_draws(rows: Rows) -> float | None:
-    """Standard deviation over draws of an accuracy that is a mean over orders, in points; None of a single draw."""
-    found = [row["accuracy_tested"] for row in rows]
+def spread_over_draws(rows: Rows, name: str = "accuracy_tested") -> float | None:
+    """Standard deviation over draws of an accuracy that is a mean over orders, in points; None of a single draw.
+
+    Args:
+        name: under which the rows tell the accuracy.
+    """
+    found = [row[name] for row in rows]
     return 100 * statistics.stdev(found) if len(found) > 1 else None
 
 
@@ -221,6 +225,22 @@ def stocking(result: Result) -> list[str]:
         f"{numbers['add_seconds']:.0f} s more. `sarto stock` makes two sizes where none is named, so it takes "
         f"about twice as long, some {2 * whole / len(sizes):.0f} s. Weights and images are random.",
     ]
+
+
+def stream_widths(result: Result) -> list[str]:
+    """Accuracy of slices whose widths were solved in three ways, by the share of the donor's cost that they keep."""
+    numbers, shares = result.numbers, result.parameters["shares"]
+    kept = [(cost, round(100 * share)) for cost in sorted(shares) for share in shares[cost]]
+    heads = " | ".join(f"{size} % of the {COST_WORDS[cost]}" for cost, size in kept)
+    lines = [f"| accuracy, % | {heads} |", "|---|" + "---|" * len(kept)]
+    for way, said in WIDTHS.items():
+        mine = [r for r in result.rows if r["way"] == way]
+        cells = []
+        for cost, size in kept:
+            there = [r for r in mine if (r["objective"], round(100 * r["share"])) == (cost, size)]
+            cells.append(cell(numbers[f"accuracy_{cost}_{size}_{way}"], spread_over_draws(there, "accuracy")))
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    return [*lines, "", f"± is the standard deviation over {numbers['n_draws']} sets of classes."]
 
 
 def _above(ks: Sequence[int], found: Sequence[str]) -> list[str]:

@@ -38,6 +38,14 @@ WEIGHTED = {
     "grail": "GRAIL's repair on our units: no classes, one pass, maps drawn to zero",
     "random": "random units, repaired",
 }
+#: Ways to solve widths, of `stream_widths`.
+WIDTHS = {
+    "counted": "**streams count for what reads them**, branches as they move them",
+    "alike": "every group of channels counts alike",
+    "whole": "streams are never cut",
+}
+#: Costs that widths save.
+COST_WORDS = {"flops": "FLOPs", "params": "parameters"}
 #: Heads of a model's own classes.
 OWN_HEADS = {"own_head": "its own", "new_head": "fitted on the samples"}
 
