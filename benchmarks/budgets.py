@@ -47,7 +47,8 @@ def budgets(
     repaired here. What counts is another measurement of what was delivered, and of the first plan, all in turns. Where
     no plan keeps the budget nothing is delivered, as in an order of one kind of pack.
 
-    Orders are of two to four classes; budgets are uniform between the quickest and the slowest stocked pack. Times
+    Orders are of two to four classes; budgets are uniform from a fifth above what the quickest pack should take up to
+    what the whole donor should: a pack of several fragments may take longer than its donor, and nobody needs it. Times
     are at the machine's speed when the profile was measured, by the reference that all were measured beside, as in an
     order; those that end in `_raw` are as they were when everything was measured at the end.
     A row is `widest` where the delivered pack leaves room that no wider pack of its kind can take, because no pack is

@@ -27,6 +27,8 @@ from sarto.types.profile import DeviceProfile
 NAME = "desk"
 #: Processes that measure all models at the end, one after the other: what one loads unluckily another does not.
 AGAIN = 3
+#: Budgets begin at so many times what the quickest pack should take: bounds lie about so far above.
+LEAST = 1.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +44,22 @@ class Desk:
     graph: ModelGraph
     profile: DeviceProfile
 
-    def drawn(
-        self, rng: np.random.Generator, *, up_to: str | None = None, **asked: Any
-    ) -> tuple[Request, float]:
+    def drawn(self, rng: np.random.Generator, **asked: Any) -> tuple[Request, float]:
         """An order for two to four classes, and milliseconds for it.
 
-        These are uniform between the quickest and the slowest plan that there is without a limit.
-
-        Args:
-            up_to: the engine whose slowest plan it is; None: any.
+        These are uniform from `LEAST` times what the quickest pack should take up to what the whole donor should: who
+        has time for the whole donor needs no slice of it.
         """
         classes = [CIFAR10[place] for place in rng.permutation(10)[: rng.integers(2, 5)]]
         device = self.device.model_dump(mode="json")
         request = Request.parse({"task": {"classes": classes}, "device": device, **asked})
-        free = propose(check_order(request, self.market.store)).all
-        bounds = [cost.latency_high_ms for plan in free if (cost := plan.predicted) and cost.latency_high_ms]
-        # Bounds of counts that the device is slow at are far above what any pack takes.
-        slow = [plan for plan in free if up_to in (None, plan.engine)]
-        most = max(cost.latency_ms for plan in slow if (cost := plan.predicted) and cost.latency_ms)
-        return request, float(rng.uniform(1.02 * min(bounds), max(0.98 * most, 1.05 * min(bounds))))
+        free = propose(
+            check_order(request.replace(engines=("slicepack", "baselines")), self.market.store)
+        ).all
+        times = [(plan, cost.latency_ms) for plan in free if (cost := plan.predicted) and cost.latency_ms]
+        least = LEAST * min(taken for _, taken in times)
+        most = max(taken for plan, taken in times if plan.engine == "baselines")
+        return request, float(rng.uniform(least, max(most, 1.05 * least)))
 
     def measured(
         self, models: Mapping[str, ModelGraph | Path], seconds: float

@@ -36,9 +36,8 @@ def kept_orders(
     """Orders as a user gives them, without baselines beside, and their models measured again.
 
     Unlike `budgets.budgets` this is all of an order: packs and whole donors, fragments selected and repaired, ranked by
-    accuracy on the donor's images, exported, compared with eager, measured on the device. Budgets are uniform between
-    what the quickest plan takes and what the whole donor takes: beyond that nothing more can be had for the time. A
-    budget may be left unused because a quicker model is as accurate on the images.
+    accuracy on the donor's images, exported, compared with eager, measured on the device. Budgets are as there. One may
+    be left unused because a quicker model is as accurate on the images.
 
     What counts is not the measurement by which a model was delivered but another one, of all in turns, at the machine's
     speed for the profile; those that end in `_raw` are as they were then.
@@ -96,7 +95,7 @@ class _Made:
 
 
 def _made(desk: Desk, rng: np.random.Generator, out: Path) -> _Made:
-    request, limit = desk.drawn(rng, up_to="baselines", baselines=[])
+    request, limit = desk.drawn(rng, baselines=[])
     begun = perf_counter()
     try:
         artifact = desk.market.make(request.replace(budget=Budget(latency_ms=limit)), out)

@@ -230,15 +230,16 @@ def stocking(result: Result) -> list[str]:
 def stream_widths(result: Result) -> list[str]:
     """Accuracy of slices whose widths were solved in three ways, by the share of the donor's cost that they keep."""
     numbers, shares = result.numbers, result.parameters["shares"]
-    kept = [(cost, round(100 * share)) for cost in sorted(shares) for share in shares[cost]]
-    heads = " | ".join(f"{size} % of the {COST_WORDS[cost]}" for cost, size in kept)
+    kept = [(cost, share) for cost in sorted(shares) for share in shares[cost]]
+    heads = " | ".join(f"{100 * share:.0f} % of the {COST_WORDS[cost]}" for cost, share in kept)
     lines = [f"| accuracy, % | {heads} |", "|---|" + "---|" * len(kept)]
     for way, said in WIDTHS.items():
         mine = [r for r in result.rows if r["way"] == way]
         cells = []
-        for cost, size in kept:
-            there = [r for r in mine if (r["objective"], round(100 * r["share"])) == (cost, size)]
-            cells.append(cell(numbers[f"accuracy_{cost}_{size}_{way}"], spread_over_draws(there, "accuracy")))
+        for cost, share in kept:
+            there = [r for r in mine if (r["objective"], r["share"]) == (cost, share)]
+            mean = numbers[f"accuracy_{cost}_{100 * share:.0f}_{way}"]
+            cells.append(cell(mean, spread_over_draws(there, "accuracy")))
         lines.append(f"| {said} | {' | '.join(cells)} |")
     return [*lines, "", f"± is the standard deviation over {numbers['n_draws']} sets of classes."]
 
