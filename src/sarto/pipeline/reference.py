@@ -25,7 +25,7 @@ from sarto.types.profile import DeviceProfile
 
 #: Times that a model is loaded and measured: one load, or one second of a machine that does other things too, may be
 #: off by more than a budget leaves room for.
-LOADS = 3
+LOADS = 5
 
 
 @dataclass(frozen=True)
