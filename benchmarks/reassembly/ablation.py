@@ -1,4 +1,4 @@
-"""The paper's Table 2 without a gradient step: joint dissection or random cuts, exact search or random draws."""
+"""The paper's Table 2: joint dissection or random cuts, exact search or random draws, before and after training."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sarto.engines.reassembly import (
     Making,
     Partition,
     Sides,
+    Tuning,
     Wish,
     Zoo,
     best_chains,
@@ -22,6 +23,7 @@ from sarto.engines.reassembly import (
     dissect,
     layout,
     random_chains,
+    tune_chain,
 )
 from sarto.engines.reassembly.partition import allowed
 from sarto.engines.reassembly.planning import Layout
@@ -54,6 +56,10 @@ def ablation(
     n_draws: int,
     n_seeds: int,
     n_tested: int,
+    n_trained: int = 0,
+    steps: int = 0,
+    batch: int = 64,
+    rate: float = 1e-4,
     seed: int,
 ) -> dict[str, Any]:
     """Accuracy of the chain that each of the four ways chooses, stitched in closed form; several seeds.
@@ -62,9 +68,17 @@ def ablation(
     images are nearest to its tail donor's. Draws: of `n_draws` random chains the one with the highest NASWOT, with
     random stitches, as the paper scores. Both are then stitched and tested alike. Seeds change probe images, draws and
     random cuts.
+
+    Where steps are given all four are trained alike, too, by the paper's frozen protocol (stitches, first layer and
+    classifier), on labelled images of the pool, and tested again.
+
+    Args:
+        n_trained: images that they are trained on.
+        steps: of training; 0 trains nothing.
     """
     images, labels = tests(data, n_tested)
     chosen = usable(data, members)
+    taught = probes(data, n_trained, seed + 1000) if steps else None
     rows: list[dict[str, Any]] = []
     for run in range(n_seeds):
         inputs, _ = probes(data, n_probes, seed + run)
@@ -80,10 +94,18 @@ def ablation(
             wish = Wish(sides=Sides(least_donors=min(3, len(donors), n_blocks)))
             found = layout(zoo, parting, wish)
             maker = Assembler(donors)
-            exact = _by_search(found, maker, n_listed)
-            drawn = _by_draws(found, donors, n_draws, seed + run)
-            row[f"accuracy_{cut}_exact"] = accuracy_of(maker.graph(exact), images, labels)
-            row[f"accuracy_{cut}_draws"] = accuracy_of(maker.graph(drawn), images, labels)
+            ways = {
+                "exact": _by_search(found, maker, n_listed),
+                "draws": _by_draws(found, donors, n_draws, seed + run),
+            }
+            for way, pieces in ways.items():
+                chain = maker.graph(pieces)
+                row[f"accuracy_{cut}_{way}"] = accuracy_of(chain, images, labels)
+                row[f"blocks_{cut}_{way}"] = " ".join(donors[piece.donor].key for piece in pieces)
+                if taught is not None:
+                    how = Tuning("frozen", steps=steps, batch=batch, rate=rate, seed=seed + run)
+                    tuned, _ = tune_chain(chain, taught[0], how, labels=taught[1])
+                    row[f"accuracy_{cut}_{way}_frozen"] = accuracy_of(tuned, images, labels)
         rows.append(row)
     numbers: dict[str, Any] = {"n_seeds": n_seeds, "rows": rows}
     for name in [key for key in rows[0] if key.startswith("accuracy")]:
