@@ -64,7 +64,8 @@ def ablation(
 ) -> dict[str, Any]:
     """Accuracy of the chain that each of the four ways chooses, stitched in closed form; several seeds.
 
-    Exact search: the `n_listed` best chains by additive value, of these the one whose answers on the unlabelled probe
+    Donors' skills are their accuracies on the probe images; nothing else reads labels of these. Exact search: the
+    `n_listed` best chains by additive value, of these the one whose answers on the unlabelled probe
     images are nearest to its tail donor's. Draws: of `n_draws` random chains the one with the highest NASWOT, with
     random stitches, as the paper scores. Both are then stitched and tested alike. Seeds change probe images, draws and
     random cuts.
@@ -81,9 +82,10 @@ def ablation(
     taught = probes(data, n_trained, seed + 1000) if steps else None
     rows: list[dict[str, Any]] = []
     for run in range(n_seeds):
-        inputs, _ = probes(data, n_probes, seed + run)
+        inputs, truth = probes(data, n_probes, seed + run)
         donors = [donor(data, name, inputs) for name in chosen]
-        zoo = zoo_of(donors, [0.9] * len(donors), min(64, n_probes))
+        skills = [accuracy_of(one.graph, inputs, truth) for one in donors]
+        zoo = zoo_of(donors, skills, min(64, n_probes))
         limits = Limits(n_blocks, 0.8)
         partings = {
             "joint": dissect(zoo, limits, seed=run),
