@@ -87,7 +87,10 @@ def test_the_report_compares_with_what_one_would_do_otherwise(made: Artifact) ->
         *("majority class", "pixel ridge", "nearest class mean")
     }
     assert all(row.accuracy_heldout is not None for row in report.rows)
-    assert {comparison.row for comparison in report.comparisons} <= {row.name for row in report.rows}
+    compared = {comparison.row for comparison in report.comparisons}
+    assert (
+        compared <= {row.name for row in report.rows} and "random units, same widths, with repair" in compared
+    )
 
 
 def test_the_control_has_the_widths_of_the_delivered_plan(made: Artifact, shop: Any) -> None:

@@ -120,6 +120,26 @@ def test_an_unseen_task_names_its_nearest_and_several_tasks_share_a_model(
     assert all(plan.note.endswith("accuracy not known") for plan in plans.feasible)
 
 
+def test_smaller_subnets_of_many_tasks_are_smaller_and_keep_the_budget(stocked: Path) -> None:
+    also = [[how, digit] for how in ("has", "exactly_2") for digit in ("digit_7", "digit_1")]
+    with Market.open(stocked) as market:
+        for size in (6000, 8000, 12000):
+            plans = market.plan(order("has", "odd", task={"also": also}, budget={"size_bytes": size}))
+            costs = [plan.predicted for plan in plans.feasible]
+            assert costs and all(cost is not None and cost.size_bytes <= size for cost in costs), size
+            params = [cost.params for cost in costs if cost is not None]
+            assert params == sorted(params, reverse=True)
+
+
+def test_answers_alone_name_no_task_where_every_task_has_all_of_them(stocked: Path) -> None:
+    request = Request.parse({"task": {"classes": ["no", "yes"]}, "device": {"runtime": "torch"}})
+    with (
+        Market.open(stocked) as market,
+        pytest.raises(RequestError, match="answers of supernet 'few' to each of 5 tasks; name one of these"),
+    ):
+        market.plan(request)
+
+
 def test_budgets_under_the_floor_and_unknown_tasks_are_told(stocked: Path, tmp_path: Path) -> None:
     with Market.open(stocked) as market:
         with pytest.raises(InfeasibleError, match="Raise size_bytes to") as caught:

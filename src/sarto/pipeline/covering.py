@@ -49,11 +49,17 @@ def covering(store: Store, task: Task) -> list[tuple[StockedSupernet, Tasks]]:
 
 
 def covering_classes(store: Store, classes: Sequence[str]) -> list[tuple[StockedSupernet, Tasks]]:
-    """The stocked supernets with a task that tells exactly these classes apart, or these and the fewest others."""
+    """The stocked supernets with a task that tells exactly these classes apart, or these and the fewest others.
+
+    Where every task of a space has all its answers (yes and no, say), answers name no task, and the supernet is left
+    out: such an order names its task.
+    """
     found: list[tuple[StockedSupernet, Tasks]] = []
     for one in store.supernets:
         space = one.space
         if space.kind != "classification" or not set(classes) <= set(space.answers):
+            continue
+        if _asks_several(one):
             continue
         places = {space.answers.index(cls) for cls in classes}
         fitting = [
@@ -64,6 +70,24 @@ def covering_classes(store: Store, classes: Sequence[str]) -> list[tuple[Stocked
         if fitting:
             found.append((one, (min(fitting, key=lambda item: item[:2])[2],)))
     return found
+
+
+def unnamed_task(store: Store, classes: Sequence[str]) -> str | None:
+    """That classes are answers of a supernet which don't say what is asked, in words; None where they are not."""
+    for one in store.supernets:
+        if set(classes) <= set(one.space.answers) and _asks_several(one):
+            named = [one.space.named(task) for task in one.space.seen]
+            told = ", ".join(classes)
+            return (
+                f"{told} are answers of supernet {one.name!r} to each of {len(named)} tasks; name one of these, for "
+                f"example {named[0]}"
+            )
+    return None
+
+
+def _asks_several(one: StockedSupernet) -> bool:
+    """Whether all tasks of a supernet have all answers, so that these name no task."""
+    return not one.space.outputs_of and len({*one.space.seen, *one.space.kept_aside}) > 1
 
 
 @dataclass(frozen=True)

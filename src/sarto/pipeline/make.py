@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sarto.devices.measuring import check_agent
+from sarto.engines import slicepack
 from sarto.errors import GraphError, RequestError, VerifyError
 from sarto.graph.file import write_graph
 from sarto.market import Labelled, Store
@@ -338,5 +339,5 @@ def _randomised(plan: Plan) -> Plan:
 
 def _drawn(node: SliceNode) -> SliceNode:
     # What is trained is not drawn and trained again: the control is repaired in closed form.
-    repair = node.repair if node.paper is None else Repair()
+    repair = node.repair if node.paper is None else Repair(lam=slicepack.LAM, wpos=slicepack.WPOS)
     return node.replace(select="random", seed=1, paper=None, repair=repair)

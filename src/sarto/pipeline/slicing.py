@@ -109,7 +109,7 @@ class Slicer:
             criterion=node.select,
             repair=settings,
             wpos=repair.wpos if repair is not None else RepairSettings().wpos,
-            beta=_beta(node),
+            beta=_betas(cut.graph, node),
             seed=node.seed,
             tell=tell,
         )
@@ -172,6 +172,13 @@ def resolve_keep(graph: ModelGraph, node: SliceNode) -> dict[str, int | tuple[in
     return keep
 
 
-def _beta(node: SliceNode) -> float | None:
+def _betas(graph: ModelGraph, node: SliceNode) -> dict[str, float] | None:
+    """Beta of each group that a threshold decides on; None for other choices."""
+    if node.select != "threshold":
+        return None
     star = node.keep.get("*")
-    return star if node.select == "threshold" and isinstance(star, float) else None
+    found = dict.fromkeys(uniform_counts(graph, star), star) if isinstance(star, float) else {}
+    named = {name: amount for name, amount in node.keep.items() if name != "*"}
+    return found | {
+        graph.analysis.group(name).id: amount for name, amount in named.items() if isinstance(amount, float)
+    }

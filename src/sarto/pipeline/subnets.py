@@ -15,7 +15,7 @@ from sarto.devices.profiling import Predictor
 from sarto.engines.factory.costs import CostTable
 from sarto.engines.factory.gates import lowest_limit
 from sarto.engines.factory.openings import TaskOrders, counted
-from sarto.engines.factory.search import Found, floor_costs, search, search_measured, widened
+from sarto.engines.factory.search import Found, fewer, floor_costs, search, search_measured, widened
 from sarto.engines.factory.subnets import (
     EQUAL,
     Expected,
@@ -151,17 +151,30 @@ class ReadySupernet:
     def smaller(self, tasks: Tasks, best: Found, budget: Budget) -> Iterator[Found]:
         """Subnets with a half and a quarter of the open units, in the assembler's order, where groups allow it.
 
-        Where the device has a profile, with the units besides that add no predicted time, as far as the budget goes.
+        Of several tasks those are taken that open first in the nested order of their union; without such an order, the
+        union of what each task opens at that share, where it is smaller than the best one. Where the device has a
+        profile, with the units besides that add no predicted time, as far as the budget goes.
         """
         for share in SMALLER:
-            if share * best.ratio >= self._floor:
-                found = self._at(tasks, share * best.ratio)
+            found = self._smaller_by(tasks, share, best) if share * best.ratio >= self._floor else None
+            if found is not None:
                 if self.is_timed:
                     table = self.costs(tasks)
                     found = widened(
                         self.supernet, tasks, found, self.known(budget), table, orders=self.orders
                     )
                 yield found
+
+    def _smaller_by(self, tasks: Tasks, share: float, best: Found) -> Found | None:
+        """The subnet with a share of the best one's units; None where tasks together have none that is smaller."""
+        if len(tasks) == 1:
+            return self._at(tasks, share * best.ratio)
+        if self.supernet.assembler.settings.order == "nested":
+            n_open = int(share * float(best.gates.sum()))
+            found = fewer(self.supernet, tasks, n_open, orders=self.orders)
+        else:
+            found = self._at(tasks, share * best.ratio)
+        return found if found.ratio < best.ratio else None
 
     @property
     def _floor(self) -> float:

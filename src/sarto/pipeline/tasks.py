@@ -27,7 +27,7 @@ from sarto.pipeline.artifact import GRAPH, REQUIREMENT, Artifact, delivered_hash
 from sarto.pipeline.builder import count_params
 from sarto.pipeline.choose import Listed
 from sarto.pipeline.closing import roomy
-from sarto.pipeline.covering import covering, covering_classes
+from sarto.pipeline.covering import covering, covering_classes, unnamed_task
 from sarto.pipeline.donor_rules import Source, allowed, check_rules, meant, why_not
 from sarto.pipeline.environment import environment
 from sarto.pipeline.intakes import intake_of
@@ -385,6 +385,9 @@ def by_supernet(store: Store, request: Request) -> bool:
     """Whether an order is one for supernets alone: by properties, or for classes that learnwares can't do and one can.
 
     A learnware that is not allowed, or that has no samples of a class while the order brings none either, can't do it.
+
+    Raises:
+        RequestError: nobody but a supernet knows the classes, as answers to several tasks.
     """
     if request.task.tasks:
         return True
@@ -394,6 +397,9 @@ def by_supernet(store: Store, request: Request) -> bool:
     names, every = {cls for _, cls in wanted}, list(store.learnwares())
     covered = [one for one, _ in covering_classes(store, request.task.classes)]
     if not names & {cls for item in every for cls in item.classes}:
+        told = None if covered or request.samples is not None else unnamed_task(store, request.task.classes)
+        if told is not None:
+            raise RequestError(told, where="task")
         return bool(covered)  # where rules exclude the supernets, that is told
     rules = request.donors
     sampled = {

@@ -152,6 +152,22 @@ class JointSettings(Value):
     seed: Whole = 0
     save_every: Positive = 500
 
+    @model_validator(mode="after")
+    def _check_ramp(self) -> JointSettings:
+        problems = []
+        if self.open_from > self.open_until:
+            problems.append(
+                f".open_from: {self.open_from:g} lies after open_until, {self.open_until:g}; they come down after both"
+            )
+        if self.open_until >= self.ramp_until > 0:
+            problems.append(
+                f".ramp_until: {self.ramp_until:g} leaves no steps after open_until, {self.open_until:g}, for limits "
+                "to come down; name a later one (0 with open_until 0: full limits from the first step)"
+            )
+        if problems:
+            raise RequestError(problems[0], problems=problems)
+        return self
+
 
 class Backbone(Value):
     """What a supernet is made of: a learnware of the market, or a network of the zoo with fresh weights.

@@ -122,6 +122,9 @@ def test_fisher_takes_the_units_that_tell_the_class_apart() -> None:
         inside.var(0, correction=0) + outside.var(0, correction=0)
     )
     assert set(kept) == set(scores.topk(2).indices.tolist())
+    for classes in ([], [0, 1, 2]):
+        with pytest.raises(RequestError, match="tell a fragment's classes from the others"):
+            choose_units(readings, classes, {group: 2}, "fisher", wpos=0.33)
 
 
 def test_samples_that_do_not_fit_the_donor_are_refused_all_at_once() -> None:

@@ -119,6 +119,11 @@ def test_energy_and_threshold_are_the_papers_criteria() -> None:
     assert set(energetic) == set(torch.topk(scores, 3).indices.tolist())
     above = choose_units(readings, [2], {group: 1}, "threshold", wpos=1.0, beta=0.4).kept[group]
     assert set(above) == set(torch.nonzero(scores / scores.max() > 0.6).flatten().tolist())
+    by_group = choose_units(readings, [2], {group: 1}, "threshold", wpos=1.0, beta={group: 0.7}).kept[group]
+    assert set(by_group) == set(torch.nonzero(scores / scores.max() > 0.3).flatten().tolist())
+    assert len(by_group) > len(above)
+    with pytest.raises(RequestError, match=f"needs a beta for every group; '{group}' has none"):
+        choose_units(readings, [2], {group: 1}, "threshold", wpos=1.0, beta={"other": 0.7})
 
 
 def test_random_units_depend_on_the_seed_alone() -> None:

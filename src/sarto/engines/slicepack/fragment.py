@@ -21,7 +21,7 @@ def make_fragment(
     criterion: Criterion = "css",
     repair: RepairSettings | None = CLOSED_FORM,
     wpos: float = 0.33,
-    beta: float | None = None,
+    beta: float | Mapping[str, float] | None = None,
     seed: int = 0,
     tell: Callable[[Evidence], None] | None = None,
 ) -> tuple[ModelGraph, Selection]:
@@ -32,7 +32,7 @@ def make_fragment(
         keep: channel group -> number of units, or which units.
         repair: None leaves the dropped units out (plain pruning).
         wpos: weight of the classes in the choice of units.
-        beta: of the threshold criterion.
+        beta: of the threshold criterion, for all groups or by group.
         tell: is told what samples that were left out say of polishing, and whether it was taken.
 
     Reference:

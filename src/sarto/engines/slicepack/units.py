@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sarto.engines.slicepack.readings import Read, Readings, reader_weights
+from sarto.errors import RequestError
 from sarto.graph import Selection
 from sarto.training import above_threshold, column_subset, energy, one_against_rest, random_units, top
 
@@ -22,7 +23,7 @@ def choose_units(
     criterion: Criterion,
     *,
     wpos: float,
-    beta: float | None = None,
+    beta: float | Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Selection:
     """The units that a fragment of these classes keeps.
@@ -33,8 +34,11 @@ def choose_units(
         criterion: `css` takes the units from which the others are best predicted; `energy` the most active ones
             (equation (5)); `threshold` those above 1 - beta of the most active one (equation (4)); `fisher` those
             whose mean tells the classes from the others best; `random` and `first` are controls.
-        beta: of the threshold; needed there.
+        beta: of the threshold, for all groups or by group; needed there.
         seed: of `random`.
+
+    Raises:
+        RequestError: a threshold without its beta, or `fisher` where classes have no others beside them.
 
     Reference:
         Slice-and-Pack, equations (4) and (5). Differs: `css` is ours (weighted by the readers' weights).
@@ -61,7 +65,12 @@ def choose_units(
                 kept[name] = _indices(top(energy(gram), amount))
             else:
                 scores = group_moment(readings, name, classes, 1.0)[0].diagonal().clamp_min(0).sqrt()
-                kept[name] = _indices(above_threshold(scores, beta if beta is not None else 0.5))
+                own = beta.get(name) if isinstance(beta, Mapping) else beta
+                if own is None:
+                    raise RequestError(
+                        f"a threshold needs a beta for every group; {name!r} has none", where=name
+                    )
+                kept[name] = _indices(above_threshold(scores, own))
     return Selection(kept)
 
 
@@ -89,12 +98,18 @@ def fisher_scores(readings: Readings, group: str, classes: Sequence[int]) -> Ten
     """How far a unit's mean on the classes lies from its mean on the others, in their common spread, shape (units,).
 
     A unit's value on a sample is its mean over positions; each reader counts alike.
+
+    Raises:
+        RequestError: the samples are all of the classes, or none of them is.
     """
     size = readings.graph.analysis.groups[group].size
     scores = torch.zeros(size, dtype=torch.float64)
     own = torch.isin(readings.labels, torch.tensor(list(classes)))
     if not bool(own.any()) or bool(own.all()):
-        own = readings.labels == 0
+        raise RequestError(
+            "fisher chooses units that tell a fragment's classes from the others; here are all classes or none of them "
+            "on one side: name some of the classes, or choose by css or energy"
+        )
     for read in _reads(readings, group):
         units = readings.units(read)
         values = (units.flatten(2).mean(2) if units.ndim > 2 else units).to(torch.float64)

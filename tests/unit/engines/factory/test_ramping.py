@@ -14,6 +14,7 @@ from sarto.engines.factory import training
 from sarto.engines.factory.ramping import Ramp, answered, ramp
 from sarto.engines.factory.supernet import placed
 from sarto.engines.factory.training import Trained, draw_limits, train_supernet
+from sarto.errors import RequestError
 from sarto.graph import capture
 from sarto.types import AssemblerSettings, JointSettings, TaskSpace
 from tests.unit.factory_assets import SPACE, Odd
@@ -107,3 +108,12 @@ def test_an_interrupted_training_knows_when_its_limits_began_to_come_down(
     assert again.result.resumed_from == 4
     for name, tensor in straight.supernet.graph.tensors.items():
         assert torch.equal(tensor, again.supernet.graph.tensors[name]), name
+
+
+def test_a_ramp_without_steps_is_refused_with_all_that_is_wrong() -> None:
+    with pytest.raises(RequestError) as caught:
+        JointSettings(open_from=0.7, open_until=0.6, ramp_until=0.6)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(RequestError, match=r"ramp_until: 0\.3 leaves no steps after open_until, 0\.3"):
+        JointSettings.parse({"ramp_until": 0.3})
+    assert JointSettings(open_from=0.0, open_until=0.0, ramp_until=0.0).ramp_until == 0
