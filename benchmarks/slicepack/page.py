@@ -16,6 +16,7 @@ from benchmarks.slicepack.page_details import (
     cell,
     costs,
     figure,
+    kept_of_layers,
     provenance,
     spread_over_draws,
     spread_over_orders,
@@ -200,6 +201,7 @@ def _by_k(result: Result) -> list[str]:
 def _readings(result: Result) -> list[str]:
     numbers, ks = result.numbers, result.parameters["ks"]
     methods = ("ensemble", "ours", "ours_no_repair", "random", "probe")
+    kept = kept_of_layers(result)
     heads = " | ".join(f"k = {k}" for k in ks)
     lines = [f"| accuracy, % | reading | {heads} |", "|---|---|" + "---|" * len(ks)]
     for reading in "ab":
@@ -209,7 +211,7 @@ def _readings(result: Result) -> list[str]:
                 at = (reading, method, k)
                 mine = [r for r in result.rows if (r["reading"], r["method"], r["n_samples_per_class"]) == at]
                 cells.append(cell(numbers[f"accuracy_{reading}_{method}_k{k}"], spread_over_draws(mine)))
-            lines.append(f"| {named(method)} | {reading} | {' | '.join(cells)} |")
+            lines.append(f"| {named(method, kept)} | {reading} | {' | '.join(cells)} |")
     printed = [
         f"{100 * numbers[name]:.2f}" if (name := f"accuracy_paper_reading_unknown_k{k}") in numbers else ""
         for k in ks

@@ -94,7 +94,9 @@ def costs(result: Result, methods: Iterable[str], rows: Rows | None = None) -> l
         if timed:
             latency = result.numbers.get(f"latency_ms_{method}")
             cells.append(f"{latency:.1f}" if latency is not None else "")
-        lines.append(f"| {named(method)}{_share(result, method)} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {named(method, kept_of_layers(result))}{_share(result, method)} | {' | '.join(cells)} |"
+        )
     return lines
 
 
@@ -242,6 +244,12 @@ def stream_widths(result: Result) -> list[str]:
             cells.append(cell(mean, spread_over_draws(there, "accuracy")))
         lines.append(f"| {said} | {' | '.join(cells)} |")
     return [*lines, "", f"± is the standard deviation over {numbers['n_draws']} sets of classes."]
+
+
+def kept_of_layers(result: Result) -> float | None:
+    """Share of the units kept of every layer in a table of texts; None where it is half of them."""
+    share = result.parameters.get("share")
+    return None if share == 0.5 else share
 
 
 def _above(ks: Sequence[int], found: Sequence[str]) -> list[str]:

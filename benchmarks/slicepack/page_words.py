@@ -50,10 +50,15 @@ COST_WORDS = {"flops": "FLOPs", "params": "parameters"}
 OWN_HEADS = {"own_head": "its own", "new_head": "fitted on the samples"}
 
 
-def named(method: str) -> str:
-    """A method in words."""
+def named(method: str, share: float | None = None) -> str:
+    """A method in words.
+
+    Args:
+        share: units kept of every layer, where that is not half of them.
+    """
     if method in WORDS:
-        return WORDS[method]
+        kept = "half" if share is None else f"{100 * share:.0f} %"
+        return WORDS[method].replace("half", kept)
     return "".join(_worded(method))
 
 

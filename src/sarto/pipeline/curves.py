@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,6 +137,8 @@ def _held(manifest: StockedSupernet, supernet: Supernet, text: str, profile: Dev
         value = float(number)
     except ValueError:
         raise RequestError(f"{text!r}: {number!r} is no number") from None
+    if equals and not math.isfinite(value):
+        raise RequestError(f"{text!r}: {number!r} is no finite number")
     if equals:
         budget = Budget.parse({name.strip(): value if name == "latency_ms" else int(value)})
         gates = search(supernet, [asked], budget, _priced(manifest, supernet, asked, profile)).gates

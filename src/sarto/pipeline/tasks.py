@@ -102,8 +102,11 @@ def _plans(held: Subnets, request: Request, samples: str | None) -> TaskPlans:
         classes = request.task.classes or one.classes(tasks)
         try:
             best = one.find(tasks, request.budget, _measuring(one, intake_of(held.store, manifest), request))
-            for subnet in (best, *one.smaller(tasks, best, request.budget)):
-                sure = one.expected(tasks, subnet.ratio).quality
+            largest = one.expected(tasks, best.ratio).quality
+            found.append((-1.0 if largest is None else largest, one.plan(tasks, best, classes, samples)))
+            judged = min((quality.n_samples for quality in manifest.qualities), default=1)
+            for subnet in one.smaller(tasks, best, request.budget):
+                sure = beside_larger(one.expected(tasks, subnet.ratio).quality, largest, judged)
                 found.append((-1.0 if sure is None else sure, one.plan(tasks, subnet, classes, samples)))
         except (InfeasibleError, RequestError) as error:
             refusals += [error] if isinstance(error, InfeasibleError) else []
@@ -116,6 +119,22 @@ def _plans(held: Subnets, request: Request, samples: str | None) -> TaskPlans:
     found.sort(key=lambda item: (-round(item[0], 4), -(item[1].predicted.params if item[1].predicted else 0)))
     plans = {plan.key(): plan for _, plan in found}
     return TaskPlans(request, tuple(plans.values()), without=tuple(without))
+
+
+def beside_larger(quality: float | None, larger: float | None, n_samples: int) -> float | None:
+    """What a smaller subnet's expected quality counts as beside that of the largest one in the budget.
+
+    It is better only by more than the standard error of what was judged: else it would go first by chance, and leave
+    most of a budget unused.
+
+    Args:
+        quality: of the smaller one; None where it is not known.
+        n_samples: on which each was judged.
+    """
+    if quality is None or larger is None:
+        return quality
+    error = math.sqrt(larger * (1 - larger) / max(1, n_samples))
+    return quality if quality > larger + error else min(quality, larger)
 
 
 def _too_small(

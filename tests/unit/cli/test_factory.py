@@ -190,6 +190,7 @@ def test_bad_orders_by_task_are_told_in_words(trained: Path, words: tuple[str, .
         ("0.001", "the smallest limit is 0.0"),
         ("much", "'much' is no number"),
         ("size_bytes=10", "Raise size_bytes to"),
+        ("size_bytes=inf", "'inf' is no finite number"),
     ],
 )
 def test_limits_that_are_none_are_told_in_words(trained: Path, limit: str, says: str) -> None:
