@@ -157,7 +157,8 @@ class JointSettings(Value):
         problems = []
         if self.open_from > self.open_until:
             problems.append(
-                f".open_from: {self.open_from:g} lies after open_until, {self.open_until:g}; they come down after both"
+                f".open_from: {self.open_from:g} lies after open_until, {self.open_until:g}, at which limits come down "
+                "at the latest; name an earlier one"
             )
         if self.open_until >= self.ramp_until > 0:
             problems.append(
