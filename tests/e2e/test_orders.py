@@ -392,10 +392,3 @@ def test_of_two_donors_the_better_skilled_is_chosen_unless_one_is_named(shop: An
     assert chosen("a-mixup:red disc") == "a-mixup"
     others = shop.market.plan(shop.order("red disc", "red bar")).order.requirement.others
     assert [names[offer.learnware] for offer in others] == ["a-mixup"]
-
-    def told(**more: Any) -> list[str]:
-        notes = shop.market.plan(shop.order("red disc", "red bar", **more)).order.requirement.notes
-        return [note for note in notes if note.startswith("red disc is offered by discs and a-mixup")]
-
-    (note,) = told()
-    assert "samples that came with discs, which may favour it" in note

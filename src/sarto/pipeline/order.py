@@ -159,8 +159,7 @@ def check_order(request: Request, store: Store, taken: Mapping[str, str | None] 
     )
     rivals, left_out = _rivals(donors, others, learnwares, store, intake) if new is None else ([], [])
     intakes |= {donor.id: intake_of(store, donor) for donor in rivals}
-    favoured = _favoured(request, offers, rivals, others, learnwares)
-    requirement = requirement.replace(notes=(*requirement.notes, *left_out, *favoured))
+    requirement = requirement.replace(notes=(*requirement.notes, *left_out))
     donor_samples = {id_: _donor_samples(learnwares[id_], samples, store, request) for id_ in intakes}
     if "slicepack" in request.engines and new is None:
         told = _without_samples([learnwares[id_] for id_ in intakes])
@@ -357,29 +356,6 @@ def _samples(
     if found is not None:
         check_reads_samples("samples", request.samples or "those of the learnwares", found, intake)
     return found
-
-
-def _favoured(
-    request: Request,
-    offers: Sequence[ClassOffer],
-    rivals: Sequence[Learnware],
-    others: Sequence[ClassOffer],
-    learnwares: Mapping[str, Learnware],
-) -> list[str]:
-    """That a class which several donors offer is decided on the samples of one of them, in words."""
-    if request.samples is not None:
-        return []
-    own, ids = {offer.cls: offer.learnware for offer in offers}, {rival.id for rival in rivals}
-    contested: dict[str, list[str]] = {}
-    for other in others:
-        if other.learnware in ids or other.learnware in own.values():
-            contested.setdefault(other.cls, []).append(learnwares[other.learnware].name)
-    return [
-        f"{cls} is offered by {learnwares[own[cls]].name} and {', '.join(dict.fromkeys(names))}; what decides between "
-        f"them are samples that came with {learnwares[own[cls]].name}, which may favour it: samples of your own "
-        "(samples: PATH, or --samples PATH) do not"
-        for cls, names in contested.items()
-    ]
 
 
 def check_reads_samples(field: str, path: str, samples: Labelled, intake: Intake) -> None:
