@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,13 +16,15 @@ from PIL import Image
 
 import sarto
 from sarto import Market, Request, Samples, zoo
+from sarto.devices import Latency
 from sarto.devices.profiling import design, terms_of
 from sarto.devices.profiling.fit import fit_backbone
 from sarto.devices.profiling.making import backbone_model
 from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import ModelGraph
-from sarto.pipeline import tasks
+from sarto.pipeline import tasks, verify
 from sarto.pipeline.factory import open_supernet, train_factory
+from sarto.pipeline.on_device import OnDevice
 from sarto.types import FactoryConfig, Plan
 from sarto.types.profile import BackboneModel
 from tests.e2e.test_profiled_orders import profile
@@ -184,6 +186,33 @@ def test_a_supernet_that_a_profile_does_not_know_is_left_out(market: Market, tmp
     roomy = alone.replace(budget={"latency_ms": 1e5, "params": 10**9})
     found = market.make(roomy, tmp_path / "given", plan=given).report.certificate
     assert found is not None and set(found.floor) == {"params"}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["profile", "no profile"])
+def test_a_subnet_for_classes_fills_a_latency_budget_as_measured(
+    market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    stock(market)
+    market.store.supernets.remove("deep")
+    device, limit = {"runtime": "torch"}, 1.0
+    if known:
+        device = profiled(market, "beasts")
+        free = market.plan(order("shark", "ray", device=device, engines=["factory"])).feasible
+        said = [plan.predicted.latency_high_ms for plan in free if plan.predicted is not None]
+        limit = (min(said) + max(said)) / 2
+    graph = open_supernet(market.store, "beasts")[1].graph
+    whole = sum(group.size for group in graph.analysis.sliceable)
+
+    def taken(graph: ModelGraph, *rest: object, **more: object) -> OnDevice:
+        # What no unit takes and what each does are both others than any profile says.
+        ms = limit * (0.25 + 0.9 * sum(group.size for group in graph.analysis.sliceable) / whole)
+        return OnDevice(cast(Latency, SimpleNamespace(median_ms=ms, low_ms=ms, high_ms=ms, processor="one")))
+
+    monkeypatch.setattr(verify, "measured_on", taken)
+    request = order("shark", "ray", device=device, engines=["factory"], budget={"latency_ms": limit})
+    report = market.make(request, tmp_path / "out").report
+    assert 0.9 * limit <= report.measured.latency_ms <= limit
+    assert report.certificate is not None and report.certificate.limit is not None
 
 
 @pytest.mark.slow  # ten seconds and more

@@ -185,8 +185,13 @@ def curve(
 
 def delta(
     which: Which,
-    old: Annotated[str, typer.Argument(help="What the device has: task@limit, or task@latency_ms=12.")],
-    new: Annotated[str, typer.Argument(help="What it is to have.")],
+    old: Annotated[
+        str,
+        typer.Argument(
+            help="What the device has: the folder of a delivered subnet, task@limit, or task@latency_ms=12."
+        ),
+    ],
+    new: Annotated[str, typer.Argument(help="What it is to have, said in the same ways.")],
     profile: Profile = None,
     out: Annotated[
         str | None, typer.Option(help="Write what must be downloaded, as a .safetensors file.")
@@ -200,7 +205,7 @@ def delta(
         together(lambda: check_place("--out", out))
         from sarto.engines.factory.delta import write_delta
         from sarto.pipeline import Market
-        from sarto.pipeline.curves import changed
+        from sarto.pipeline.deltas import changed
         from sarto.pipeline.factory import open_supernet
 
         measured = read_profile(profile, market) if profile is not None else None

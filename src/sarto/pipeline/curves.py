@@ -1,8 +1,7 @@
-"""What a supernet offers for a task, cost against quality; and what changes from one order to another."""
+"""What a supernet offers for a task: cost against quality."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 from sarto.devices.profiling import Predictor
 from sarto.engines.factory.costs import CostTable
-from sarto.engines.factory.delta import Delta, Held, delta
-from sarto.engines.factory.search import curve, search
-from sarto.engines.factory.subnets import cut, expected, restricted, task_outputs
+from sarto.engines.factory.search import curve
+from sarto.engines.factory.subnets import expected, restricted, task_outputs
 from sarto.engines.factory.supernet import Supernet
 from sarto.errors import RequestError
 from sarto.graph import ModelGraph, normalise
-from sarto.types import Budget, StockedSupernet
+from sarto.types import StockedSupernet
 from sarto.types.profile import DeviceProfile
 
 
@@ -54,7 +52,7 @@ def cost_quality(
         RequestError: it is no task of the space.
     """
     asked = supernet.space.task(task)
-    table = _priced(manifest, supernet, asked, profile)
+    table = priced(manifest, supernet, asked, profile)
     points, basis = [], ""
     for found in curve(supernet, asked, table, profiled=profile is not None):
         told = expected(supernet.space, manifest.qualities, asked, found.ratio)
@@ -92,62 +90,19 @@ def cost_table(supernet: Supernet, profile: DeviceProfile | None) -> CostTable:
     return CostTable(supernet.graph, supernet.groups, predictor)
 
 
-def changed(
-    manifest: StockedSupernet, supernet: Supernet, old: str, new: str, profile: DeviceProfile | None = None
-) -> Delta:
-    """What a device must download when an order changes, from one model as it is delivered to another.
-
-    Args:
-        old: "task@limit" or "task@latency_ms=12", for instance "exactly_2+digit_7@0.1".
-        new: the same.
-
-    Raises:
-        RequestError: a text is no order of this kind, or no task of the space.
-        InfeasibleError: a budget is under the floor.
-    """
-    before, after = (_held(manifest, supernet, text, profile) for text in (old, new))
-    return delta(supernet.graph, before, after)
-
-
-def _ready(manifest: StockedSupernet, graph: ModelGraph) -> ModelGraph:
+def ready(manifest: StockedSupernet, graph: ModelGraph) -> ModelGraph:
     """A model as it reads images in [0, 1]."""
     return normalise(graph, manifest.preprocessing.mean, manifest.preprocessing.std)
 
 
-def _priced(
+def priced(
     manifest: StockedSupernet, supernet: Supernet, task: frozenset[str], profile: DeviceProfile | None
 ) -> CostTable:
     """Costs of a task's subnets as they are delivered."""
     rows = task_outputs(supernet.space, [task])
     return cost_table(supernet, profile).delivered(
-        lambda graph: _ready(manifest, restricted(supernet.space, graph, rows))
+        lambda graph: ready(manifest, restricted(supernet.space, graph, rows))
     )
-
-
-def _held(manifest: StockedSupernet, supernet: Supernet, text: str, profile: DeviceProfile | None) -> Held:
-    """The model of an order as a device has it."""
-    import torch
-
-    task, at, amount = text.rpartition("@")
-    if not at:
-        raise RequestError(f"{text!r}: write task@limit, for instance {text}@0.1")
-    asked = supernet.space.task(task)
-    name, equals, number = amount.rpartition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        raise RequestError(f"{text!r}: {number!r} is no number") from None
-    if equals and not math.isfinite(value):
-        raise RequestError(f"{text!r}: {number!r} is no finite number")
-    if equals:
-        budget = Budget.parse({name.strip(): value if name == "latency_ms" else int(value)})
-        gates = search(supernet, [asked], budget, _priced(manifest, supernet, asked, profile)).gates
-    else:
-        code = torch.tensor([supernet.space.code(asked)], dtype=torch.float32)
-        gates = supernet.assembler.gates(code, torch.tensor([value]))[0]
-    rows = task_outputs(supernet.space, [asked])
-    graph = _ready(manifest, cut(supernet, gates, rows=rows))
-    return Held(graph, supernet.selection(gates), rows if supernet.space.kind == "classification" else None)
 
 
 def draw_curve(points: Sequence[CurvePoint], path: Path, *, title: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -47,7 +47,7 @@ def filled_by_measuring(
 
     The first is the plan itself; it is the only one where the budget limits no latency, another limit is broken, or the
     plan keeps the budget and was not meant to fill it. Where nothing was predicted, a plan that takes too long is
-    followed by slightly smaller ones.
+    followed by smaller ones, which are meant to fill it.
 
     Args:
         made: builds a plan's model and measures it.
@@ -62,44 +62,62 @@ def filled_by_measuring(
         if limit is None or taken is None or set(rounds[-1].over) - {"latency_ms"}:
             break
         meant = plan.predicted is not None and (plan.predicted.latency_high_ms or 0.0) >= (1 - UNUSED) * limit
-        if fills(taken, limit) or (taken <= limit and not meant):
+        if fills(taken, limit) or (taken <= limit and not meant and not any(turn.over for turn in rounds)):
             break
-        known = {other.plan.key() for other in rounds}
-        following = _next(one, following[0], tasks, budget, taken, classes, samples, known)
+        following = _next(one, rounds, tasks, budget, classes, samples)
     return tuple(rounds)
 
 
 def _next(
     one: ReadySupernet,
-    plan: Plan,
+    rounds: Sequence[Round[T]],
     tasks: Tasks,
     budget: Budget,
-    measured_ms: float,
     classes: Sequence[str],
     samples: str | None,
-    known: Set[str],
 ) -> tuple[Plan, Found] | None:
-    """The subnet that fills the budget if every subnet is as far below its bound as the measured one was.
+    """The subnet that fills the budget if every subnet is as far below its bound as the last one was.
+
+    Where that lies beyond what was measured already, one between the two that are nearest to the limit.
 
     Of a small network a unit may be more than the margin: where that leaves what was measured, and it kept the budget,
     as little as `GUARD` is left. None where nothing else comes of it.
-
-    Args:
-        known: keys of the plans that were measured.
     """
-    limit = budget.latency_ms
-    if limit is None:
+    limit, measured_ms = budget.latency_ms, rounds[-1].cost.latency_ms
+    if limit is None or measured_ms is None:
         return None
+    known = {turn.plan.key() for turn in rounds}
     # What is over the budget may have to do with less room, where the smallest subnet is nearly as slow.
     margins = (MARGIN, GUARD) if measured_ms <= limit else (MARGIN, 0.0)
     for margin in margins:
-        found = _at_margin(one, plan, tasks, budget, measured_ms, margin)
+        found = _at_margin(one, rounds[-1].plan, tasks, budget, measured_ms, margin)
+        found = _between(one, rounds, tasks, found, (1 - margin) * limit)
         following = None if found is None else one.plan(tasks, found, classes, samples)
         if found is not None and following is not None and following.key() not in known:
             return following, found
         if found is not None and measured_ms > limit:
             return None
     return None
+
+
+def _between(
+    one: ReadySupernet, rounds: Sequence[Round[T]], tasks: Tasks, found: Found | None, target_ms: float
+) -> Found | None:
+    """What was found, where it has more units than all that kept the budget and fewer than all that took too long.
+
+    Else the subnet that lies between these as the target lies between their times; as it is where one of them is
+    missing, or none lies between them, or the order of units is not nested.
+    """
+    timed = [(_n_open(one, turn.plan), turn.cost.latency_ms or 0.0, bool(turn.over)) for turn in rounds]
+    low = max(((n, ms) for n, ms, over in timed if not over), default=None)
+    high = min(((n, ms) for n, ms, over in timed if over), default=None)
+    if low is None or high is None or one.supernet.assembler.settings.order != "nested":
+        return found
+    if high[0] - low[0] < 2 or (found is not None and low[0] < float(found.gates.sum()) < high[0]):
+        return found
+    share = (target_ms - low[1]) / (high[1] - low[1])
+    n_units = round(low[0] + share * (high[0] - low[0]))
+    return fewer(one.supernet, tasks, int(min(max(n_units, low[0] + 1), high[0] - 1)), orders=one.orders)
 
 
 def _at_margin(
@@ -109,11 +127,17 @@ def _at_margin(
     limit = budget.latency_ms or 0.0
     bound = plan.predicted.latency_high_ms if plan.predicted is not None else None
     if bound is None:
-        open_units = sum(float(one.gates(n).sum()) for n in plan.nodes.values() if isinstance(n, SubnetNode))
-        n_units = int((1 - margin) * limit / measured_ms * open_units)
+        if one.supernet.assembler.settings.order != "nested":
+            return None
+        n_units = int((1 - margin) * limit / measured_ms * _n_open(one, plan))
         return fewer(one.supernet, tasks, n_units, orders=one.orders)
     asked = max((1 - margin) * limit * bound / measured_ms, 1e-9)
     try:
         return one.find(tasks, budget.replace(latency_ms=asked))
     except InfeasibleError:
         return None
+
+
+def _n_open(one: ReadySupernet, plan: Plan) -> float:
+    """Units that are open in a plan's subnet."""
+    return sum(float(one.gates(node).sum()) for node in plan.nodes.values() if isinstance(node, SubnetNode))

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from sarto.devices import count
+from sarto.engines.factory.search import Found
 from sarto.graph import branch, prove
 from sarto.graph.encoding import encode
 from sarto.graph.file import read_graph
@@ -329,13 +330,17 @@ def _certificate(builder: Builder, order: Order, delivered: Delivered) -> Certif
     if len(nodes) != 1:
         return None
     held = (order.subnets or builder.subnets).get(nodes[0].of)
-    gates = held.gates(nodes[0])
+    gates, solved = held.gates(nodes[0]), delivered.verified.solved
+    if solved is not None:
+        found: Found | None = Found(gates, float(gates.mean()), *solved)
+    else:
+        found = held.found_again(gates, held.tasks(nodes[0].tasks), order.request.budget)
     rows = list(range(len(held.supernet.space.answers)))
     return held.certificate(
         nodes[0],
         gates,
         held.compared(gates, held.cut(gates, (), rows), rows),
-        found=None,
+        found=found,
         budget=order.request.budget,
         measured=delivered.verified.cost,
         predicted=delivered.plan.predicted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,7 @@ from sarto.engines.factory.subnets import (
     task_outputs,
 )
 from sarto.engines.factory.supernet import Supernet
-from sarto.errors import RequestError
+from sarto.errors import InfeasibleError, RequestError
 from sarto.graph import ModelGraph, normalise
 from sarto.market import Store
 from sarto.pipeline.curves import cost_table
@@ -143,6 +144,20 @@ class ReadySupernet:
             return measure(self.cut(gates, tasks))
 
         return search_measured(self.supernet, tasks, budget, self.costs(tasks), taken, orders=self.orders)[0]
+
+    def found_again(self, gates: Tensor, tasks: Tasks, budget: Budget) -> Found | None:
+        """What the search says of gates, where it is what finds them for a budget; None where it is not.
+
+        Without a profile a latency does not count: what was measured then does not come again.
+        """
+        if self.profile is None:
+            budget = budget.replace(latency_ms=None)
+        try:
+            best = self.find(tasks, budget)
+            every = itertools.chain([best], self.smaller(tasks, best, budget))
+            return next((found for found in every if torch.equal(found.gates, gates)), None)
+        except (InfeasibleError, RequestError):
+            return None
 
     def smallest(self, tasks: Tasks) -> Found:
         """The smallest subnet for tasks."""
@@ -370,6 +385,13 @@ class Subnets:
         held.compared(gates, graph, rows)
         made = held.ready(graph)
         return made if inputs is None else recalibrated(made, inputs)
+
+
+def subnet_of(plan: Plan) -> SubnetNode | None:
+    """The subnet that a plan is, but for the outputs that it keeps; None where it is more or something else."""
+    subnets = [node for node in plan.nodes.values() if isinstance(node, SubnetNode)]
+    heads = sum(isinstance(node, HeadNode) and node.kind == "restrict" for node in plan.nodes.values())
+    return subnets[0] if len(subnets) == 1 and heads == len(plan.nodes) - 1 <= 1 else None
 
 
 def _hash(gates: Tensor) -> str:

@@ -16,7 +16,6 @@ import torch
 
 from sarto.devices import count
 from sarto.devices.measuring import check_agent
-from sarto.engines.factory.search import Found
 from sarto.engines.factory.subnets import EQUAL
 from sarto.errors import InfeasibleError, RequestError, VerifyError, suggest
 from sarto.export import export_onnx
@@ -45,7 +44,7 @@ from sarto.pipeline.progress import Progress, silent
 from sarto.pipeline.reporting import budget_checks, supernet_donor
 from sarto.pipeline.sentences import memory_sentences, speed_sentences
 from sarto.pipeline.subnets import ENGINE, ReadySupernet, Subnets, Tasks, certificate_sentences
-from sarto.pipeline.task_models import Built, Made, inputs_for, rounds_of
+from sarto.pipeline.task_models import Built, inputs_for, rounds_of
 from sarto.pipeline.task_samples import TaskScore, check_own, read_own, scored
 from sarto.types import (
     Budget,
@@ -257,7 +256,8 @@ def _deliver(
         made.node,
         made.gates,
         made.difference,
-        found=_found(made, request.budget),
+        found=made.found
+        or made.held.found_again(made.gates, made.held.tasks(made.node.tasks), request.budget),
         budget=request.budget,
         measured=cost,
         predicted=made.plan.predicted,
@@ -373,19 +373,6 @@ def _sentences(
     yield "Made without data and without training: its units were trained together with those of all other tasks."
     for one in tried:
         yield f"Verified before and over the budget: {one}."
-
-
-def _found(made: Made, budget: Budget) -> Found | None:
-    """What the search said of these gates, where the same search finds them again."""
-    if made.found is not None:
-        return made.found
-    if budget.latency_ms is not None and made.held.profile is None:
-        return None
-    try:
-        found = made.held.find(made.held.tasks(made.node.tasks), budget)
-    except (InfeasibleError, RequestError):
-        return None
-    return found if torch.equal(found.gates, made.gates) else None
 
 
 def _measuring(one: ReadySupernet, reads: Intake, request: Request) -> Any:

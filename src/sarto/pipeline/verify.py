@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sarto.engines.factory.search import Found
 from sarto.errors import GraphError, InfeasibleError, RequestError, SartoError, VerifyError
 from sarto.export import Known, OnnxExport, export_onnx
 from sarto.pipeline.builder import Assembly, Builder
@@ -18,11 +19,13 @@ from sarto.pipeline.closing import closed, fullest, roomy
 from sarto.pipeline.contest import Score, score_plan
 from sarto.pipeline.donor_rules import broken_rules
 from sarto.pipeline.exporting import texts_inside
+from sarto.pipeline.filling_subnets import filled_by_measuring
 from sarto.pipeline.on_device import OnDevice, measured_on, weighed
 from sarto.pipeline.order import Order
 from sarto.pipeline.progress import Progress
 from sarto.pipeline.reference import Reference, reference_of
-from sarto.types import Budget, Cost, DeviceFile, Plan
+from sarto.pipeline.subnets import ReadySupernet, subnet_of
+from sarto.types import Budget, Cost, DeviceFile, Plan, SubnetNode
 
 #: Plans that are verified at most; a measured overrun takes the next one.
 TRIES = 4
@@ -44,6 +47,7 @@ class Verified:
         raw_ms: milliseconds as they were, where the cost has them at the speed of the device's profile.
         failed: what was to be verified before, and could not be exported or computes something else there, in words.
         processor: on which it was measured.
+        solved: of a subnet that was solved anew from what another took: its limit, and units that filled the budget.
     """
 
     score: Score
@@ -55,6 +59,7 @@ class Verified:
     raw_ms: float | None = None
     failed: tuple[str, ...] = ()
     processor: str = ""
+    solved: tuple[float, int] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -68,6 +73,7 @@ class Verified:
             "raw_ms": self.raw_ms,
             "failed": list(self.failed),
             "processor": self.processor,
+            "solved": self.solved,
         }
 
     @classmethod
@@ -83,6 +89,7 @@ class Verified:
             data.get("raw_ms"),
             tuple(data.get("failed", ())),
             data.get("processor", ""),
+            None if data.get("solved") is None else tuple(data["solved"]),
         )
 
 
@@ -101,7 +108,8 @@ def verify(
 
     The rank is accuracy on the order's own samples, then fewer parameters. Where the device has a profile, the
     widths of the first pack are solved again from what it took, until it keeps a latency limit and fills it; of these
-    the slowest of the wider ones goes that names at most one sample less right. After an
+    the slowest of the wider ones goes that names at most one sample less right. Subnets before it get other numbers of
+    units in the same way; without a profile too, once one took too long. After an
     overrun those come first whose FLOPs say that they should fit; where no built pack does, the largest that should is
     built and ranked with them. At most `TRIES` plans break a limit, besides those solved again. One that can't be
     exported, or computes something else on the device, gives way to the next too, which the report tells; a given plan
@@ -135,13 +143,14 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
     spare.sort(key=lambda plan: -plan.predicted.params if plan.predicted is not None else 0)
     tried: list[tuple[Score, Cost]] = []
     failed: list[tuple[str, SartoError]] = []
+    n_over = 0
     if not queue and given is None:
         # Counted exactly, everything that was built is over: go on from the one nearest to the budget.
         counted = [score.row.cost for score in built if score.row.cost is not None]
         nearest = min(counted, key=lambda cost: _excess(cost, plans.order), default=None)
         queue = _smaller(builder, plans.order, spare, nearest) if nearest is not None else []
     closing = given is None
-    while queue and len(tried) < TRIES and len(failed) < FAILURES:
+    while queue and n_over < TRIES and len(failed) < FAILURES:
         score = queue.pop(0)
         try:
             # The first pack that can be measured says how wide others may be.
@@ -170,7 +179,9 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
                 best.on_device.raw_ms,
                 tuple(told for told, _ in failed),
                 best.on_device.latency.processor,
+                best.solved,
             )
+        n_over += 1
         if given is None:
             queue = after_overrun(queue, builder, plans.order, spare, found[0].cost)
     if failed and not tried:
@@ -180,7 +191,11 @@ def _first_that_fits(bench: _Bench, plans: Plans, scores: Sequence[Score], given
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A plan's built model as it was measured, its ONNX file, and the folder of the file that the device runs."""
+    """A plan's built model as it was measured, its ONNX file, and the folder of the file that the device runs.
+
+    Attributes:
+        solved: as in `Verified`.
+    """
 
     score: Score
     cost: Cost
@@ -188,6 +203,7 @@ class _Measured:
     exported: OnnxExport
     file: bytes
     folder: Path
+    solved: tuple[float, int] | None = None
 
 
 @dataclass
@@ -243,18 +259,23 @@ class _Bench:
         return export_onnx(assembly.graph, path, metadata=_metadata(assembly), samples=inputs, like=like)
 
     def closed(self, score: Score) -> list[_Measured]:
-        """A pack, and those that were solved again from what it took; anything else alone."""
+        """A pack or a subnet, and those that were solved again from what it took; anything else alone."""
         found: list[_Measured] = []
         if score.plan is None:
             raise RequestError("only a built plan can be delivered")
 
-        def cost(plan: Plan) -> Cost:
+        def cost(plan: Plan, searched: Found | None = None) -> Cost:
             own = score if not found else self.scored(plan)
-            found.append(self.measured(own))
+            solved = None if searched is None else (searched.limit, searched.filled)
+            found.append(replace(self.measured(own), solved=solved))
             return found[-1].cost
 
         try:
-            closed(self.order, score.plan, cost)
+            subnet = subnet_of(score.plan)
+            if subnet is not None and self.order.subnets is not None:
+                self._filled_by(self.order.subnets.get(subnet.of), score.plan, subnet, cost)
+            else:
+                closed(self.order, score.plan, cost)
         except (GraphError, VerifyError) as error:
             # What was solved again and failed gives way to what it was solved from.
             if not found:
@@ -262,8 +283,28 @@ class _Bench:
             self.failed.append((f"{score.row.name}, solved again: {error}", error))
         return found
 
+    def _filled_by(
+        self,
+        held: ReadySupernet,
+        plan: Plan,
+        subnet: SubnetNode,
+        cost: Callable[[Plan, Found | None], Cost],
+    ) -> None:
+        """Measure a subnet and those that are solved again from what it took."""
+        filled_by_measuring(
+            held,
+            plan,
+            held.tasks(subnet.tasks),
+            self.order.request.budget,
+            lambda one, searched: (None, cost(one, searched)),
+            classes=self.order.classes,
+            samples=subnet.samples,
+        )
+
     def scored(self, plan: Plan) -> Score:
-        """The score of a pack that was solved again."""
+        """The score of a pack or a subnet that was solved again."""
+        if plan.supernets:
+            return score_plan(self.builder, plan, self.order.samples, "plan", plan.note)
         return score_plan(self.builder, plan, self.order.samples, "plan", titled(self.order, plan))
 
     def weighed(self, cost: Cost, assembly: Assembly, onnx: Path, file: Path | None) -> Cost:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from sarto.engines.factory.delta import apply_delta
+from sarto.graph.file import read_graph
 from sarto.market import Store
+from sarto.pipeline.artifact import GRAPH
 from tests.unit.cli.markets import run
 from tests.unit.factory_assets import SPACE, described
 
@@ -102,6 +105,34 @@ def test_a_delta_counts_what_must_be_downloaded(trained: Path) -> None:
     assert "to download" in run("factory", "delta", "few", "has+odd@0.3", "has+odd@1", *market).output
     bad = run("factory", "delta", "few", "has+odd", "has+odd@0.5", *market)
     assert bad.exit_code == 2 and "write task@limit" in bad.stderr
+
+
+def test_a_delta_begins_at_what_was_delivered(trained: Path, tmp_path: Path) -> None:
+    market = ("-m", trained / "market")
+    size = 2 * told("factory", "delta", "few", "has+odd@0.1", "has+odd@0.2", *market)["whole_bytes"]
+    told("make", "--task", "has+odd", "--max-size-bytes", size, *market, "-o", tmp_path / "out")
+    held, new = read_graph(tmp_path / "out" / GRAPH), tmp_path / "new.safetensors"
+    alike = told("factory", "delta", "few", tmp_path / "out", f"has+odd@size_bytes={size}", *market)
+    assert alike["download_bytes"] == 0 and alike["added"] == alike["dropped"] == {}
+    grown = told("factory", "delta", "few", tmp_path / "out", "has+digit_7@1", *market, "--out", new)
+    assert grown["dropped"] == {} and sum(grown["added"].values()) > 0
+    assert 0 < grown["download_bytes"] < grown["whole_bytes"]
+    wider = apply_delta(held, new)
+    for group, n_units in grown["added"].items():
+        weight = group.removesuffix(":0")
+        assert len(wider.tensors[weight]) - len(held.tensors[weight]) == n_units
+    # Nothing is delivered in another folder, and another folder's model is none of this supernet's.
+    nothing = run("factory", "delta", "few", trained / "market", "has+odd@1", *market)
+    assert nothing.exit_code == 2 and "no artifact in" in nothing.stderr
+    plan = tmp_path / "out" / "plan.json"
+    plan.write_text(plan.read_text().replace(made_of(plan), "sha256:" + "0" * 64))
+    other = run("factory", "delta", "few", tmp_path / "out", "has+odd@1", *market)
+    assert other.exit_code == 2 and "a delta is between subnets of 'few'" in " ".join(other.stderr.split())
+
+
+def made_of(plan: Path) -> str:
+    """Id of the supernet that a plan's subnet is cut from."""
+    return str(json.loads(plan.read_text())["nodes"]["subnet"]["of"])
 
 
 def test_training_again_is_refused_by_name_and_goes_on_when_it_is_the_same(trained: Path) -> None:
