@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sarto.errors import GraphError
 from sarto.graph import ModelGraph, evaluate, features
 from sarto.market import Labelled
 from sarto.pipeline.builder import BATCH, Builder
@@ -25,14 +27,12 @@ def fit_rejection(builder: Builder, order: Order, plan: Plan) -> tuple[Novelty, 
     """When a delivered model says "none of these", and how often it is right; None where that can't be known.
 
     The threshold is set on the order's own samples alone. The donors' samples of classes that nobody ordered only say
-    how many outsiders it finds. A donor as it is, a head of the paper, and a class with fewer than three samples give
-    None.
+    how many outsiders it finds. A head of the paper, and a class with fewer than three samples, give None.
     """
-    head = plan.nodes[plan.out]
-    if not isinstance(head, HeadNode) or head.kind not in ("ridge", "logistic"):
+    read = _what_the_head_reads(builder, plan)
+    if read is None:
         return None
-    members = builder.members(plan, head)
-    parts = [builder.features(plan, member, order.samples) for member in members]
+    parts = read(order.samples)
     labels = torch.from_numpy(order.samples.labels.copy())
     widths = tuple(part.shape[1] for part in parts)
     found = fit_novelty(torch.cat(parts, 1), labels, len(order.classes), blocks=widths)
@@ -40,7 +40,7 @@ def fit_rejection(builder: Builder, order: Order, plan: Plan) -> tuple[Novelty, 
         return None
     refused, total, names = 0, 0, list[str]()
     for samples in _outsiders(order, plan):
-        told = found.known(torch.cat([builder.features(plan, member, samples) for member in members], 1))
+        told = found.known(torch.cat(read(samples), 1))
         refused, total = refused + int((~told).sum()), total + len(told)
         names += [name for name in samples.classes if name not in names]
     return found, Rejection(
@@ -52,6 +52,23 @@ def fit_rejection(builder: Builder, order: Order, plan: Plan) -> tuple[Novelty, 
         n_outsiders=total,
         outsiders=tuple(names),
     )
+
+
+def _what_the_head_reads(builder: Builder, plan: Plan) -> Callable[[Labelled], list[Tensor]] | None:
+    """From samples to the features of each member that a plan's classifier reads; None for a head of the paper and for
+    what is no linear layer."""
+    head = plan.nodes[plan.out]
+    if isinstance(head, HeadNode) and head.kind in ("ridge", "logistic"):
+        members = builder.members(plan, head)
+        return lambda samples: [builder.features(plan, member, samples) for member in members]
+    if isinstance(head, HeadNode) and head.kind != "restrict":
+        return None
+    made = builder.build(plan)
+    try:
+        features(made.graph)
+    except GraphError:
+        return None  # a classifier that is no linear layer
+    return lambda samples: [run_with_features(made.graph, made.intake.tensor(samples))[1]]
 
 
 def _outsiders(order: Order, plan: Plan) -> list[Labelled]:

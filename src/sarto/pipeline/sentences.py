@@ -251,7 +251,7 @@ def not_tried(order: Order, delivered: Delivered) -> Iterator[str]:
         yield f"slices by class: no stocked model knows {some(order.requirement.new)}"
     yield from not_made(order.request, delivered.rows, heldout=delivered.heldout is not None)
     if delivered.rejection is None:
-        yield "none of the above: needs a head fitted in closed form and three samples of every class"
+        yield "none of the above: needs three samples of every class, and another head than that of the paper's method"
     if delivered.assembly.head is None and not delivered.plan.supernets:
         yield "calibration: probabilities are those of the donor's own classifier; those of fitted heads are calibrated"
     if delivered.heldout is None:
