@@ -6,6 +6,7 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sarto.engines.slicepack import RepairSettings, allocate, choose_units, make_fragment, read_donor
 from sarto.engines.slicepack.readings import Readings
@@ -91,6 +92,51 @@ def test_duplicated_units_are_sliced_without_loss() -> None:
     )
     assert len({unit % 4 for unit in selection.kept["conv1.weight:0"]}) == 4, "one of each pair is kept"
     assert relative_difference((small(x),), (readings.graph(x),)) <= 1e-8
+
+
+class Attending(nn.Module):
+    """One attention of two heads, with value dims of their own, and a classifier on the mean token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 12)
+        self.out, self.fc = nn.Linear(12, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            made.reshape(x.shape[0], 5, 2, -1).transpose(1, 2)
+            for made in (self.query(x), self.key(x), self.value(x))
+        )
+        read = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.fc((x + self.out(read.reshape(x.shape[0], 5, 12))).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["value dims", "heads"])
+def test_duplicated_parts_of_an_attention_are_sliced_without_loss(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Attending().double().eval()
+    with torch.no_grad():
+        for layer in (model.query, model.key, model.value) if kind == "heads" else (model.value,):
+            for tensor in (layer.weight, layer.bias):
+                parts = tensor.view(2, -1, *tensor.shape[1:])  # by head
+                if kind == "heads":
+                    parts[1] = parts[0]
+                else:
+                    parts[:, 3:] = parts[:, :3]
+    x = torch.randn(12, 5, 6, dtype=torch.float64)
+    graph = capture(model, x, prove=False)
+    (group,) = [group for group in graph.analysis.sliceable if group.kind == kind]
+    readings = read_donor(graph, x, torch.arange(12) % 3, 3)
+    small, selection = make_fragment(
+        readings, [0], {group.id: group.size // 2}, repair=RepairSettings(lam=1e-12)
+    )
+    assert len({unit % (group.size // 2) for unit in selection.kept[group.id]}) == group.size // 2
+    assert relative_difference((small(x),), (graph(x),)) <= 1e-8
+    # What was repaired is not the pruned reader.
+    assert (
+        relative_difference((make_fragment(readings, [0], selection.kept, repair=None)[0](x),), (graph(x),))
+        > 1e-3
+    )
 
 
 def test_column_subset_is_near_the_best_of_all_subsets() -> None:
