@@ -109,7 +109,7 @@ def ablation(
                     tuned, _ = tune_chain(chain, taught[0], how, labels=taught[1])
                     row[f"accuracy_{cut}_{way}_frozen"] = accuracy_of(tuned, images, labels)
         rows.append(row)
-    numbers: dict[str, Any] = {"n_seeds": n_seeds, "rows": rows}
+    numbers: dict[str, Any] = {"n_donors": len(chosen), "n_seeds": n_seeds, "rows": rows}
     for name in [key for key in rows[0] if key.startswith("accuracy")]:
         values = [row[name] for row in rows]
         numbers[f"{name}_mean"] = float(np.mean(values))
